@@ -1,0 +1,2 @@
+//! slat.
+fn main() {}
