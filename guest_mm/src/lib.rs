@@ -11,7 +11,8 @@ mod sync;
 pub mod pool;
 // F2
 pub mod mirror;
-pub(crate) mod space;
+mod space;
+pub use space::FaultPolicy;
 pub mod table;
 // F3
 #[cfg(not(loom))]
