@@ -74,9 +74,16 @@ impl<'a> ElfKernel<'a> {
                 })?;
             let program: Elf64_Phdr = object(file, at, "program header table")?;
             match program.p_type {
-                PT_LOAD if program.p_memsz > 0 => {
-                    copied = copied.saturating_add(program.p_filesz);
+                // The loader copies by file size alone, so one without memory is checked too.
+                PT_LOAD if program.p_memsz > 0 || program.p_filesz > 0 => {
                     kernel.segments.push(segment(file, &program, index)?);
+                    copied = copied.saturating_add(program.p_filesz);
+                    if copied > file.len() as u64 {
+                        return Err(BootError::BadSegment {
+                            index,
+                            why: "with it, the segments have more bytes than the file",
+                        });
+                    }
                 }
                 // The loader reads a note segment whatever becomes of it, so even an unused one must lie in the file.
                 PT_NOTE => {
@@ -88,12 +95,6 @@ impl<'a> ElfKernel<'a> {
         }
         if kernel.segments.is_empty() {
             return Err(BootError::NothingToLoad);
-        }
-        if copied > file.len() as u64 {
-            return Err(BootError::BadSegment {
-                index: 0,
-                why: "the segments together have more bytes than the file",
-            });
         }
         Ok(kernel)
     }

@@ -264,6 +264,8 @@ fn a_kernel_that_does_not_fit_is_told_how_much_it_needs() {
     );
     let text = refused(&at(phdr::MEMSZ, 1));
     assert!(text.contains("larger in the file than in memory"), "{text}");
+    let text = refused(&at(phdr::MEMSZ, 0));
+    assert!(text.contains("larger in the file than in memory"), "{text}");
     let text = refused(&at(phdr::FILESZ, 0));
     assert!(text.contains("entry point"), "{text}");
 }
