@@ -1,3 +1,4 @@
 //! The microVM monitor.
 
+pub mod cli;
 pub mod config;
