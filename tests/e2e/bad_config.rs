@@ -313,7 +313,6 @@ fn every_bad_value_is_refused_with_file_line_and_key() {
             false => (*text).to_owned(),
         };
         let path = scratch.write("x.toml", &text);
-        println!("{text}");
         assert_bad_file(&path, says);
     }
 }

@@ -79,7 +79,8 @@ pub(super) fn find(table: &str, name: &str) -> Option<&'static Key> {
     keys_of(table).find(|key| key.name == name)
 }
 
-/// The name out of `names` that `typo` is likely meant to be: one edit away, or two where a third of it is left.
+/// The name out of `names` that `typo` is likely meant to be: one edit away, or two
+/// (as swapped letters are) in four letters or more.
 pub(super) fn closest<'a>(typo: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Nobody's typo, and the distance is quadratic in it.
     if typo.len() > 64 {
@@ -88,7 +89,7 @@ pub(super) fn closest<'a>(typo: &str, names: impl IntoIterator<Item = &'a str>) 
     names
         .into_iter()
         .map(|name| (distance(&typo.to_lowercase(), name), name))
-        .filter(|&(edits, name)| edits <= 1 || (edits == 2 && name.len() >= 3 + edits))
+        .filter(|&(edits, name)| edits <= 1 || (edits == 2 && name.len() >= 4))
         .min_by_key(|&(edits, _)| edits)
         .map(|(_, name)| name)
 }
