@@ -1,1 +1,41 @@
-//! Test harness.
+//! What the crates' tests share: a runner for `slat`, folders with configs, the KVM gate, and a reader of source trees.
+
+pub mod imports;
+mod kvm;
+mod slat;
+pub mod tree;
+
+pub use kvm::require_kvm;
+pub use slat::{Output, Slat};
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder for one test, gone when this is dropped.
+#[derive(Debug)]
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// A new, empty folder. Panics if there is no room for one.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Scratch(tempfile::tempdir().expect("a temporary folder can be made"))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Writes `contents` to the file `name` in the folder and returns its path. Panics if that fails.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        fs::write(&path, contents).expect("a file in the temporary folder can be written");
+        path
+    }
+
+    /// Writes a config that boots the built-in guest `hello`, with `more` in front of it.
+    pub fn hello(&self, name: &str, more: &str) -> PathBuf {
+        self.write(name, format!("{more}\n[boot]\nguest = \"hello\"\n"))
+    }
+}

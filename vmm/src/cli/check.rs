@@ -1,0 +1,191 @@
+//! `slat check`: the machine that a config describes, and who set each value.
+
+use std::fmt::{self, Display, Write};
+
+use serde::Serialize;
+
+use super::{CheckArgs, Failure, print};
+use crate::config::{Image, MachineConfig, Origin, RamRange, Serial, Setting};
+
+/// Prints the machine, or says what is wrong with its config.
+pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let config = args.config.load()?;
+    if args.json {
+        print(&json(&config))
+    } else {
+        print(&Report(&config).to_string())
+    }
+}
+
+/// The config, and what follows from it.
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(flatten)]
+    config: &'a MachineConfig,
+    layout: Layout,
+}
+
+#[derive(Serialize)]
+struct Layout {
+    ram: Vec<RamRange>,
+    /// RAM for each byte of pool.
+    overcommit: f64,
+}
+
+fn json(config: &MachineConfig) -> String {
+    let checked = Checked {
+        config,
+        layout: Layout {
+            ram: config.memory.ram().collect(),
+            overcommit: config.memory.overcommit(),
+        },
+    };
+    let mut text =
+        serde_json::to_string_pretty(&checked).expect("keys are strings and no value can fail");
+    text.push('\n');
+    text
+}
+
+/// The machine as text.
+struct Report<'a>(&'a MachineConfig);
+
+impl Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MachineConfig {
+            file,
+            machine,
+            memory,
+            boot,
+            console,
+        } = self.0;
+        writeln!(f, "{}: fine", file.display())?;
+
+        writeln!(f, "\nmachine")?;
+        row(f, "vcpus", &machine.vcpus)?;
+        row(f, "irqchip", &machine.irqchip)?;
+        row(f, "unclaimed", &machine.unclaimed)?;
+        row(f, "cpu", &machine.cpu)?;
+
+        writeln!(f, "\nmemory")?;
+        row(f, "size", &memory.size)?;
+        for ram in memory.ram() {
+            let range = format!("{:#x}..{:#x}", ram.start, ram.end());
+            let place = if ram.start == 0 { "below" } else { "above" };
+            fact(
+                f,
+                "",
+                format_args!("{range} ({}, {place} the MMIO hole)", ram.length),
+            )?;
+        }
+        row(f, "pool", &memory.pool)?;
+        fact(f, "", "a multiple of 2 MiB, rounded up")?;
+        let ratio = memory.overcommit();
+        let meaning = if ratio > 1.0 {
+            "overcommit: the machine stops when the pool is used up"
+        } else {
+            "no overcommit"
+        };
+        fact(f, "", format_args!("RAM to pool {ratio:.2}, {meaning}"))?;
+        row(f, "backing", &memory.backing)?;
+        row(f, "pages", &memory.pages)?;
+        row(f, "fault_threads", &memory.fault_threads)?;
+        match memory.guard.value.as_slice() {
+            [] => line(f, "guard", "none", memory.guard.origin)?,
+            guards => {
+                for guard in guards {
+                    line(f, "guard", guard, memory.guard.origin)?;
+                }
+            }
+        }
+
+        writeln!(f, "\nboot")?;
+        match &boot.image.value {
+            Image::Guest(guest) => line(f, "guest", guest, boot.image.origin)?,
+            Image::Kernel(kernel) => {
+                line(f, "kernel", kernel.path.display(), boot.image.origin)?;
+                row(f, "protocol", &kernel.protocol)?;
+                row(f, "unpack", &kernel.unpack)?;
+                match &kernel.initrd {
+                    Some(initrd) => line(f, "initrd", initrd.value.display(), initrd.origin)?,
+                    None => line(f, "initrd", "none", Origin::Default)?,
+                }
+            }
+        }
+        line(
+            f,
+            "cmdline",
+            format_args!("{:?}", boot.cmdline.value),
+            boot.cmdline.origin,
+        )?;
+
+        writeln!(f, "\nconsole")?;
+        let serial = &console.serial;
+        match &serial.value {
+            Serial::Stdio => line(f, "serial", "stdio", serial.origin),
+            Serial::Off => line(f, "serial", "off", serial.origin),
+            Serial::File(path) => line(f, "serial", path.display(), serial.origin),
+        }
+    }
+}
+
+fn row<T: Display>(f: &mut fmt::Formatter<'_>, key: &str, setting: &Setting<T>) -> fmt::Result {
+    line(f, key, &setting.value, setting.origin)
+}
+
+/// A value with who set it.
+fn line(f: &mut fmt::Formatter<'_>, key: &str, value: impl Display, origin: Origin) -> fmt::Result {
+    fact(f, key, format_args!("{value} ({origin})"))
+}
+
+/// A line on its own.
+fn fact(f: &mut impl Write, key: &str, what: impl Display) -> fmt::Result {
+    writeln!(f, "{}", format!("  {key:<14} {what}").trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Host;
+
+    const TEXT: &str = "[memory]\nsize = \"5G\"\npool = 1\n\n[boot]\nguest = \"hello\"\n";
+
+    fn config(overrides: &[&str]) -> MachineConfig {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        let host = Host { phys_bits: 46 };
+        MachineConfig::parse(TEXT, Path::new("x.toml"), &overrides, host).unwrap()
+    }
+
+    #[test]
+    fn the_report_shows_the_layout_and_who_set_what() {
+        let report = Report(&config(&["machine.vcpus=2"])).to_string();
+        for says in [
+            "x.toml: fine",
+            "vcpus          2 (--set)",
+            "irqchip        kernel (default)",
+            "size           5 GiB (line 2)",
+            "0x0..0xc0000000 (3 GiB, below the MMIO hole)",
+            "0x100000000..0x180000000 (2 GiB, above the MMIO hole)",
+            "pool           2 MiB (line 3)",
+            "RAM to pool 2560.00, overcommit",
+            "guest          hello (line 6)",
+        ] {
+            assert!(report.contains(says), "{says:?} is not in\n{report}");
+        }
+    }
+
+    #[test]
+    fn json_has_every_value_with_its_origin() {
+        let value: serde_json::Value = serde_json::from_str(&json(&config(&[]))).unwrap();
+        assert_eq!(value["memory"]["size"]["value"], 5_u64 << 30);
+        assert_eq!(value["memory"]["size"]["origin"], "file");
+        assert_eq!(value["memory"]["size"]["line"], 2);
+        assert_eq!(value["machine"]["irqchip"]["value"], "none");
+        assert_eq!(value["machine"]["irqchip"]["origin"], "default");
+        assert_eq!(value["machine"]["cpu"]["value"], "host");
+        assert_eq!(value["boot"]["image"]["value"]["guest"], "hello");
+        assert_eq!(value["layout"]["ram"][1]["start"], 1_u64 << 32);
+        assert_eq!(value["layout"]["overcommit"], 2560.0);
+    }
+}

@@ -1,0 +1,90 @@
+//! The command line. [`main`] is all that the program is.
+//!
+//! Exit codes: 0 done, 1 the job failed, 2 bad usage or bad config. An error is one sentence on standard error.
+
+mod args;
+mod check;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::{BenchFaultArgs, CheckArgs, Cli, Command, ConfigArgs, MapArgs, RunArgs};
+
+use crate::config::{ConfigError, Host, MachineConfig};
+
+/// The job failed.
+const FAILED: u8 = 1;
+
+/// The usage or the config is bad.
+const BAD_INPUT: u8 = 2;
+
+/// Runs the program: reads the arguments, does what they say, reports errors.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that has gone away is no reason to fail louder.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let done = match cli.command {
+        Command::Check(args) => check::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// The config is bad.
+    Config(ConfigError),
+    /// The output could not be written.
+    Output(io::Error),
+}
+
+impl Failure {
+    /// Says it in one line, and gives the exit code.
+    fn report(&self) -> ExitCode {
+        let (what, code) = match self {
+            Failure::Config(error) => (error.to_string(), BAD_INPUT),
+            // `slat check … | head`: the reader has what it wanted.
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return ExitCode::SUCCESS;
+            }
+            Failure::Output(error) => (format!("standard output: {error}"), FAILED),
+        };
+        // Not `eprintln`, which panics where standard error is closed.
+        let _ = writeln!(io::stderr(), "error: {what}");
+        ExitCode::from(code)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Failure::Config(error)
+    }
+}
+
+impl ConfigArgs {
+    /// The machine that these arguments describe, on this host.
+    ///
+    /// # Errors
+    /// As [`MachineConfig::load`].
+    pub fn load(&self) -> Result<MachineConfig, ConfigError> {
+        MachineConfig::load(&self.config, &self.overrides, Host::of_this_cpu())
+    }
+}
+
+/// Writes a command's whole output at once.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Failure::Output)
+}

@@ -1,0 +1,106 @@
+//! What the host allows, and where RAM lies in a guest's physical address space.
+
+use std::arch::x86_64::__cpuid;
+
+use serde::Serialize;
+
+use super::Bytes;
+
+/// The first guest-physical address of the MMIO hole. RAM that would reach into it goes on at [`HOLE_END`].
+pub const HOLE_START: u64 = 0xC000_0000;
+
+/// The first guest-physical address behind the MMIO hole.
+pub const HOLE_END: u64 = 1 << 32;
+
+/// The limits that a config is checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Guest-physical address bits, 32 to 52.
+    pub phys_bits: u8,
+}
+
+impl Host {
+    /// The limits of the CPU that this runs on. KVM may allow fewer bits: who has asked it fills the field in.
+    pub fn of_this_cpu() -> Self {
+        const ADDRESS_SIZES: u32 = 0x8000_0008;
+        let phys_bits = if __cpuid(0x8000_0000).eax >= ADDRESS_SIZES {
+            __cpuid(ADDRESS_SIZES).eax as u8
+        } else {
+            36 // SDM vol. 2, CPUID: what a CPU without the leaf has, if it has PAE.
+        };
+        Host {
+            phys_bits: phys_bits.clamp(32, 52),
+        }
+    }
+
+    /// The most RAM that a guest's address space has room for, the hole left out.
+    pub fn ram_limit(self) -> Bytes {
+        Bytes::new((1 << self.phys_bits) - (HOLE_END - HOLE_START))
+    }
+}
+
+/// A piece of guest-physical address space with RAM in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RamRange {
+    /// Its first guest-physical address.
+    pub start: u64,
+    /// Its length.
+    pub length: Bytes,
+}
+
+impl RamRange {
+    /// The first address behind it.
+    pub fn end(self) -> u64 {
+        self.start + self.length.get()
+    }
+}
+
+/// Where `size` of RAM lies: from 0 up to the hole, the rest from 4 GiB. `size` is at most a [`Host::ram_limit`].
+pub fn ram_ranges(size: Bytes) -> impl Iterator<Item = RamRange> + Clone {
+    let below = size.get().min(HOLE_START);
+    [(0, below), (HOLE_END, size.get() - below)]
+        .into_iter()
+        .filter(|&(_, length)| length > 0)
+        .map(|(start, length)| RamRange {
+            start,
+            length: Bytes::new(length),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        let layout = |size| {
+            ram_ranges(size)
+                .map(|r| (r.start, r.end()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(layout(Bytes::mib(64)), [(0, 64 << 20)]);
+        assert_eq!(layout(Bytes::gib(3)), [(0, HOLE_START)]);
+        assert_eq!(
+            layout(Bytes::gib(5)),
+            [(0, HOLE_START), (HOLE_END, 6 << 30)]
+        );
+    }
+
+    #[test]
+    fn the_largest_guest_ends_where_the_address_space_does() {
+        for phys_bits in 32..=52 {
+            let limit = Host { phys_bits }.ram_limit();
+            let end = ram_ranges(limit).last().map(RamRange::end);
+            if phys_bits == 32 {
+                assert_eq!(end, Some(HOLE_START));
+            } else {
+                assert_eq!(end, Some(1 << phys_bits));
+            }
+        }
+    }
+
+    #[test]
+    fn this_cpu_has_a_plausible_width() {
+        assert!((32..=52).contains(&Host::of_this_cpu().phys_bits));
+    }
+}

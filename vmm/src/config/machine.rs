@@ -1,0 +1,307 @@
+//! A microVM as it is going to be: every value filled in and checked.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::{Bytes, EMULATION_SAFE, Feature, Guard, Origin, RamRange, ram_ranges};
+
+/// A value, and who set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Who set it. A value that `auto` stands for has the origin of the word `auto`.
+    #[serde(flatten)]
+    pub origin: Origin,
+}
+
+/// Defines an enum of keywords: each variant is one word of the config.
+macro_rules! keywords {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every variant, in the order of the reference.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word that stands for it in a config.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+keywords! {
+    /// `machine.irqchip`, with `auto` decided.
+    Irqchip {
+        /// No interrupt controller: the guest polls.
+        None = "none",
+        /// KVM's PICs, IOAPIC and local APICs.
+        Kernel = "kernel",
+    }
+}
+
+keywords! {
+    /// `machine.unclaimed`, with `auto` decided: what an access does that no device and no RAM claims.
+    Unclaimed {
+        /// It ends the machine with a report.
+        Stop = "stop",
+        /// It reads all ones, writes nothing, and is counted.
+        Ignore = "ignore",
+    }
+}
+
+keywords! {
+    /// `memory.backing`: what the pool's memory is made of.
+    Backing {
+        /// The best of what the host has.
+        Auto = "auto",
+        /// A memfd.
+        Memfd = "memfd",
+        /// A file on a private tmpfs mounted with huge pages.
+        Tmpfs = "tmpfs",
+        /// Pages reserved in hugetlbfs.
+        Hugetlb = "hugetlb",
+    }
+}
+
+keywords! {
+    /// `memory.pages`: what one fault populates.
+    PageSize {
+        /// 4 KiB.
+        Size4K = "4k",
+        /// 2 MiB.
+        Size2M = "2m",
+        /// 1 GiB.
+        Size1G = "1g",
+    }
+}
+
+impl PageSize {
+    /// The size itself.
+    pub const fn bytes(self) -> Bytes {
+        match self {
+            PageSize::Size4K => Bytes::kib(4),
+            PageSize::Size2M => Bytes::mib(2),
+            PageSize::Size1G => Bytes::gib(1),
+        }
+    }
+}
+
+keywords! {
+    /// `boot.guest`: the guests that are part of the monitor.
+    BuiltinGuest {
+        /// Says hello, reads what its command line asks for, and ends.
+        Hello = "hello",
+        /// Writes and checks every page of its RAM.
+        Touch = "touch",
+        /// Does so on every vCPU.
+        Smp = "smp",
+    }
+}
+
+keywords! {
+    /// `boot.protocol`: how a kernel is entered.
+    Protocol {
+        /// What the kernel's file offers.
+        Auto = "auto",
+        /// The 64-bit entry of Linux's boot protocol.
+        Linux64 = "linux64",
+        /// The PVH entry that an ELF note names.
+        Pvh = "pvh",
+    }
+}
+
+/// `machine.cpu`: what CPUID shows the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// Everything that KVM supports here.
+    Host,
+    /// That, less what KVM's emulator cannot execute in ring 0: [`EMULATION_SAFE`].
+    EmulationSafe,
+    /// That, less these.
+    #[serde(untagged)]
+    Without(Vec<Feature>),
+}
+
+impl CpuModel {
+    /// The features to hide from the guest.
+    pub fn hidden(&self) -> Vec<Feature> {
+        match self {
+            CpuModel::Host => Vec::new(),
+            CpuModel::EmulationSafe => EMULATION_SAFE
+                .iter()
+                .filter_map(|name| Feature::named(name))
+                .collect(),
+            CpuModel::Without(features) => features.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CpuModel::Host => f.write_str("host"),
+            CpuModel::EmulationSafe => write!(
+                f,
+                "emulation-safe: host less {} features",
+                EMULATION_SAFE.len()
+            ),
+            CpuModel::Without(features) => {
+                f.write_str("host")?;
+                features
+                    .iter()
+                    .try_for_each(|feature| write!(f, " {feature}"))
+            }
+        }
+    }
+}
+
+/// A microVM, as its config describes it. Made by [`MachineConfig::load`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MachineConfig {
+    /// The config file, as it was named.
+    pub file: HostPath,
+    /// `[machine]`
+    pub machine: Machine,
+    /// `[memory]`
+    pub memory: Memory,
+    /// `[boot]`
+    pub boot: Boot,
+    /// `[console]`
+    pub console: Console,
+}
+
+/// `[machine]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// Virtual CPUs, 1 to 8.
+    pub vcpus: Setting<u8>,
+    /// The interrupt controller.
+    pub irqchip: Setting<Irqchip>,
+    /// What an access does that nothing claims.
+    pub unclaimed: Setting<Unclaimed>,
+    /// What CPUID shows.
+    pub cpu: Setting<CpuModel>,
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The guest's RAM: a multiple of 4 KiB, not 0, and within the host's address width.
+    pub size: Setting<Bytes>,
+    /// What the RAM is populated from: a multiple of 2 MiB, at least one of [`pages`](Self::pages). Smaller than
+    /// [`size`](Self::size) is overcommit.
+    pub pool: Setting<Bytes>,
+    /// What the pool is made of.
+    pub backing: Setting<Backing>,
+    /// What one fault populates. Never 4 KiB on hugetlb.
+    pub pages: Setting<PageSize>,
+    /// Threads that resolve faults, 1 to 8.
+    pub fault_threads: Setting<u8>,
+    /// Ranges that must not be touched: in RAM, in ascending order, without overlap.
+    pub guard: Setting<Vec<Guard>>,
+}
+
+impl Memory {
+    /// Where the RAM lies, around the MMIO hole.
+    pub fn ram(&self) -> impl Iterator<Item = RamRange> + Clone + use<> {
+        ram_ranges(self.size.value)
+    }
+
+    /// RAM promised for each byte there is: above 1 is overcommit.
+    pub fn overcommit(&self) -> f64 {
+        self.size.value.get() as f64 / self.pool.value.get() as f64
+    }
+}
+
+/// `[boot]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Boot {
+    /// What runs.
+    pub image: Setting<Image>,
+    /// Its command line, without NUL and at most 2047 bytes.
+    pub cmdline: Setting<String>,
+}
+
+/// What runs in the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Image {
+    /// A guest that is part of the monitor.
+    Guest(BuiltinGuest),
+    /// A kernel from a file.
+    Kernel(Kernel),
+}
+
+/// A kernel and what goes with it. Both files were there when the config was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    /// An ELF vmlinux or a bzImage, found from the config's folder.
+    pub path: HostPath,
+    /// How it is entered.
+    pub protocol: Setting<Protocol>,
+    /// Whether the ELF inside a bzImage is booted instead of the bzImage.
+    pub unpack: Setting<bool>,
+    /// The initial ramdisk, found from the config's folder.
+    pub initrd: Option<Setting<HostPath>>,
+}
+
+/// `[console]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Console {
+    /// Where the serial port leads.
+    pub serial: Setting<Serial>,
+}
+
+/// Where the serial port leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Serial {
+    /// The monitor's standard input and output.
+    Stdio,
+    /// Nowhere.
+    Off,
+    /// A file that is written; nothing is read. Its folder was there when the config was read.
+    File(HostPath),
+}
+
+/// A path on the host, relative to the folder that the monitor runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPath(pub PathBuf);
+
+impl std::ops::Deref for HostPath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Paths need not be UTF-8, JSON must: other bytes become U+FFFD.
+impl Serialize for HostPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.display())
+    }
+}

@@ -1,0 +1,161 @@
+//! Which keys there are, and what may stand in each. The one list that the reader, the messages and the reference share.
+
+use std::fmt;
+
+/// A key of the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) table: &'static str,
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    /// What may stand there, as the end of "it must be".
+    pub(super) allowed: &'static str,
+}
+
+/// The shapes of TOML that a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Integer,
+    Boolean,
+    Text,
+    /// An integer, or a string with a unit.
+    Size,
+    /// A list of strings.
+    List,
+    /// A string or a list of strings.
+    TextOrList,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.table, self.name)
+    }
+}
+
+/// The tables, in the order of the reference.
+pub(super) const TABLES: [&str; 4] = ["machine", "memory", "boot", "console"];
+
+/// Declares each key as a constant and all of them as [`KEYS`].
+macro_rules! keys {
+    ($($id:ident = $table:literal $name:literal $kind:ident $allowed:literal;)+) => {
+        $(pub(super) const $id: Key = Key {
+            table: $table,
+            name: $name,
+            kind: Kind::$kind,
+            allowed: $allowed,
+        };)+
+        /// Every key, in the order of the reference.
+        pub(super) const KEYS: &[Key] = &[$($id),+];
+    };
+}
+
+keys! {
+    VCPUS = "machine" "vcpus" Integer "an integer from 1 to 8";
+    IRQCHIP = "machine" "irqchip" Text "auto, none or kernel";
+    UNCLAIMED = "machine" "unclaimed" Text "auto, stop or ignore";
+    CPU = "machine" "cpu" TextOrList "host, emulation-safe or a list like [\"-cx16\", \"-avx\"]";
+    SIZE = "memory" "size" Size "a size like \"64M\" or a number of bytes";
+    POOL = "memory" "pool" Size "a size like \"64M\" or a number of bytes";
+    BACKING = "memory" "backing" Text "auto, memfd, tmpfs or hugetlb";
+    PAGES = "memory" "pages" Text "4k, 2m or 1g";
+    FAULT_THREADS = "memory" "fault_threads" Integer "an integer from 1 to 8";
+    GUARD = "memory" "guard" List "a list of ranges like [\"0x2000000+4K\"]";
+    GUEST = "boot" "guest" Text "hello, touch or smp";
+    KERNEL = "boot" "kernel" Text "the path of an ELF vmlinux or a bzImage";
+    PROTOCOL = "boot" "protocol" Text "auto, linux64 or pvh";
+    UNPACK = "boot" "unpack" Boolean "true or false";
+    INITRD = "boot" "initrd" Text "the path of a file";
+    CMDLINE = "boot" "cmdline" Text "a string";
+    SERIAL = "console" "serial" Text "stdio, off or file:PATH";
+}
+
+/// The keys of a table.
+pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static Key> + Clone {
+    KEYS.iter().filter(move |key| key.table == table)
+}
+
+/// The key of that table and name.
+pub(super) fn find(table: &str, name: &str) -> Option<&'static Key> {
+    keys_of(table).find(|key| key.name == name)
+}
+
+/// The name out of `names` that `typo` is likely meant to be: one edit away, or two
+/// (as swapped letters are) in four letters or more.
+pub(super) fn closest<'a>(typo: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Nobody's typo, and the distance is quadratic in it.
+    if typo.len() > 64 {
+        return None;
+    }
+    names
+        .into_iter()
+        .map(|name| (distance(&typo.to_lowercase(), name), name))
+        .filter(|&(edits, name)| edits <= 1 || (edits == 2 && name.len() >= 4))
+        .min_by_key(|&(edits, _)| edits)
+        .map(|(_, name)| name)
+}
+
+/// Edits (insert, delete, replace a character) that turn `a` into `b`: Levenshtein's distance, one row at a time.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// `a, b and c`.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>, joint: &str) -> String {
+    let names: Vec<&str> = names.into_iter().collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} {joint} {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typos_find_the_name_that_was_meant() {
+        let names = ["vcpus", "irqchip", "unclaimed", "cpu"];
+        for (typo, meant) in [
+            ("vcpu", Some("vcpus")),
+            ("VCPUS", Some("vcpus")),
+            ("irqchp", Some("irqchip")),
+            ("unclamied", Some("unclaimed")),
+            ("memory", None),
+            ("", None),
+        ] {
+            assert_eq!(closest(typo, names), meant, "{typo}");
+        }
+    }
+
+    #[test]
+    fn distances_are_those_of_the_textbook() {
+        for (a, b, edits) in [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3)] {
+            assert_eq!(distance(a, b), edits);
+            assert_eq!(distance(b, a), edits);
+        }
+    }
+
+    #[test]
+    fn the_reference_has_a_section_for_every_key_and_for_no_other() {
+        let reference = include_str!("../../../configs/README.md");
+        let documented: Vec<&str> = reference
+            .lines()
+            .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+            .collect();
+        let known: Vec<String> = KEYS.iter().map(Key::to_string).collect();
+        assert_eq!(documented, known);
+        assert!(KEYS.iter().all(|key| TABLES.contains(&key.table)));
+    }
+}
