@@ -103,17 +103,9 @@ impl<S: Space> Range<S> {
     /// [`BadRange`] when `len` is zero or the range runs past the end of the space.
     pub const fn new(base: u64, len: u64) -> Result<Self, BadRange> {
         if len == 0 || base > S::LAST || len - 1 > S::LAST - base {
-            return Err(BadRange {
-                unit: S::UNIT,
-                base,
-                len,
-            });
+            return Err(BadRange { unit: S::UNIT, base, len });
         }
-        Ok(Self {
-            base,
-            last: base + (len - 1),
-            space: PhantomData,
-        })
+        Ok(Self { base, last: base + (len - 1), space: PhantomData })
     }
 
     /// A range that is written in the source.
@@ -210,10 +202,7 @@ impl<S: Space> Default for Bus<S> {
 impl<S: Space> Bus<S> {
     /// An empty bus.
     pub fn new() -> Self {
-        Self {
-            slots: Vec::new(),
-            unclaimed: UnclaimedLog::default(),
-        }
+        Self { slots: Vec::new(), unclaimed: UnclaimedLog::default() }
     }
 
     /// Registers `device` for `range`. `name` appears in messages only.
@@ -235,17 +224,8 @@ impl<S: Space> Bus<S> {
                 old_range: old.range.to_string(),
             });
         }
-        let at = self
-            .slots
-            .partition_point(|slot| slot.range.base < range.base);
-        self.slots.insert(
-            at,
-            Slot {
-                range,
-                name,
-                device,
-            },
-        );
+        let at = self.slots.partition_point(|slot| slot.range.base < range.base);
+        self.slots.insert(at, Slot { range, name, device });
         Ok(())
     }
 
@@ -276,9 +256,7 @@ impl<S: Space> Bus<S> {
 
     /// Registered ranges with their names, in address order: for `slat check` and for messages.
     pub fn ranges(&self) -> impl Iterator<Item = (Range<S>, &str)> {
-        self.slots
-            .iter()
-            .map(|slot| (slot.range, slot.name.as_str()))
+        self.slots.iter().map(|slot| (slot.range, slot.name.as_str()))
     }
 
     fn find(&self, addr: u64, len: usize) -> Option<&Slot<S>> {
@@ -344,11 +322,7 @@ impl UnclaimedLog {
                 Some(known) if known.addr == addr => return,
                 Some(_) => {}
                 None => {
-                    *entry = Some(UnclaimedAccess {
-                        addr,
-                        direction,
-                        size,
-                    });
+                    *entry = Some(UnclaimedAccess { addr, direction, size });
                     return;
                 }
             }

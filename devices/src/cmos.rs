@@ -68,9 +68,7 @@ pub struct Cmos {
 
 impl fmt::Debug for Cmos {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cmos")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+        f.debug_struct("Cmos").field("index", &self.index).finish_non_exhaustive()
     }
 }
 
@@ -79,9 +77,7 @@ impl Cmos {
     pub fn new(memory: MemorySizes) -> Self {
         // A host clock before 1970 reads as 1970.
         Self::with_clock(memory, || {
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
         })
     }
 
@@ -97,11 +93,7 @@ impl Cmos {
         store(&mut ram[0x30..=0x31], extended_kib);
         store(&mut ram[0x34..=0x35], above_16m);
         store(&mut ram[0x5b..=0x5d], above_4g);
-        Self {
-            index: 0,
-            ram,
-            clock: Box::new(clock),
-        }
+        Self { index: 0, ram, clock: Box::new(clock) }
     }
 
     fn register(&self) -> u8 {
@@ -119,12 +111,7 @@ impl Cmos {
             STATUS_A => {
                 let left = Duration::from_secs(1)
                     .saturating_sub(Duration::from_nanos(now.subsec_nanos().into()));
-                A_DIVIDER
-                    | if left <= UPDATE_WINDOW {
-                        A_UPDATE_IN_PROGRESS
-                    } else {
-                        0
-                    }
+                A_DIVIDER | if left <= UPDATE_WINDOW { A_UPDATE_IN_PROGRESS } else { 0 }
             }
             STATUS_B => B_24_HOURS,
             STATUS_C => 0,

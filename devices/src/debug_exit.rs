@@ -34,13 +34,9 @@ mod tests {
     #[test]
     fn the_byte_written_is_the_verdict_and_wider_writes_are_not_taken() {
         let mut bus = PioBus::new();
-        bus.insert(RANGE, "debug-exit", Arc::new(Mutex::new(DebugExit)))
-            .unwrap();
+        bus.insert(RANGE, "debug-exit", Arc::new(Mutex::new(DebugExit))).unwrap();
         assert_eq!(bus.write(PORT, &[0]), Claimed::Yes(Some(Request::Exit(0))));
-        assert_eq!(
-            bus.write(PORT, &[42]),
-            Claimed::Yes(Some(Request::Exit(42)))
-        );
+        assert_eq!(bus.write(PORT, &[42]), Claimed::Yes(Some(Request::Exit(42))));
         assert_eq!(bus.write(PORT, &[1, 0, 0, 0]), Claimed::No);
     }
 }

@@ -63,15 +63,9 @@ mod tests {
     fn probes_find_nothing_and_leave_no_trace_in_the_unclaimed_record() {
         let mut bus = PioBus::new();
         claim_quiet_ports(&mut bus).unwrap();
-        for (port, size) in [
-            (0x80, 1),
-            (0x87, 1),
-            (0xcf8, 4),
-            (0xcfc, 4),
-            (0x2f9, 1),
-            (0x3ef, 1),
-            (0xde, 1),
-        ] {
+        for (port, size) in
+            [(0x80, 1), (0x87, 1), (0xcf8, 4), (0xcfc, 4), (0x2f9, 1), (0x3ef, 1), (0xde, 1)]
+        {
             let mut data = vec![0; size];
             assert_eq!(bus.write(port, &data), Claimed::Yes(None), "{port:#x}");
             assert_eq!(bus.read(port, &mut data), Claimed::Yes(None), "{port:#x}");
@@ -84,9 +78,7 @@ mod tests {
     fn ports_of_real_devices_and_of_the_kernels_irqchip_stay_free() {
         let mut bus = PioBus::new();
         claim_quiet_ports(&mut bus).unwrap();
-        for port in [
-            0x20, 0x40, 0x60, 0x61, 0x64, 0x70, 0x71, 0xa0, 0xf4, 0x3f8, 0x3ff, 0x4d0,
-        ] {
+        for port in [0x20, 0x40, 0x60, 0x61, 0x64, 0x70, 0x71, 0xa0, 0xf4, 0x3f8, 0x3ff, 0x4d0] {
             assert_eq!(bus.read(port, &mut [0]), Claimed::No, "{port:#x}");
         }
     }

@@ -77,10 +77,7 @@ impl Serial {
             stats: OutputStats::default(),
             state: SinkState::Open,
         };
-        Self {
-            uart: Uart::new(Line(Box::new(interrupt)), output),
-            interrupt_error: None,
-        }
+        Self { uart: Uart::new(Line(Box::new(interrupt)), output), interrupt_error: None }
     }
 
     /// How many bytes [`Serial::enqueue`] would take now. The monitor stops reading its input at 0 and asks again after

@@ -33,7 +33,9 @@ pub enum AuditError {
         second: Gfn,
     },
     /// A mapped frame is not in use, or its references do not match.
-    #[error("bad frame state: frame {frame}, mapped at guest frame {gfn}, is {owner:?} with {refs} references")]
+    #[error(
+        "bad frame state: frame {frame}, mapped at guest frame {gfn}, is {owner:?} with {refs} references"
+    )]
     BadFrameState {
         /// The frame.
         frame: FrameNo,

@@ -82,7 +82,11 @@ impl<P: Protocol> Service<P> {
     ///
     /// # Errors
     /// The memory cannot be had as asked.
-    pub fn new(choice: BackingChoice, bytes: u64, pages: PageSize) -> Result<Service<P>, BackingError> {
+    pub fn new(
+        choice: BackingChoice,
+        bytes: u64,
+        pages: PageSize,
+    ) -> Result<Service<P>, BackingError> {
         let pool = Arc::new(Pool::new(choice, bytes, pages)?);
         Ok(Service { pool, guests: Lock::new(Guests { spaces: Vec::new(), next_origin: 0 }) })
     }
@@ -119,7 +123,8 @@ impl<P: Protocol> Service<P> {
         });
         self.guests.lock().spaces.push(Shared::downgrade(&space));
         let handler: Arc<_> = {
-            let (space, mirror, on_stop) = (Shared::clone(&space), Arc::clone(&mirror), config.on_stop);
+            let (space, mirror, on_stop) =
+                (Shared::clone(&space), Arc::clone(&mirror), config.on_stop);
             Arc::new(move |gpa: Gpa, access: Access| {
                 if let Err(error) = fault::fault(&space, gpa, access) {
                     on_stop(&error);

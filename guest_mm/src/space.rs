@@ -67,7 +67,8 @@ impl RamRegion {
     /// The frame where the page at `gfn` would lie if the whole region lay in order; the pool has
     /// `pool_frames`.
     pub(crate) fn preferred_frame(&self, gfn: Gfn, pool_frames: u64) -> FrameNo {
-        let linear = self.origin.first().index() as u64 + (gfn.as_u64() - self.range.start().as_u64());
+        let linear =
+            self.origin.first().index() as u64 + (gfn.as_u64() - self.range.start().as_u64());
         FrameNo::new((linear % pool_frames) as u32)
     }
 }

@@ -18,7 +18,8 @@ pub(crate) fn split<P: Protocol>(
     for part in range.chunks(target.entry_frames().max(Level::PD.entry_frames())) {
         loop {
             let mut cursor = space.table.cursor_on(part.start(), target);
-            let huge = cursor.level() > target && matches!(cursor.entry(part.start()), Entry::Leaf(_));
+            let huge =
+                cursor.level() > target && matches!(cursor.entry(part.start()), Entry::Leaf(_));
             if !huge {
                 break;
             }

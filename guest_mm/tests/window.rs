@@ -77,7 +77,11 @@ impl TestGuest {
     }
 
     fn stop(&self) -> FaultError {
-        self.stops.lock().unwrap().recv_timeout(Duration::from_secs(10)).expect("the guest is stopped")
+        self.stops
+            .lock()
+            .unwrap()
+            .recv_timeout(Duration::from_secs(10))
+            .expect("the guest is stopped")
     }
 }
 
@@ -195,7 +199,11 @@ fn rights_given_back_let_the_guest_write_again() {
     let test = add(&mm, 4 * MIB, PageSize::Size2M);
     test.store(0, 1);
     test.guest.protect(range(0x1000, 0x2000), Prot::R).unwrap();
-    assert_eq!(test.guest.stats().resident.leaves, [512, 0, 0], "a partly protected block is split");
+    assert_eq!(
+        test.guest.stats().resident.leaves,
+        [512, 0, 0],
+        "a partly protected block is split"
+    );
     test.guest.protect(range(0x1000, 0x2000), Prot::Rwx).unwrap();
     test.store(0x1000, 2);
     assert_eq!(test.load(0x1000), 2);

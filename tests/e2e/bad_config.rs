@@ -18,54 +18,18 @@ const HELLO: &str = "[boot]\nguest = \"hello\"\n";
 /// A file's text, and what the message has to contain. `HELLO` goes in front of those that start with a newline.
 const BAD: &[(&str, &[&str])] = &[
     // [memory] size
-    (
-        "\n[memory]\nsize = 0",
-        &[":5:", "memory.size is 0", "not be 0"],
-    ),
-    (
-        "\n[memory]\nsize = \"0G\"",
-        &["memory.size is \"0G\"", "not be 0"],
-    ),
-    (
-        "\n[memory]\nsize = \"63K\"",
-        &["memory.size", "multiple of 4 KiB", "try \"64K\""],
-    ),
-    (
-        "\n[memory]\nsize = 65537",
-        &["memory.size is 65537", "try \"68K\""],
-    ),
-    (
-        "\n[memory]\nsize = \"8192T\"",
-        &["memory.size", "at most", "bits"],
-    ),
-    (
-        "\n[memory]\nsize = \"99999999T\"",
-        &["memory.size", "less than 2^64"],
-    ),
-    (
-        "\n[memory]\nsize = 99999999999999999999999999",
-        &["memory.size", "less than 2^64"],
-    ),
-    (
-        "\n[memory]\nsize = 0xffffffffffffffffffffffffffffffffffffffff",
-        &["memory.size", "2^64"],
-    ),
-    (
-        "\n[memory]\nsize = -4096",
-        &["memory.size is -4096", "negative"],
-    ),
-    (
-        "\n[memory]\nsize = \"-64M\"",
-        &["memory.size is \"-64M\"", "negative"],
-    ),
-    (
-        "\n[memory]\nsize = \"lots\"",
-        &["memory.size is \"lots\"", "K, M, G or T"],
-    ),
-    (
-        "\n[memory]\nsize = 1.5",
-        &["memory.size is 1.5", "size like"],
-    ),
+    ("\n[memory]\nsize = 0", &[":5:", "memory.size is 0", "not be 0"]),
+    ("\n[memory]\nsize = \"0G\"", &["memory.size is \"0G\"", "not be 0"]),
+    ("\n[memory]\nsize = \"63K\"", &["memory.size", "multiple of 4 KiB", "try \"64K\""]),
+    ("\n[memory]\nsize = 65537", &["memory.size is 65537", "try \"68K\""]),
+    ("\n[memory]\nsize = \"8192T\"", &["memory.size", "at most", "bits"]),
+    ("\n[memory]\nsize = \"99999999T\"", &["memory.size", "less than 2^64"]),
+    ("\n[memory]\nsize = 99999999999999999999999999", &["memory.size", "less than 2^64"]),
+    ("\n[memory]\nsize = 0xffffffffffffffffffffffffffffffffffffffff", &["memory.size", "2^64"]),
+    ("\n[memory]\nsize = -4096", &["memory.size is -4096", "negative"]),
+    ("\n[memory]\nsize = \"-64M\"", &["memory.size is \"-64M\"", "negative"]),
+    ("\n[memory]\nsize = \"lots\"", &["memory.size is \"lots\"", "K, M, G or T"]),
+    ("\n[memory]\nsize = 1.5", &["memory.size is 1.5", "size like"]),
     ("\n[memory]\nsize = []", &["memory.size is []", "size like"]),
     // [memory], the rest
     ("\n[memory]\npool = 0", &["memory.pool is 0", "not be 0"]),
@@ -74,142 +38,54 @@ const BAD: &[(&str, &[&str])] = &[
         "\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"",
         &[":6:", "memory.pages is \"4k\"", "hugetlb"],
     ),
-    (
-        "\n[memory]\nbacking = \"disk\"",
-        &["memory.backing", "auto, memfd, tmpfs or hugetlb"],
-    ),
-    (
-        "\n[memory]\npages = \"4K\"",
-        &["memory.pages", "did you mean \"4k\"?"],
-    ),
-    (
-        "\n[memory]\npages = \"1g\"",
-        &["memory.pages is \"1g\"", "64 MiB is smaller"],
-    ),
-    (
-        "\n[memory]\nfault_threads = 0",
-        &["memory.fault_threads is 0", "1 to 8"],
-    ),
-    (
-        "\n[memory]\nfault_threads = 9",
-        &["memory.fault_threads is 9", "1 to 8"],
-    ),
-    (
-        "\n[memory]\nguard = [\"0x4000000+4K\"]",
-        &["memory.guard", "inside the 64 MiB"],
-    ),
-    (
-        "\n[memory]\nguard = [\"0x1001+4K\"]",
-        &["memory.guard", "0x1001+4K", "multiples of 4 KiB"],
-    ),
+    ("\n[memory]\nbacking = \"disk\"", &["memory.backing", "auto, memfd, tmpfs or hugetlb"]),
+    ("\n[memory]\npages = \"4K\"", &["memory.pages", "did you mean \"4k\"?"]),
+    ("\n[memory]\npages = \"1g\"", &["memory.pages is \"1g\"", "64 MiB is smaller"]),
+    ("\n[memory]\nfault_threads = 0", &["memory.fault_threads is 0", "1 to 8"]),
+    ("\n[memory]\nfault_threads = 9", &["memory.fault_threads is 9", "1 to 8"]),
+    ("\n[memory]\nguard = [\"0x4000000+4K\"]", &["memory.guard", "inside the 64 MiB"]),
+    ("\n[memory]\nguard = [\"0x1001+4K\"]", &["memory.guard", "0x1001+4K", "multiples of 4 KiB"]),
     (
         "\n[memory]\nguard = [\"4K+8K\", \"8K+4K\"]",
         &["memory.guard", "0x2000+4K must not overlap 0x1000+8K"],
     ),
-    (
-        "\n[memory]\nguard = [\"4K\"]",
-        &["memory.guard", "GPA+LENGTH"],
-    ),
-    (
-        "\n[memory]\nguard = [4096]",
-        &["memory.guard is [4096]", "list of ranges"],
-    ),
-    (
-        "\n[memory]\nguard = \"4K+4K\"",
-        &["memory.guard", "list of ranges"],
-    ),
-    (
-        "\n[memory]\nsize = \"5G\"\nguard = [\"0xC0000000+4K\"]",
-        &["memory.guard", "inside"],
-    ),
+    ("\n[memory]\nguard = [\"4K\"]", &["memory.guard", "GPA+LENGTH"]),
+    ("\n[memory]\nguard = [4096]", &["memory.guard is [4096]", "list of ranges"]),
+    ("\n[memory]\nguard = \"4K+4K\"", &["memory.guard", "list of ranges"]),
+    ("\n[memory]\nsize = \"5G\"\nguard = [\"0xC0000000+4K\"]", &["memory.guard", "inside"]),
     // [machine]
     ("\n[machine]\nvcpus = 0", &["machine.vcpus is 0", "1 to 8"]),
-    (
-        "\n[machine]\nvcpus = 300",
-        &["machine.vcpus is 300", "1 to 8"],
-    ),
-    (
-        "\n[machine]\nvcpus = -1",
-        &["machine.vcpus is -1", "1 to 8"],
-    ),
-    (
-        "\n[machine]\nvcpus = \"2\"",
-        &["machine.vcpus is \"2\"", "an integer"],
-    ),
-    (
-        "\n[machine]\nirqchip = \"kernal\"",
-        &["machine.irqchip", "did you mean \"kernel\"?"],
-    ),
-    (
-        "\n[machine]\nunclaimed = true",
-        &["machine.unclaimed is true", "auto, stop or ignore"],
-    ),
-    (
-        "\n[machine]\ncpu = \"fast\"",
-        &["machine.cpu is \"fast\"", "emulation-safe"],
-    ),
-    (
-        "\n[machine]\ncpu = [\"cx16\"]",
-        &["machine.cpu", "minus sign"],
-    ),
-    (
-        "\n[machine]\ncpu = [\"-cx61\"]",
-        &["machine.cpu", "did you mean", "-cx16"],
-    ),
+    ("\n[machine]\nvcpus = 300", &["machine.vcpus is 300", "1 to 8"]),
+    ("\n[machine]\nvcpus = -1", &["machine.vcpus is -1", "1 to 8"]),
+    ("\n[machine]\nvcpus = \"2\"", &["machine.vcpus is \"2\"", "an integer"]),
+    ("\n[machine]\nirqchip = \"kernal\"", &["machine.irqchip", "did you mean \"kernel\"?"]),
+    ("\n[machine]\nunclaimed = true", &["machine.unclaimed is true", "auto, stop or ignore"]),
+    ("\n[machine]\ncpu = \"fast\"", &["machine.cpu is \"fast\"", "emulation-safe"]),
+    ("\n[machine]\ncpu = [\"cx16\"]", &["machine.cpu", "minus sign"]),
+    ("\n[machine]\ncpu = [\"-cx61\"]", &["machine.cpu", "did you mean", "-cx16"]),
     // [boot]
     ("", &["boot.guest is missing", "boot.kernel"]),
-    (
-        "# nothing but this\n",
-        &["boot.guest is missing", "boot.kernel"],
-    ),
+    ("# nothing but this\n", &["boot.guest is missing", "boot.kernel"]),
     (
         "[boot]\nguest = \"hello\"\nkernel = \"k\"",
         &[":2:", "boot.guest", "boot.kernel is set too (line 3)"],
     ),
     (
         "[boot]\nguest = \"helo\"",
-        &[
-            "boot.guest is \"helo\"",
-            "hello, touch or smp",
-            "did you mean \"hello\"?",
-        ],
+        &["boot.guest is \"helo\"", "hello, touch or smp", "did you mean \"hello\"?"],
     ),
-    (
-        "\ninitrd = \"i\"",
-        &["boot.initrd", "goes with boot.kernel"],
-    ),
-    (
-        "\nprotocol = \"pvh\"",
-        &["boot.protocol", "goes with boot.kernel"],
-    ),
-    (
-        "\nunpack = false",
-        &["boot.unpack", "goes with boot.kernel"],
-    ),
-    (
-        "\ncmdline = \"a\\u0000b\"",
-        &["boot.cmdline", "NUL (byte 1)"],
-    ),
-    (
-        "[boot]\nkernel = \"\"",
-        &["boot.kernel is \"\"", "the path"],
-    ),
+    ("\ninitrd = \"i\"", &["boot.initrd", "goes with boot.kernel"]),
+    ("\nprotocol = \"pvh\"", &["boot.protocol", "goes with boot.kernel"]),
+    ("\nunpack = false", &["boot.unpack", "goes with boot.kernel"]),
+    ("\ncmdline = \"a\\u0000b\"", &["boot.cmdline", "NUL (byte 1)"]),
+    ("[boot]\nkernel = \"\"", &["boot.kernel is \"\"", "the path"]),
     (
         "[boot]\nkernel = \"nowhere\"",
         &["boot.kernel is \"nowhere\"", "there is no file", "/nowhere"],
     ),
-    (
-        "[boot]\nkernel = \".\"",
-        &["boot.kernel is \".\"", "a directory", "regular file"],
-    ),
-    (
-        "[boot]\nkernel = \"/dev/null\"",
-        &["boot.kernel", "a device", "regular file"],
-    ),
-    (
-        "[boot]\nkernel = \"a\\u0000b\"",
-        &["boot.kernel", "cannot be used"],
-    ),
+    ("[boot]\nkernel = \".\"", &["boot.kernel is \".\"", "a directory", "regular file"]),
+    ("[boot]\nkernel = \"/dev/null\"", &["boot.kernel", "a device", "regular file"]),
+    ("[boot]\nkernel = \"a\\u0000b\"", &["boot.kernel", "cannot be used"]),
     (
         "[boot]\nkernel = \"x.toml\"\ninitrd = \"nowhere\"",
         &[":3:", "boot.initrd", "there is no file"],
@@ -218,54 +94,20 @@ const BAD: &[(&str, &[&str])] = &[
         "[boot]\nkernel = \"x.toml\"\nprotocol = \"bios\"",
         &["boot.protocol", "auto, linux64 or pvh"],
     ),
-    (
-        "[boot]\nkernel = \"x.toml\"\nunpack = \"yes\"",
-        &["boot.unpack is \"yes\"", "true or false"],
-    ),
+    ("[boot]\nkernel = \"x.toml\"\nunpack = \"yes\"", &["boot.unpack is \"yes\"", "true or false"]),
     // [console]
-    (
-        "\n[console]\nserial = \"stdout\"",
-        &["console.serial", "stdio, off or file:PATH"],
-    ),
-    (
-        "\n[console]\nserial = \"file:\"",
-        &["console.serial", "file:PATH"],
-    ),
-    (
-        "\n[console]\nserial = \"file:.\"",
-        &["console.serial", "directory"],
-    ),
-    (
-        "\n[console]\nserial = \"file:no/where\"",
-        &["console.serial", "there is no folder"],
-    ),
+    ("\n[console]\nserial = \"stdout\"", &["console.serial", "stdio, off or file:PATH"]),
+    ("\n[console]\nserial = \"file:\"", &["console.serial", "file:PATH"]),
+    ("\n[console]\nserial = \"file:.\"", &["console.serial", "directory"]),
+    ("\n[console]\nserial = \"file:no/where\"", &["console.serial", "there is no folder"]),
     // The file's shape
-    (
-        "\n[device]\n",
-        &[
-            ":4:",
-            "device is unknown",
-            "machine, memory, boot and console",
-        ],
-    ),
-    (
-        "\n[memroy]\n",
-        &["memroy is unknown", "did you mean [memory]?"],
-    ),
-    (
-        "\n[memory]\nsise = 1",
-        &[":5:", "memory.sise is unknown", "did you mean memory.size?"],
-    ),
-    (
-        "vcpus = 1\n",
-        &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"],
-    ),
+    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, boot and console"]),
+    ("\n[memroy]\n", &["memroy is unknown", "did you mean [memory]?"]),
+    ("\n[memory]\nsise = 1", &[":5:", "memory.sise is unknown", "did you mean memory.size?"]),
+    ("vcpus = 1\n", &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"]),
     ("memory = \"64M\"\n", &["memory is \"64M\"", "a table"]),
     ("[[boot]]\n", &["boot is", "a table"]),
-    (
-        "\n[memory]\nsize = 4096\nsize = 8192",
-        &[":6:", "size is set twice"],
-    ),
+    ("\n[memory]\nsize = 4096\nsize = 8192", &[":6:", "size is set twice"]),
     ("\n[boot]\n", &[":4:", "boot", "set twice"]),
     ("\n[memory\nsize = 1", &[":4:", "not TOML"]),
     ("\n[memory]\nsize = 64M", &[":5:", "not TOML"]),
@@ -296,11 +138,7 @@ fn assert_bad_file(path: &Path, says: &[&str]) {
     for command in COMMANDS {
         let output = SLAT.run([command.as_ref(), path.as_os_str()]);
         let says: Vec<&str> = says.iter().copied().chain([&*name]).collect();
-        assert_refused(
-            &format!("slat {command} {}", path.display()),
-            &output,
-            &says,
-        );
+        assert_refused(&format!("slat {command} {}", path.display()), &output, &says);
     }
 }
 
@@ -322,24 +160,15 @@ fn a_command_line_longer_than_any_kernel_keeps_is_refused() {
     let scratch = Scratch::new();
     let longest = "x".repeat(2047);
     let path = scratch.write("fits.toml", format!("{HELLO}cmdline = \"{longest}\""));
-    assert_eq!(
-        SLAT.run([OsString::from("check"), path.into()]).code,
-        Some(0)
-    );
+    assert_eq!(SLAT.run([OsString::from("check"), path.into()]).code, Some(0));
     let path = scratch.write("x.toml", format!("{HELLO}cmdline = \"{longest}x\""));
-    assert_bad_file(
-        &path,
-        &[":3:", "boot.cmdline", "at most 2047 bytes, not 2048"],
-    );
+    assert_bad_file(&path, &[":3:", "boot.cmdline", "at most 2047 bytes, not 2048"]);
 }
 
 #[test]
 fn what_is_no_config_file_is_refused_without_reading_it() {
     let scratch = Scratch::new();
-    assert_bad_file(
-        &scratch.path().join("missing.toml"),
-        &["there is no such file"],
-    );
+    assert_bad_file(&scratch.path().join("missing.toml"), &["there is no such file"]);
     assert_bad_file(scratch.path(), &["this is a directory"]);
     let through_a_file = scratch.write("file", "").join("x.toml");
     assert_bad_file(&through_a_file, &["cannot be read: not a directory"]);
@@ -367,11 +196,7 @@ fn what_is_no_config_file_is_refused_without_reading_it() {
 #[test]
 fn file_names_that_are_hard_to_print_still_make_one_line() {
     let scratch = Scratch::new();
-    for name in [
-        &b"new\nline.toml"[..],
-        b"\xff\xfe.toml",
-        b"esc\x1b[31m.toml",
-    ] {
+    for name in [&b"new\nline.toml"[..], b"\xff\xfe.toml", b"esc\x1b[31m.toml"] {
         let path = scratch.path().join(OsString::from_vec(name.to_vec()));
         fs::write(&path, "x = 1").expect("a file with any name can be written");
         for command in COMMANDS {
@@ -387,23 +212,11 @@ fn bad_overrides_name_the_flag_and_the_key() {
     let path = scratch.hello("x.toml", "").into_os_string().into_string();
     let path = path.expect("temporary folders have plain names");
     for (set, says) in [
-        (
-            "memory.size=63K",
-            &["memory.size is \"63K\"", "try \"64K\""][..],
-        ),
+        ("memory.size=63K", &["memory.size is \"63K\"", "try \"64K\""][..]),
         ("machine.vcpus=300", &["machine.vcpus", "1 to 8"]),
-        (
-            "machine.vcpus=two",
-            &["machine.vcpus is \"two\"", "an integer"],
-        ),
-        (
-            "machine.vcpu=2",
-            &["machine.vcpu is unknown", "did you mean machine.vcpus?"],
-        ),
-        (
-            "vcpus=2",
-            &["vcpus is unknown", "did you mean machine.vcpus?"],
-        ),
+        ("machine.vcpus=two", &["machine.vcpus is \"two\"", "an integer"]),
+        ("machine.vcpu=2", &["machine.vcpu is unknown", "did you mean machine.vcpus?"]),
+        ("vcpus=2", &["vcpus is unknown", "did you mean machine.vcpus?"]),
         ("memory.size", &["table.key=value"]),
         ("", &["table.key=value"]),
         ("a\nb", &["table.key=value"]),
@@ -422,12 +235,7 @@ fn bad_overrides_name_the_flag_and_the_key() {
 
 #[test]
 fn bad_usage_exits_with_2_and_asking_for_help_with_0() {
-    for args in [
-        &["check"][..],
-        &["nothing"],
-        &["check", "a", "b"],
-        &["check", "--x", "a"],
-    ] {
+    for args in [&["check"][..], &["nothing"], &["check", "a", "b"], &["check", "--x", "a"]] {
         let output = SLAT.run(args);
         assert_eq!(output.code, Some(2), "{args:?}: {output:?}");
         assert!(output.stderr.contains("Usage:"), "{args:?}: {output:?}");
@@ -443,10 +251,7 @@ fn every_command_that_reads_a_config_is_tried() {
     for command in ["check", "run"] {
         let there = SLAT.run(["help", command]).code == Some(0);
         let tried = COMMANDS.contains(&command);
-        assert_eq!(
-            there, tried,
-            "`slat {command}` and COMMANDS disagree: put it into the list"
-        );
+        assert_eq!(there, tried, "`slat {command}` and COMMANDS disagree: put it into the list");
     }
 }
 
@@ -462,13 +267,7 @@ fn the_shipped_configs_are_fine() {
             continue;
         }
         let output = SLAT.run(["check".as_ref(), path.as_os_str()]);
-        assert_eq!(
-            output.code,
-            Some(0),
-            "{}: {}",
-            path.display(),
-            output.stderr
-        );
+        assert_eq!(output.code, Some(0), "{}: {}", path.display(), output.stderr);
         seen += 1;
     }
     assert!(seen >= 6, "only {seen} configs");

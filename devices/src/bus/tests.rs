@@ -56,20 +56,9 @@ fn a_device_sees_offsets_into_its_own_range() {
 fn an_overlap_names_both_devices_and_leaves_the_bus_as_it_was() {
     let mut bus = PioBus::new();
     bus.insert(ports(0x3f8, 8), "serial", probe()).unwrap();
-    for range in [
-        ports(0x3ff, 1),
-        ports(0x3f0, 9),
-        ports(0, 0x1_0000),
-        ports(0x3fa, 2),
-    ] {
-        let text = bus
-            .insert(range, "floppy", probe())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("floppy at") && text.contains("serial at 0x3f8..=0x3ff"),
-            "{text}"
-        );
+    for range in [ports(0x3ff, 1), ports(0x3f0, 9), ports(0, 0x1_0000), ports(0x3fa, 2)] {
+        let text = bus.insert(range, "floppy", probe()).unwrap_err().to_string();
+        assert!(text.contains("floppy at") && text.contains("serial at 0x3f8..=0x3ff"), "{text}");
     }
     bus.insert(ports(0x400, 1), "after", probe()).unwrap();
     bus.insert(ports(0x3f7, 1), "before", probe()).unwrap();
@@ -88,16 +77,8 @@ fn an_unclaimed_read_is_all_ones_counted_and_remembered_once_per_address() {
 
     let report = bus.unclaimed();
     assert_eq!(report.accesses, 3);
-    let read = UnclaimedAccess {
-        addr: 0x1234,
-        direction: Direction::Read,
-        size: 4,
-    };
-    let write = UnclaimedAccess {
-        addr: 0x80,
-        direction: Direction::Write,
-        size: 2,
-    };
+    let read = UnclaimedAccess { addr: 0x1234, direction: Direction::Read, size: 4 };
+    let write = UnclaimedAccess { addr: 0x80, direction: Direction::Write, size: 2 };
     assert_eq!(report.first, [read, write]);
 }
 
@@ -126,8 +107,7 @@ fn an_access_that_straddles_the_end_of_a_range_is_unclaimed_as_a_whole() {
 #[test]
 fn accesses_at_the_end_of_the_space_and_of_no_size_do_not_overflow() {
     let mut bus = MmioBus::new();
-    bus.insert(MmioRange::new(u64::MAX - 3, 4).unwrap(), "top", probe())
-        .unwrap();
+    bus.insert(MmioRange::new(u64::MAX - 3, 4).unwrap(), "top", probe()).unwrap();
     assert_eq!(bus.write(u64::MAX, &[1]), Claimed::Yes(None));
     assert_eq!(bus.write(u64::MAX, &[1, 2]), Claimed::No);
     assert_eq!(bus.write(u64::MAX, &[]), Claimed::No);
@@ -154,16 +134,10 @@ fn a_bus_is_shared_by_threads_and_survives_a_device_that_panicked() {
         }
     }
     let mut bus = PioBus::new();
-    bus.insert(ports(1, 1), "bomb", Arc::new(Mutex::new(Bomb)))
-        .unwrap();
+    bus.insert(ports(1, 1), "bomb", Arc::new(Mutex::new(Bomb))).unwrap();
     let bus = &bus;
     std::thread::scope(|scope| {
-        assert!(
-            scope
-                .spawn(move || drop_claim(bus.write(1, &[0])))
-                .join()
-                .is_err()
-        );
+        assert!(scope.spawn(move || drop_claim(bus.write(1, &[0]))).join().is_err());
     });
     let mut data = [0];
     assert_eq!(bus.read(1, &mut data), Claimed::Yes(None));

@@ -5,10 +5,7 @@ const GIB: u64 = 1 << 30;
 const NOVEMBER: u64 = 1_795_221_663;
 
 fn at(epoch: Duration) -> Cmos {
-    let memory = MemorySizes {
-        below_4g: 3 * GIB,
-        above_4g: 5 * GIB,
-    };
+    let memory = MemorySizes { below_4g: 3 * GIB, above_4g: 5 * GIB };
     Cmos::with_clock(memory, move || epoch)
 }
 
@@ -20,24 +17,13 @@ fn get(cmos: &mut Cmos, index: u8) -> u8 {
 }
 
 fn get_le(cmos: &mut Cmos, indices: std::ops::RangeInclusive<u8>) -> u64 {
-    indices
-        .rev()
-        .fold(0, |value, index| (value << 8) | u64::from(get(cmos, index)))
+    indices.rev().fold(0, |value, index| (value << 8) | u64::from(get(cmos, index)))
 }
 
 #[test]
 fn time_is_utc_in_bcd_and_24_hours() {
     let mut cmos = at(Duration::from_secs(NOVEMBER));
-    let registers = [
-        CENTURY,
-        YEAR,
-        MONTH,
-        DAY,
-        HOURS,
-        MINUTES,
-        SECONDS,
-        DAY_OF_WEEK,
-    ];
+    let registers = [CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS, DAY_OF_WEEK];
     let values = registers.map(|register| get(&mut cmos, register));
     assert_eq!(values, [0x20, 0x26, 0x11, 0x21, 0x00, 0x41, 0x03, 0x07]);
     assert_eq!(get(&mut cmos, STATUS_B), B_24_HOURS);
@@ -91,10 +77,7 @@ fn memory_sizes_are_told_in_their_several_units_and_saturate() {
     assert_eq!(get_le(&mut cmos, 0x34..=0x35), (3 * GIB - 16 * MIB) >> 16);
     assert_eq!(get_le(&mut cmos, 0x5b..=0x5d), (5 * GIB) >> 16);
 
-    let memory = MemorySizes {
-        below_4g: 8 * MIB,
-        above_4g: 0,
-    };
+    let memory = MemorySizes { below_4g: 8 * MIB, above_4g: 0 };
     let mut small = Cmos::with_clock(memory, || Duration::ZERO);
     assert_eq!(get_le(&mut small, 0x30..=0x31), 7 * 1024);
     assert_eq!(get_le(&mut small, 0x34..=0x35), 0);

@@ -150,10 +150,7 @@ fn an_interrupt_that_cannot_be_raised_is_reported_and_the_input_kept() {
     let mut serial = Serial::new(DeadLine, io::sink());
     serial.write(IER, &[IER_RECEIVED]);
     assert_eq!(serial.enqueue(b"ab"), 2);
-    assert!(matches!(
-        serial.take_error(),
-        Some(SerialError::Interrupt(_))
-    ));
+    assert!(matches!(serial.take_error(), Some(SerialError::Interrupt(_))));
     assert_eq!(read(&mut serial, DATA), b'a');
 }
 

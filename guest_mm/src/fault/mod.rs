@@ -119,7 +119,11 @@ pub(crate) fn fault<P: Protocol>(
     result
 }
 
-fn serve<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa, access: Access) -> Result<Filled, FaultError> {
+fn serve<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    access: Access,
+) -> Result<Filled, FaultError> {
     let gfn = gpa.gfn();
     let region = *space.region(gfn).ok_or(FaultError::NotRam { gpa, access })?;
     let sizes = PageSize::ALL.iter().rev().filter(|&&size| size <= space.policy.pages);

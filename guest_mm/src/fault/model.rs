@@ -58,7 +58,10 @@ fn window_holds_no_more_than_the_table<P: Protocol>(space: &AddressSpace<P>, mir
             Entry::Leaf(leaf) => Some(leaf.frame.add(gfn.offset_in(walked.level.entry_frames()))),
             _ => None,
         };
-        assert!(translated == Some(frame), "the window holds a translation that the table has lost");
+        assert!(
+            translated == Some(frame),
+            "the window holds a translation that the table has lost"
+        );
     }
 }
 
@@ -176,7 +179,10 @@ fn two_faults(pages: PageSize) {
         };
         touch(&space, 0);
         other.join().unwrap();
-        assert!(mirror.translation(Gfn::new(0)).is_some(), "a page that was served is in the window");
+        assert!(
+            mirror.translation(Gfn::new(0)).is_some(),
+            "a page that was served is in the window"
+        );
         window_holds_no_more_than_the_table(&space, &mirror);
         the_books_are_right(&space);
     });

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
 };
 
 use crate::addr::PageSize;
@@ -106,9 +107,11 @@ impl Backing {
                 Backing::of_kind(BackingKind::Memfd, bytes, why.into())
             }
             BackingChoice::Auto => {
-                let why = "faults are served in blocks, and shmem_enabled rules out a memfd's folios";
+                let why =
+                    "faults are served in blocks, and shmem_enabled rules out a memfd's folios";
                 Backing::of_kind(BackingKind::Tmpfs, bytes, why.into()).or_else(|refused| {
-                    let why = format!("small folios, because a huge tmpfs is not to be had ({refused})");
+                    let why =
+                        format!("small folios, because a huge tmpfs is not to be had ({refused})");
                     Backing::of_kind(BackingKind::Memfd, bytes, why)
                 })
             }
@@ -124,7 +127,8 @@ impl Backing {
             remedy: kind.remedy(),
         };
         let memfd = |flags| {
-            memfd_create("slat-pool", MemfdFlags::CLOEXEC | flags).map_err(|e| failed("memfd_create", e))
+            memfd_create("slat-pool", MemfdFlags::CLOEXEC | flags)
+                .map_err(|e| failed("memfd_create", e))
         };
         let file = match kind {
             BackingKind::Memfd => memfd(MemfdFlags::empty())?,

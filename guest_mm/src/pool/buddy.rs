@@ -42,9 +42,8 @@ pub(crate) struct Buddy {
 impl Buddy {
     /// All of `frames` free.
     pub(crate) fn new(frames: u64) -> Buddy {
-        let free = (0..=Order::MAX.0)
-            .map(|order| BitTree::new((frames >> order) as usize))
-            .collect();
+        let free =
+            (0..=Order::MAX.0).map(|order| BitTree::new((frames >> order) as usize)).collect();
         let mut buddy = Buddy { free, frames, nr_free: frames };
         let mut next = 0;
         while next < frames {
@@ -107,8 +106,7 @@ impl Buddy {
     pub(crate) fn free(&mut self, at: FrameNo, order: Order) {
         let mut run = (at.index() >> order.0) as u64;
         assert!(
-            (order.0..=Order::MAX.0)
-                .all(|o| !self.free[o as usize].contains(at.index() >> o)),
+            (order.0..=Order::MAX.0).all(|o| !self.free[o as usize].contains(at.index() >> o)),
             "frame {at} was freed twice"
         );
         let mut o = order.0;

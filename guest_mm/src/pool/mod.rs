@@ -13,13 +13,13 @@ mod bits;
 mod buddy;
 #[cfg(not(loom))]
 mod direct_map;
+#[cfg(loom)]
+#[path = "model_memory.rs"]
+mod direct_map;
 mod frame;
 #[cfg(not(loom))]
 pub(crate) mod host_range;
 mod ledger;
-#[cfg(loom)]
-#[path = "model_memory.rs"]
-mod direct_map;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
 
@@ -28,8 +28,8 @@ pub use backing::{BackingChoice, BackingError, BackingKind};
 use direct_map::DirectMap;
 pub use frame::{FrameState, Owner};
 use ledger::Ledger;
-pub use ledger::{Exhausted, PoolUsage};
 pub(crate) use ledger::Reservation;
+pub use ledger::{Exhausted, PoolUsage};
 
 /// The pool. Shared by all guests of a process.
 #[derive(Debug)]
@@ -49,16 +49,21 @@ impl Pool {
     ///
     /// # Panics
     /// If `bytes` is 0 or not a multiple of 2 MiB.
-    pub fn new(choice: BackingChoice, bytes: u64, fault_size: PageSize) -> Result<Pool, BackingError> {
+    pub fn new(
+        choice: BackingChoice,
+        bytes: u64,
+        fault_size: PageSize,
+    ) -> Result<Pool, BackingError> {
         assert!(bytes > 0 && bytes.is_multiple_of(PageSize::Size2M.bytes()));
         let backing = backing::Backing::open(choice, bytes, fault_size)?;
-        let memory = DirectMap::new(&backing.file, bytes).map_err(|source| BackingError::Create {
-            kind: backing.kind,
-            bytes,
-            step: "mmap",
-            source,
-            remedy: backing.kind.remedy(),
-        })?;
+        let memory =
+            DirectMap::new(&backing.file, bytes).map_err(|source| BackingError::Create {
+                kind: backing.kind,
+                bytes,
+                step: "mmap",
+                source,
+                remedy: backing.kind.remedy(),
+            })?;
         let ledger = Ledger::new(bytes / crate::geometry::FRAME_BYTES);
         Ok(Pool { memory, backing, ledger })
     }

@@ -57,7 +57,8 @@ impl<P: Protocol> Table<P> {
     /// An empty tree with room for tables over `ranges`.
     pub(crate) fn new(ranges: &[GfnRange]) -> Table<P> {
         let arena = Arc::new(Arena::new(nodes_for(ranges)));
-        let root = arena.alloc(Level::ROOT, Gfn::new(0)).expect("an empty arena has room for a root");
+        let root =
+            arena.alloc(Level::ROOT, Gfn::new(0)).expect("an empty arena has room for a root");
         let table = Table {
             arena,
             root,

@@ -39,7 +39,9 @@ mod imp {
     use super::{Arc, Arena, NodeNo};
 
     #[derive(Debug)]
-    pub(crate) struct Guard(#[allow(dead_code, reason = "held for its drop")] crossbeam_epoch::Guard);
+    pub(crate) struct Guard(
+        #[allow(dead_code, reason = "held for its drop")] crossbeam_epoch::Guard,
+    );
 
     /// The process-wide epochs of crossbeam.
     #[derive(Debug, Default)]

@@ -63,7 +63,13 @@ impl Zap<'_> {
     }
 
     pub(super) fn protected(range: GfnRange, prot: Prot) -> Self {
-        Zap { range, left: Some(prot), frames: FrameRuns::default(), flushed: false, lock: PhantomData }
+        Zap {
+            range,
+            left: Some(prot),
+            frames: FrameRuns::default(),
+            flushed: false,
+            lock: PhantomData,
+        }
     }
 
     /// Brings the window in step; then nobody can reach the frames any more.

@@ -36,8 +36,7 @@ const ENTRY_64: u64 = 0x200;
 
 /// Whether `file` has the magic number of the setup header.
 pub(super) fn has_magic(file: &[u8]) -> bool {
-    file.get(MAGIC..)
-        .is_some_and(|rest| rest.starts_with(MAGIC_VALUE))
+    file.get(MAGIC..).is_some_and(|rest| rest.starts_with(MAGIC_VALUE))
 }
 
 /// A bzImage whose header has been checked.
@@ -57,24 +56,16 @@ impl<'a> BzImage<'a> {
             len: file.len() as u64,
         };
         let header_end = MAGIC
-            + usize::from(
-                *file
-                    .get(HEADER_LEN)
-                    .ok_or_else(|| cut("setup header", HEADER_NEEDED))?,
-            );
+            + usize::from(*file.get(HEADER_LEN).ok_or_else(|| cut("setup header", HEADER_NEEDED))?);
         if file.get(BOOT_FLAG..MAGIC - 2) != Some(&[0x55, 0xaa]) {
-            return Err(bad(
-                "byte 0x1fe is not followed by the boot signature 55 aa".into(),
-            ));
+            return Err(bad("byte 0x1fe is not followed by the boot signature 55 aa".into()));
         }
         if header_end < HEADER_NEEDED {
             return Err(bad(format!(
                 "its setup header ends at {header_end:#x}, before init_size; it predates protocol 2.12"
             )));
         }
-        let bytes = file
-            .get(HEADER..header_end)
-            .ok_or_else(|| cut("setup header", header_end))?;
+        let bytes = file.get(HEADER..header_end).ok_or_else(|| cut("setup header", header_end))?;
         // The header may be longer than what we know of it, or end in the middle: what it does not have is zero.
         let mut header = setup_header::default();
         let known = header.as_mut_slice().len().min(bytes.len());
@@ -106,11 +97,7 @@ impl<'a> BzImage<'a> {
         if end.max(protected + ENTRY_64 as usize + 1) > file.len() {
             return Err(cut("protected-mode part", end));
         }
-        Ok(Self {
-            file,
-            header,
-            protected,
-        })
+        Ok(Self { file, header, protected })
     }
 
     /// The header as the file has it, for the zero page.
@@ -120,9 +107,7 @@ impl<'a> BzImage<'a> {
 
     /// The packed kernel.
     pub(super) fn payload(&self) -> Result<&'a [u8], BootError> {
-        let start = self
-            .protected
-            .saturating_add(self.header.payload_offset as usize);
+        let start = self.protected.saturating_add(self.header.payload_offset as usize);
         let end = start.saturating_add(self.header.payload_length as usize);
         self.file.get(start..end).ok_or(BootError::Truncated {
             what: "packed kernel",
@@ -142,13 +127,9 @@ impl<'a> BzImage<'a> {
     ) -> Result<(u64, u64), BootError> {
         let start = self.header.pref_address;
         let len = (self.file.len() - self.protected) as u64;
-        let end = start
-            .checked_add(len.max(self.header.init_size.into()))
-            .ok_or_else(|| {
-                bad(format!(
-                    "its preferred address {start:#x} is at the end of the address space"
-                ))
-            })?;
+        let end = start.checked_add(len.max(self.header.init_size.into())).ok_or_else(|| {
+            bad(format!("its preferred address {start:#x} is at the end of the address space"))
+        })?;
         check_reach(start, end, ram)?;
         Loader::load(
             staging.memory(),

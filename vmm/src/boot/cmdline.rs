@@ -14,22 +14,14 @@ pub(super) const ELF_LIMIT: usize = 2047;
 pub(super) fn place(staging: &mut Staging, text: &str, limit: usize) -> Result<(), BootError> {
     let limit = limit.min(CMDLINE_MAX - 1);
     let text = text.trim();
-    if let Some((at, &byte)) = text
-        .as_bytes()
-        .iter()
-        .enumerate()
-        .find(|(_, byte)| !(b' '..=b'~').contains(byte))
+    if let Some((at, &byte)) =
+        text.as_bytes().iter().enumerate().find(|(_, byte)| !(b' '..=b'~').contains(byte))
     {
         return Err(BootError::CmdlineByte { byte, at });
     }
     let refused = |error| match error {
-        Error::TooLarge => BootError::CmdlineTooLong {
-            len: text.len(),
-            limit,
-        },
-        other => BootError::Cmdline {
-            reason: other.to_string().to_lowercase(),
-        },
+        Error::TooLarge => BootError::CmdlineTooLong { len: text.len(), limit },
+        other => BootError::Cmdline { reason: other.to_string().to_lowercase() },
     };
     let mut line = Cmdline::new(limit + 1).map_err(refused)?;
     line.insert_str(text).map_err(refused)?;
@@ -61,13 +53,8 @@ mod tests {
     #[test]
     fn the_limit_is_exact_and_the_message_gives_both_numbers() {
         placed(&"x".repeat(2047), ELF_LIMIT).unwrap();
-        let text = placed(&"x".repeat(2048), ELF_LIMIT)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("2048 characters") && text.contains("at most 2047"),
-            "{text}"
-        );
+        let text = placed(&"x".repeat(2048), ELF_LIMIT).unwrap_err().to_string();
+        assert!(text.contains("2048 characters") && text.contains("at most 2047"), "{text}");
         // A header may promise more than there is room for.
         placed(&"x".repeat(CMDLINE_MAX), usize::MAX).unwrap_err();
     }

@@ -143,10 +143,7 @@ impl Entry {
         sregs.cs = code_segment(self.mode);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
         sregs.tr = tss_segment();
-        sregs.ldt = kvm_segment {
-            unusable: 1,
-            ..kvm_segment::default()
-        };
+        sregs.ldt = kvm_segment { unusable: 1, ..kvm_segment::default() };
         sregs.gdt = kvm_dtable {
             base: GDT.0,
             limit: (GDT_ENTRIES * 8 - 1) as u16,
@@ -200,14 +197,8 @@ pub(super) fn place_identity_map(staging: &mut Staging, map: IdentityMap) -> Res
     match map.pages {
         IdentityPages::OneGib => write(pdpt, &mut (0..IDENTITY_GIB).map(|gib| (gib * GIB) | leaf)),
         IdentityPages::TwoMib => {
-            write(
-                pdpt,
-                &mut (0..IDENTITY_GIB).map(|gib| (first_pd + gib * PAGE_SIZE) | table),
-            )?;
-            write(
-                first_pd,
-                &mut (0..IDENTITY_GIB * ENTRIES).map(|block| (block * TWO_MIB) | leaf),
-            )
+            write(pdpt, &mut (0..IDENTITY_GIB).map(|gib| (first_pd + gib * PAGE_SIZE) | table))?;
+            write(first_pd, &mut (0..IDENTITY_GIB * ENTRIES).map(|block| (block * TWO_MIB) | leaf))
         }
     }
 }
@@ -225,22 +216,11 @@ fn code_segment(mode: Mode) -> kvm_segment {
 }
 
 fn data_segment() -> kvm_segment {
-    kvm_segment {
-        selector: DATA_SELECTOR,
-        type_: DATA_WRITE_ACCESSED,
-        db: 1,
-        ..flat_segment()
-    }
+    kvm_segment { selector: DATA_SELECTOR, type_: DATA_WRITE_ACCESSED, db: 1, ..flat_segment() }
 }
 
 fn flat_segment() -> kvm_segment {
-    kvm_segment {
-        limit: u32::MAX,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..kvm_segment::default()
-    }
+    kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..kvm_segment::default() }
 }
 
 /// At base 0, as PVH asks: never used, since nothing switches tasks or stacks with it.
@@ -257,11 +237,7 @@ fn tss_segment() -> kvm_segment {
 /// The 8-byte descriptor of `segment`, SDM volume 3, figure 3-8. Bases here are zero, so the upper half that a TSS has in
 /// long mode is zero too.
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = if segment.g == 1 {
-        segment.limit >> 12
-    } else {
-        segment.limit
-    };
+    let limit = if segment.g == 1 { segment.limit >> 12 } else { segment.limit };
     let (limit, base) = (u64::from(limit), segment.base);
     let access = segment.type_ | segment.s << 4 | segment.dpl << 5 | segment.present << 7;
     let flags = segment.avl | segment.l << 1 | segment.db << 2 | segment.g << 3;

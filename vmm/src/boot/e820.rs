@@ -60,14 +60,8 @@ impl MemoryMap {
         let mut entries = Vec::with_capacity(self.entries.len() + 2);
         for old in self.entries.drain(..) {
             entries.extend([
-                MapEntry {
-                    end: old.end.min(start),
-                    ..old
-                },
-                MapEntry {
-                    start: old.start.max(end),
-                    ..old
-                },
+                MapEntry { end: old.end.min(start), ..old },
+                MapEntry { start: old.start.max(end), ..old },
             ]);
         }
         entries.push(MapEntry { start, end, kind });

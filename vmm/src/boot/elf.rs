@@ -56,22 +56,14 @@ impl<'a> ElfKernel<'a> {
         let header: Elf64_Ehdr = object(file, 0, "ELF header")?;
         check_header(&header)?;
 
-        let mut kernel = Self {
-            file,
-            segments: Vec::new(),
-            entry: header.e_entry,
-            pvh_entry: None,
-        };
+        let mut kernel =
+            Self { file, segments: Vec::new(), entry: header.e_entry, pvh_entry: None };
         let mut copied = 0_u64;
         for index in 0..header.e_phnum {
             let index = usize::from(index);
-            let at = header
-                .e_phoff
-                .checked_add((index * size_of::<Elf64_Phdr>()) as u64)
-                .ok_or(BootError::BadSegment {
-                    index,
-                    why: "the table's offset is beyond any file",
-                })?;
+            let at = header.e_phoff.checked_add((index * size_of::<Elf64_Phdr>()) as u64).ok_or(
+                BootError::BadSegment { index, why: "the table's offset is beyond any file" },
+            )?;
             let program: Elf64_Phdr = object(file, at, "program header table")?;
             match program.p_type {
                 // The loader copies by file size alone, so one without memory is checked too.
@@ -111,13 +103,11 @@ impl<'a> ElfKernel<'a> {
     /// The PVH entry point, when there is one and it is in what is loaded from the file.
     pub(super) fn pvh_entry(&self) -> Result<u32, BootError> {
         let entry = self.pvh_entry.ok_or(BootError::NoPvhEntry)?;
-        self.loaded(entry.into())
-            .map(|_| entry)
-            .ok_or(BootError::EntryOutside {
-                which: "PVH",
-                entry: entry.into(),
-                advice: "its ELF note is wrong, choose the linux64 protocol",
-            })
+        self.loaded(entry.into()).map(|_| entry).ok_or(BootError::EntryOutside {
+            which: "PVH",
+            entry: entry.into(),
+            advice: "its ELF note is wrong, choose the linux64 protocol",
+        })
     }
 
     /// Checks that the kernel fits the guest's RAM. Returns the first address after it, its zeroed data included.
@@ -140,10 +130,7 @@ impl<'a> ElfKernel<'a> {
     }
 
     fn loaded(&self, entry: u64) -> Option<u64> {
-        self.segments
-            .iter()
-            .any(|segment| segment.holds(entry))
-            .then_some(entry)
+        self.segments.iter().any(|segment| segment.holds(entry)).then_some(entry)
     }
 }
 
@@ -158,11 +145,7 @@ pub(super) fn check_reach(start: u64, end: u64, ram: RamLayout) -> Result<(), Bo
         return Err(BootError::InMmioHole { start, end });
     }
     if end > ram_end {
-        return Err(BootError::PastRam {
-            end,
-            ram_end,
-            needed_mib: end.div_ceil(MIB),
-        });
+        return Err(BootError::PastRam { end, ram_end, needed_mib: end.div_ceil(MIB) });
     }
     Ok(())
 }
@@ -170,44 +153,15 @@ pub(super) fn check_reach(start: u64, end: u64, ram: RamLayout) -> Result<(), Bo
 fn check_header(header: &Elf64_Ehdr) -> Result<(), BootError> {
     let ident = |at: usize| u64::from(header.e_ident[at]);
     let fields = [
-        (
-            "class",
-            ident(EI_CLASS),
-            u64::from(ELFCLASS64),
-            "2 (64-bit)",
-        ),
-        (
-            "data encoding",
-            ident(EI_DATA),
-            u64::from(ELFDATA2LSB),
-            "1 (little-endian)",
-        ),
-        (
-            "type",
-            header.e_type.into(),
-            u64::from(ET_EXEC),
-            "2 (executable at fixed addresses)",
-        ),
-        (
-            "machine",
-            header.e_machine.into(),
-            u64::from(EM_X86_64),
-            "0x3e (x86-64)",
-        ),
-        (
-            "program header size",
-            header.e_phentsize.into(),
-            size_of::<Elf64_Phdr>() as u64,
-            "0x38",
-        ),
+        ("class", ident(EI_CLASS), u64::from(ELFCLASS64), "2 (64-bit)"),
+        ("data encoding", ident(EI_DATA), u64::from(ELFDATA2LSB), "1 (little-endian)"),
+        ("type", header.e_type.into(), u64::from(ET_EXEC), "2 (executable at fixed addresses)"),
+        ("machine", header.e_machine.into(), u64::from(EM_X86_64), "0x3e (x86-64)"),
+        ("program header size", header.e_phentsize.into(), size_of::<Elf64_Phdr>() as u64, "0x38"),
     ];
     for (field, found, wanted, expected) in fields {
         if found != wanted {
-            return Err(BootError::WrongElf {
-                field,
-                found,
-                expected,
-            });
+            return Err(BootError::WrongElf { field, found, expected });
         }
     }
     if header.e_phnum > 0 && header.e_phoff < size_of::<Elf64_Ehdr>() as u64 {
@@ -230,21 +184,14 @@ fn segment(file: &[u8], program: &Elf64_Phdr, index: usize) -> Result<Segment, B
         .checked_add(program.p_memsz)
         .ok_or_else(|| bad("it wraps around the end of the address space"))?;
     slice(file, program.p_offset, program.p_filesz, "segment")?;
-    Ok(Segment {
-        start: program.p_paddr,
-        file_len: program.p_filesz,
-        memory_len: program.p_memsz,
-    })
+    Ok(Segment { start: program.p_paddr, file_len: program.p_filesz, memory_len: program.p_memsz })
 }
 
 /// The PVH entry in a note segment. A note that does not fit ends the search: what follows cannot be found.
 fn pvh_note(mut notes: &[u8]) -> Option<u32> {
     while let Some((header, rest)) = notes.split_at_checked(size_of::<Elf64_Nhdr>()) {
         let field = |at: usize| {
-            header
-                .get(at..at + 4)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map(u32::from_le_bytes)
+            header.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
         };
         let (name_len, desc_len, kind) = (field(0)? as usize, field(4)? as usize, field(8)?);
         let (name, rest) = rest.split_at_checked(name_len.checked_next_multiple_of(NOTE_ALIGN)?)?;
@@ -265,9 +212,7 @@ fn object<T: ByteValued + Default>(
     what: &'static str,
 ) -> Result<T, BootError> {
     let mut value = T::default();
-    value
-        .as_mut_slice()
-        .copy_from_slice(slice(file, at, size_of::<T>() as u64, what)?);
+    value.as_mut_slice().copy_from_slice(slice(file, at, size_of::<T>() as u64, what)?);
     Ok(value)
 }
 
@@ -277,9 +222,5 @@ fn slice<'a>(file: &'a [u8], at: u64, len: u64, what: &'static str) -> Result<&'
         .ok()
         .zip(usize::try_from(end).ok())
         .and_then(|(at, end)| file.get(at..end))
-        .ok_or(BootError::Truncated {
-            what,
-            end,
-            len: file.len() as u64,
-        })
+        .ok_or(BootError::Truncated { what, end, len: file.len() as u64 })
 }

@@ -44,11 +44,7 @@ fn bzimages() -> Vec<Vec<u8>> {
     lz4.extend(block);
     let zstd =
         ruzstd::encoding::compress_to_vec(&elf[..], ruzstd::encoding::CompressionLevel::Fastest);
-    vec![
-        samples::bzimage(&gzip.finish().unwrap()),
-        sized(lz4),
-        sized(zstd),
-    ]
+    vec![samples::bzimage(&gzip.finish().unwrap()), sized(lz4), sized(zstd)]
 }
 
 /// Values at which arithmetic goes wrong.

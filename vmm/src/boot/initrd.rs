@@ -26,11 +26,7 @@ pub(super) fn place(
         .checked_sub(len)
         .map(|start| start & !(PAGE_SIZE - 1))
         .filter(|&start| start >= kernel_end)
-        .ok_or(BootError::InitrdTooLarge {
-            len,
-            kernel_end,
-            limit,
-        })?;
+        .ok_or(BootError::InitrdTooLarge { len, kernel_end, limit })?;
     let start = GuestAddress(start);
     staging.write(start, content, "initrd")?;
     Ok(GuestExtent { start, len })
@@ -49,53 +45,24 @@ mod tests {
         addr_max: u32,
     ) -> Result<GuestExtent, BootError> {
         let ram = RamLayout::new(ram)?;
-        place(
-            &mut Staging::new(ram)?,
-            ram,
-            &vec![1; len],
-            kernel_end,
-            addr_max,
-        )
+        place(&mut Staging::new(ram)?, ram, &vec![1; len], kernel_end, addr_max)
     }
 
     #[test]
     fn it_lies_page_aligned_at_the_top_of_what_can_be_reached() {
-        assert_eq!(
-            placed(64 * MIB, 5000, 0, u32::MAX).unwrap().start.0,
-            64 * MIB - 8192
-        );
-        assert_eq!(
-            placed(64 * MIB, 4096, 0, 0x1ff_ffff).unwrap().start.0,
-            32 * MIB - 4096
-        );
-        assert_eq!(
-            placed(64 * MIB, 1, 0, 0x1ff_f000).unwrap().start.0,
-            32 * MIB - 4096
-        );
-        assert_eq!(
-            placed(8 << 30, 1, 0, u32::MAX).unwrap().end(),
-            0xc000_0000 - 4095
-        );
+        assert_eq!(placed(64 * MIB, 5000, 0, u32::MAX).unwrap().start.0, 64 * MIB - 8192);
+        assert_eq!(placed(64 * MIB, 4096, 0, 0x1ff_ffff).unwrap().start.0, 32 * MIB - 4096);
+        assert_eq!(placed(64 * MIB, 1, 0, 0x1ff_f000).unwrap().start.0, 32 * MIB - 4096);
+        assert_eq!(placed(8 << 30, 1, 0, u32::MAX).unwrap().end(), 0xc000_0000 - 4095);
     }
 
     #[test]
     fn it_never_overlaps_the_kernel_and_the_message_says_where_it_failed() {
-        assert_eq!(
-            placed(4 * MIB, 1 << 20, 3 * MIB, u32::MAX).unwrap().start.0,
-            3 * MIB
-        );
+        assert_eq!(placed(4 * MIB, 1 << 20, 3 * MIB, u32::MAX).unwrap().start.0, 3 * MIB);
         for (len, kernel_end) in [(1 << 20, 3 * MIB + 1), (5 << 20, 0)] {
-            let text = placed(4 * MIB, len, kernel_end, u32::MAX)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                text.contains(&len.to_string()) && text.contains("0x400000"),
-                "{text}"
-            );
+            let text = placed(4 * MIB, len, kernel_end, u32::MAX).unwrap_err().to_string();
+            assert!(text.contains(&len.to_string()) && text.contains("0x400000"), "{text}");
         }
-        assert!(matches!(
-            placed(4 * MIB, 0, 0, u32::MAX),
-            Err(BootError::EmptyInitrd)
-        ));
+        assert!(matches!(placed(4 * MIB, 0, 0, u32::MAX), Err(BootError::EmptyInitrd)));
     }
 }

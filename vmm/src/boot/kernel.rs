@@ -44,9 +44,6 @@ mod tests {
             recognise(file).unwrap_err();
         }
         let text = recognise(b"MZ\x90\x00").unwrap_err().to_string();
-        assert!(
-            text.contains("not a kernel") && text.contains("4d, 5a"),
-            "{text}"
-        );
+        assert!(text.contains("not a kernel") && text.contains("4d, 5a"), "{text}");
     }
 }

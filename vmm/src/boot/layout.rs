@@ -89,25 +89,15 @@ impl RamLayout {
 
     /// RAM from address 0 up to the MMIO hole at most.
     pub const fn low(self) -> GuestExtent {
-        let len = if self.bytes < MMIO_HOLE_START {
-            self.bytes
-        } else {
-            MMIO_HOLE_START
-        };
-        GuestExtent {
-            start: GuestAddress(0),
-            len,
-        }
+        let len = if self.bytes < MMIO_HOLE_START { self.bytes } else { MMIO_HOLE_START };
+        GuestExtent { start: GuestAddress(0), len }
     }
 
     /// RAM from 4 GiB on, if low RAM does not hold it all.
     pub const fn high(self) -> Option<GuestExtent> {
         match self.bytes - self.low().len {
             0 => None,
-            len => Some(GuestExtent {
-                start: GuestAddress(MMIO_HOLE_END),
-                len,
-            }),
+            len => Some(GuestExtent { start: GuestAddress(MMIO_HOLE_END), len }),
         }
     }
 
@@ -131,22 +121,13 @@ mod tests {
         let high = ram.high().unwrap();
         assert_eq!((high.start.0, high.len), (MMIO_HOLE_END, PAGE_SIZE));
         let largest = RamLayout::new(RAM_MAX).unwrap();
-        assert_eq!(
-            largest.regions().map(|region| region.len).sum::<u64>(),
-            RAM_MAX
-        );
+        assert_eq!(largest.regions().map(|region| region.len).sum::<u64>(), RAM_MAX);
         assert_eq!(largest.high().unwrap().end(), 1 << 46);
     }
 
     #[test]
     fn sizes_that_no_layout_exists_for_are_refused_with_what_is_allowed() {
-        for bytes in [
-            0,
-            RAM_MIN - PAGE_SIZE,
-            RAM_MIN + 1,
-            RAM_MAX + PAGE_SIZE,
-            u64::MAX,
-        ] {
+        for bytes in [0, RAM_MIN - PAGE_SIZE, RAM_MIN + 1, RAM_MAX + PAGE_SIZE, u64::MAX] {
             let text = RamLayout::new(bytes).unwrap_err().to_string();
             assert!(
                 text.contains(&bytes.to_string()) && text.contains("multiple of 4096"),

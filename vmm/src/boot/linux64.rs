@@ -55,10 +55,7 @@ fn zero_page(
     map: &MemoryMap,
     initrd: Option<GuestExtent>,
 ) -> Result<boot_params, BootError> {
-    let mut params = boot_params {
-        hdr: header,
-        ..boot_params::default()
-    };
+    let mut params = boot_params { hdr: header, ..boot_params::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     // Both lie below 4 GiB, so the `ext_` halves stay zero.
     params.hdr.cmd_line_ptr = CMDLINE.0 as u32;

@@ -169,13 +169,8 @@ fn load_elf(request: &BootRequest<'_>, file: &[u8]) -> Result<BootImage, BootErr
     }?;
     let mut staging = Staging::new(request.ram)?;
     kernel.place(&mut staging)?;
-    let common = Common::place(
-        &mut staging,
-        request,
-        kernel_end,
-        cmdline::ELF_LIMIT,
-        initrd::ELF_ADDR_MAX,
-    )?;
+    let common =
+        Common::place(&mut staging, request, kernel_end, cmdline::ELF_LIMIT, initrd::ELF_ADDR_MAX)?;
     let (map, initrd) = (&common.memory_map, common.initrd);
     let entry = match entry {
         ElfEntry::Linux64(entry) => linux64::place(
@@ -202,13 +197,8 @@ fn load_bzimage(request: &BootRequest<'_>) -> Result<BootImage, BootError> {
     let mut staging = Staging::new(request.ram)?;
     let (entry, kernel_end) = kernel.place(&mut staging, request.ram)?;
     let cmdline_limit = header.cmdline_size as usize;
-    let common = Common::place(
-        &mut staging,
-        request,
-        kernel_end,
-        cmdline_limit,
-        header.initrd_addr_max,
-    )?;
+    let common =
+        Common::place(&mut staging, request, kernel_end, cmdline_limit, header.initrd_addr_max)?;
     let (map, initrd) = (&common.memory_map, common.initrd);
     let entry = linux64::place(&mut staging, entry, header, map, initrd, request.identity)?;
     Ok(common.finish(staging, entry))
@@ -239,11 +229,7 @@ impl Common {
         if let Some(cpus) = request.mp_table {
             mptable::place(staging, cpus)?;
         }
-        Ok(Self {
-            memory_map: MemoryMap::of(request.ram),
-            kernel_end,
-            initrd,
-        })
+        Ok(Self { memory_map: MemoryMap::of(request.ram), kernel_end, initrd })
     }
 
     fn finish(self, staging: Staging, entry: Entry) -> BootImage {

@@ -135,16 +135,7 @@ fn entries(cpus: CpuCount) -> (Vec<u8>, u16) {
     push(&bus);
 
     let io_apic = cpus.get();
-    let mut entry = [
-        IO_APIC_ENTRY,
-        io_apic,
-        IO_APIC_VERSION,
-        IO_APIC_ENABLED,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut entry = [IO_APIC_ENTRY, io_apic, IO_APIC_VERSION, IO_APIC_ENABLED, 0, 0, 0, 0];
     entry[4..].copy_from_slice(&IO_APIC.to_le_bytes());
     push(&entry);
 
@@ -201,10 +192,7 @@ mod tests {
             let (pointer, table) = bytes.split_at(POINTER_LEN);
             assert_eq!((sum(pointer), sum(table)), (0, 0));
             assert_eq!(&pointer[4..8], 0x9_fc10_u32.to_le_bytes());
-            assert_eq!(
-                usize::from(u16::from_le_bytes([table[4], table[5]])),
-                table.len()
-            );
+            assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
         }
     }
 
@@ -218,11 +206,7 @@ mod tests {
             .map(|(_, e)| (e[1], e[3]))
             .collect();
         assert_eq!(cpus, [(0, 3), (1, 1), (2, 1)]);
-        let io_apic = entries
-            .iter()
-            .find(|(kind, _)| *kind == IO_APIC_ENTRY)
-            .unwrap()
-            .1;
+        let io_apic = entries.iter().find(|(kind, _)| *kind == IO_APIC_ENTRY).unwrap().1;
         assert_eq!(io_apic, [2, 3, 0x11, 1, 0, 0, 0xc0, 0xfe]);
     }
 

@@ -50,14 +50,7 @@ pub(super) fn elf_with(notes: &[u8]) -> Vec<u8> {
     file.extend([0; 12]);
     file.extend([64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
     program(&mut file, 1, first, ELF_START, code_len, code_len + ZEROED);
-    program(
-        &mut file,
-        4,
-        first + code_len,
-        0,
-        notes.len() as u64,
-        notes.len() as u64,
-    );
+    program(&mut file, 4, first + code_len, 0, notes.len() as u64, notes.len() as u64);
     file.extend(CODE);
     file.extend(notes);
     file
@@ -117,10 +110,7 @@ pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut file = vec![0; PROTECTED];
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
     put(setup::SETUP_SECTS, &[1]);
-    put(
-        setup::BOOT_FLAG,
-        &[0x55, 0xaa, 0xeb, (setup::END - 0x202) as u8],
-    );
+    put(setup::BOOT_FLAG, &[0x55, 0xaa, 0xeb, (setup::END - 0x202) as u8]);
     put(0x202, b"HdrS");
     put(setup::VERSION, &[0x0f, 0x02]);
     put(setup::LOADFLAGS, &[1]);

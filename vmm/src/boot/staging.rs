@@ -15,16 +15,9 @@ impl Staging {
     /// Maps all of low RAM; nothing that boots lies above it.
     pub(super) fn new(ram: RamLayout) -> Result<Self, BootError> {
         let bytes = ram.low().len;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes as usize)]).map_err(
-            |error| BootError::Staging {
-                bytes,
-                reason: error.to_string(),
-            },
-        )?;
-        Ok(Self {
-            memory,
-            written: Vec::new(),
-        })
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes as usize)])
+            .map_err(|error| BootError::Staging { bytes, reason: error.to_string() })?;
+        Ok(Self { memory, written: Vec::new() })
     }
 
     /// The memory, for a loader that writes by itself. Say what it wrote with [`Staging::note`].
@@ -47,13 +40,11 @@ impl Staging {
         what: &'static str,
     ) -> Result<(), BootError> {
         let len = bytes.len() as u64;
-        self.memory
-            .write_slice(bytes, start)
-            .map_err(|_| BootError::OutsideRam {
-                what,
-                start: start.0,
-                len,
-            })?;
+        self.memory.write_slice(bytes, start).map_err(|_| BootError::OutsideRam {
+            what,
+            start: start.0,
+            len,
+        })?;
         self.note(start, len);
         Ok(())
     }
@@ -72,10 +63,7 @@ fn pages_of(mut written: Vec<GuestExtent>) -> Vec<GuestExtent> {
         let end = extent.end().next_multiple_of(PAGE_SIZE);
         match pages.last_mut() {
             Some(last) if start <= last.end() => last.len = last.len.max(end - last.start.0),
-            _ => pages.push(GuestExtent {
-                start: GuestAddress(start),
-                len: end - start,
-            }),
+            _ => pages.push(GuestExtent { start: GuestAddress(start), len: end - start }),
         }
     }
     pages
@@ -87,23 +75,12 @@ mod tests {
 
     #[test]
     fn extents_are_whole_pages_sorted_and_merged() {
-        let extent = |start, len| GuestExtent {
-            start: GuestAddress(start),
-            len,
-        };
-        let written = vec![
-            extent(0x7ff0, 0x20),
-            extent(0x500, 8),
-            extent(0x3000, 0x1001),
-            extent(0x3100, 1),
-        ];
+        let extent = |start, len| GuestExtent { start: GuestAddress(start), len };
+        let written =
+            vec![extent(0x7ff0, 0x20), extent(0x500, 8), extent(0x3000, 0x1001), extent(0x3100, 1)];
         assert_eq!(
             pages_of(written),
-            [
-                extent(0, 0x1000),
-                extent(0x3000, 0x2000),
-                extent(0x7000, 0x2000)
-            ]
+            [extent(0, 0x1000), extent(0x3000, 0x2000), extent(0x7000, 0x2000)]
         );
         assert_eq!(
             pages_of(vec![extent(0x1000, 0x1000), extent(0x2000, 1)]),
@@ -114,10 +91,8 @@ mod tests {
     #[test]
     fn a_write_outside_of_low_ram_is_an_error_that_says_what() {
         let mut staging = Staging::new(RamLayout::new(2 << 20).unwrap()).unwrap();
-        let text = staging
-            .write(GuestAddress((2 << 20) - 1), &[1, 2], "initrd")
-            .unwrap_err()
-            .to_string();
+        let text =
+            staging.write(GuestAddress((2 << 20) - 1), &[1, 2], "initrd").unwrap_err().to_string();
         assert!(text.contains("initrd of 2 bytes at 0x1fffff"), "{text}");
         assert!(staging.finish().1.is_empty());
     }

@@ -48,16 +48,11 @@ pub fn vmlinux(bzimage: &[u8]) -> Result<Vec<u8>, BootError> {
 }
 
 pub(super) fn unpack(payload: &[u8]) -> Result<Vec<u8>, BootError> {
-    let (packed, size) = payload
-        .split_last_chunk::<SIZE_LEN>()
-        .ok_or_else(|| unknown(payload))?;
+    let (packed, size) = payload.split_last_chunk::<SIZE_LEN>().ok_or_else(|| unknown(payload))?;
     let method = method(packed)?;
     let claimed = u64::from(u32::from_le_bytes(*size));
     if claimed > UNPACKED_MAX {
-        return Err(BootError::UnpackLimit {
-            claimed,
-            limit: UNPACKED_MAX,
-        });
+        return Err(BootError::UnpackLimit { claimed, limit: UNPACKED_MAX });
     }
     let unpacked = match method {
         Method::Lz4 => lz4_legacy(&packed[LZ4_MAGIC.len()..], claimed as usize),
@@ -72,10 +67,7 @@ pub(super) fn unpack(payload: &[u8]) -> Result<Vec<u8>, BootError> {
             len if len == claimed => Ok(bytes),
             len => Err(format!("it has {len} bytes or more instead of {claimed}")),
         })
-        .map_err(|reason| BootError::Unpack {
-            method: method.name(),
-            reason,
-        })
+        .map_err(|reason| BootError::Unpack { method: method.name(), reason })
 }
 
 #[derive(Clone, Copy)]
@@ -96,11 +88,7 @@ impl Method {
 }
 
 fn method(packed: &[u8]) -> Result<Method, BootError> {
-    let known = [
-        (LZ4_MAGIC, Method::Lz4),
-        (GZIP_MAGIC, Method::Gzip),
-        (ZSTD_MAGIC, Method::Zstd),
-    ];
+    let known = [(LZ4_MAGIC, Method::Lz4), (GZIP_MAGIC, Method::Gzip), (ZSTD_MAGIC, Method::Zstd)];
     known
         .into_iter()
         .find(|(magic, _)| packed.starts_with(magic))
@@ -109,16 +97,9 @@ fn method(packed: &[u8]) -> Result<Method, BootError> {
 }
 
 fn unknown(packed: &[u8]) -> BootError {
-    let known = UNSUPPORTED
-        .iter()
-        .find(|(magic, _)| packed.starts_with(magic));
+    let known = UNSUPPORTED.iter().find(|(magic, _)| packed.starts_with(magic));
     let method = known.map_or_else(
-        || {
-            format!(
-                "an unknown method (it starts with {:02x?})",
-                &packed[..packed.len().min(4)]
-            )
-        },
+        || format!("an unknown method (it starts with {:02x?})", &packed[..packed.len().min(4)]),
         |(_, name)| (*name).to_owned(),
     );
     BootError::Packing { method }
@@ -128,10 +109,7 @@ fn unknown(packed: &[u8]) -> BootError {
 fn drain(source: impl Read, claimed: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     reserve(&mut bytes, claimed as usize)?;
-    source
-        .take(claimed + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
+    source.take(claimed + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
 }
 
@@ -156,9 +134,7 @@ fn lz4_legacy(mut blocks: &[u8], claimed: usize) -> Result<Vec<u8>, String> {
 /// Up to half a GiB at the word of a file: an error, not an abort, when there is no memory.
 fn reserve(bytes: &mut Vec<u8>, len: usize) -> Result<(), String> {
     // One more, or the read of the end of the stream would grow it.
-    bytes
-        .try_reserve_exact(len + 1)
-        .map_err(|error| error.to_string())
+    bytes.try_reserve_exact(len + 1).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -229,13 +205,8 @@ mod tests {
 
     #[test]
     fn a_claim_beyond_the_limit_is_refused_before_anything_is_allocated() {
-        let text = unpack(&sized(LZ4_MAGIC.to_vec(), u32::MAX as usize))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("4294967295") && text.contains("536870912"),
-            "{text}"
-        );
+        let text = unpack(&sized(LZ4_MAGIC.to_vec(), u32::MAX as usize)).unwrap_err().to_string();
+        assert!(text.contains("4294967295") && text.contains("536870912"), "{text}");
     }
 
     #[test]
@@ -243,10 +214,7 @@ mod tests {
         let text = unpack(b"\xfd7zXZ\0...........").unwrap_err().to_string();
         assert!(text.contains("packed with xz"), "{text}");
         let text = unpack(b"????....").unwrap_err().to_string();
-        assert!(
-            text.contains("unknown method") && text.contains("3f, 3f"),
-            "{text}"
-        );
+        assert!(text.contains("unknown method") && text.contains("3f, 3f"), "{text}");
         assert!(matches!(unpack(b"ab"), Err(BootError::Packing { .. })));
     }
 

@@ -29,16 +29,9 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let boot = boot(raw)?;
     let machine = machine(raw, &boot)?;
     let memory = memory(raw, host)?;
-    let console = Console {
-        serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))?,
-    };
-    Ok(MachineConfig {
-        file: HostPath(raw.file.clone()),
-        machine,
-        memory,
-        boot,
-        console,
-    })
+    let console =
+        Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
+    Ok(MachineConfig { file: HostPath(raw.file.clone()), machine, memory, boot, console })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -54,10 +47,8 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
             });
         }
         (Some(guest), Some(kernel)) => {
-            let reason = format!(
-                "boot.kernel is set too ({}), remove one of the two",
-                kernel.origin
-            );
+            let reason =
+                format!("boot.kernel is set too ({}), remove one of the two", kernel.origin);
             return Err(raw.bad(&schema::GUEST, guest, reason));
         }
         (Some(guest), None) => {
@@ -109,9 +100,7 @@ fn cmdline(written: &Written) -> Result<String, String> {
     }
     if text.len() > LONGEST_CMDLINE {
         let length = text.len();
-        return Err(format!(
-            "it must be at most {LONGEST_CMDLINE} bytes, not {length}"
-        ));
+        return Err(format!("it must be at most {LONGEST_CMDLINE} bytes, not {length}"));
     }
     Ok(text.to_owned())
 }
@@ -120,17 +109,9 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
     let vcpus = setting(raw, &schema::VCPUS, 1, |w| small_count(w, &schema::VCPUS))?;
     let builtin = matches!(boot.image.value, Image::Guest(_));
     // One vCPU has nobody to interrupt it, and creating the chips costs milliseconds.
-    let irqchip = if builtin && vcpus.value == 1 {
-        Irqchip::None
-    } else {
-        Irqchip::Kernel
-    };
+    let irqchip = if builtin && vcpus.value == 1 { Irqchip::None } else { Irqchip::Kernel };
     // A built-in guest touches only what it knows to be there; a kernel probes.
-    let unclaimed = if builtin {
-        Unclaimed::Stop
-    } else {
-        Unclaimed::Ignore
-    };
+    let unclaimed = if builtin { Unclaimed::Stop } else { Unclaimed::Ignore };
     Ok(Machine {
         vcpus,
         irqchip: setting(raw, &schema::IRQCHIP, irqchip, |w| {
@@ -179,9 +160,7 @@ fn memory(raw: &Raw, host: Host) -> Result<Memory, ConfigError> {
     let fits = |size: Bytes| {
         if size > limit {
             let bits = host.phys_bits;
-            return Err(format!(
-                "it must be at most {limit}: addresses here have {bits} bits"
-            ));
+            return Err(format!("it must be at most {limit}: addresses here have {bits} bits"));
         }
         Ok(size)
     };
@@ -274,10 +253,7 @@ fn serial(raw: &Raw, written: &Written) -> Result<Serial, String> {
                 _ => Path::new("."),
             };
             if !folder.is_dir() {
-                return Err(format!(
-                    "there is no folder {}",
-                    quoted(&folder.to_string_lossy())
-                ));
+                return Err(format!("there is no folder {}", quoted(&folder.to_string_lossy())));
             }
         }
         Err(error) => return Err(reason(&error)),
@@ -293,16 +269,10 @@ fn setting<T>(
     read: impl FnOnce(&Written) -> Result<T, String>,
 ) -> Result<Setting<T>, ConfigError> {
     let Some(written) = raw.get(key) else {
-        return Ok(Setting {
-            value: default,
-            origin: Origin::Default,
-        });
+        return Ok(Setting { value: default, origin: Origin::Default });
     };
     let value = read(written).map_err(|reason| raw.bad(key, written, reason))?;
-    Ok(Setting {
-        value,
-        origin: written.origin,
-    })
+    Ok(Setting { value, origin: written.origin })
 }
 
 fn must_be(key: &Key) -> String {
@@ -408,9 +378,7 @@ fn existing_file(raw: &Raw, key: &Key, written: &Written) -> Result<HostPath, Co
     match fs::metadata(&path) {
         Ok(found) => match describe(found.file_type()) {
             None => Ok(HostPath(path)),
-            Some(what) => Err(bad(format!(
-                "{at} is {what}, and it must be a regular file"
-            ))),
+            Some(what) => Err(bad(format!("{at} is {what}, and it must be a regular file"))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(bad(format!("there is no file {at}")))

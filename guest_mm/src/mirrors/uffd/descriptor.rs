@@ -52,7 +52,9 @@ pub enum UffdError {
     )]
     Open(io::Error),
     /// The kernel is too old.
-    #[error("this kernel's userfaultfd lacks minor faults or write protection on shared memory ({0}): Linux 6.4 has them")]
+    #[error(
+        "this kernel's userfaultfd lacks minor faults or write protection on shared memory ({0}): Linux 6.4 has them"
+    )]
     Features(Errno),
 }
 
@@ -86,7 +88,8 @@ impl Descriptor {
 
     /// Registers `bytes` at `start` for faults on absent, unmapped and write-protected pages.
     pub(super) fn register(&self, start: Hva, bytes: u64) -> Result<(), Errno> {
-        let mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
+        let mode =
+            UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
         let mut arg = uffdio_register { range: range(start, bytes), mode: mode.into(), ioctls: 0 };
         // SAFETY: UFFDIO_REGISTER reads and writes one `uffdio_register`.
         unsafe { ioctl(&self.0, Updater::<{ UFFDIO_REGISTER as Opcode }, _>::new(&mut arg)) }?;
@@ -96,15 +99,22 @@ impl Descriptor {
 
     /// Maps the file's pages at `start` into the window and wakes who waits there. Pages that are mapped
     /// already stay.
-    pub(super) fn install(&self, start: Hva, bytes: u64, page: u64, prot: Prot) -> Result<(), Errno> {
+    pub(super) fn install(
+        &self,
+        start: Hva,
+        bytes: u64,
+        page: u64,
+        prot: Prot,
+    ) -> Result<(), Errno> {
         let mode = if prot.writable() { 0 } else { CONTINUE_WRITE_PROTECTED };
         let mut done = 0;
         while done < bytes {
             let range = range(start.add(done), bytes - done);
             let mut arg = uffdio_continue { range, mode, mapped: 0 };
             // SAFETY: UFFDIO_CONTINUE reads and writes one `uffdio_continue`.
-            let result =
-                unsafe { ioctl(&self.0, Updater::<{ UFFDIO_CONTINUE as Opcode }, _>::new(&mut arg)) };
+            let result = unsafe {
+                ioctl(&self.0, Updater::<{ UFFDIO_CONTINUE as Opcode }, _>::new(&mut arg))
+            };
             done += arg.mapped.max(0) as u64;
             match result {
                 Ok(()) => return Ok(()),
@@ -126,8 +136,9 @@ impl Descriptor {
         loop {
             let mut arg = uffdio_writeprotect { range: range(start, bytes), mode };
             // SAFETY: UFFDIO_WRITEPROTECT reads and writes one `uffdio_writeprotect`.
-            let result =
-                unsafe { ioctl(&self.0, Updater::<{ UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut arg)) };
+            let result = unsafe {
+                ioctl(&self.0, Updater::<{ UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut arg))
+            };
             if result != Err(Errno::AGAIN) {
                 return result;
             }
@@ -157,7 +168,8 @@ impl Descriptor {
             }
             // SAFETY: the event says which part of the union was written.
             let fault = unsafe { message.arg.pagefault };
-            let write = fault.flags & u64::from(UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) != 0;
+            let write =
+                fault.flags & u64::from(UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP) != 0;
             let access = if write { Access::Write } else { Access::Read };
             into.push(Message { address: Hva::new(fault.address), access });
         }

@@ -46,14 +46,14 @@ impl Uffd {
     /// Windows for `ram`, empty.
     pub(crate) fn new(pool: Arc<Pool>, ram: &[RamRegion]) -> Result<Uffd, WindowError> {
         let descriptor = Descriptor::open()?;
-        let windows = ram
-            .iter()
-            .map(|region| {
-                let bytes = region.range.bytes();
-                Window::new(&descriptor, &pool, region)
-                    .map_err(|(step, source)| WindowError::Map { bytes, step, source })
-            })
-            .collect::<Result<Windows, _>>()?;
+        let windows =
+            ram.iter()
+                .map(|region| {
+                    let bytes = region.range.bytes();
+                    Window::new(&descriptor, &pool, region)
+                        .map_err(|(step, source)| WindowError::Map { bytes, step, source })
+                })
+                .collect::<Result<Windows, _>>()?;
         Ok(Uffd { descriptor, windows, pool })
     }
 
@@ -80,7 +80,8 @@ impl Uffd {
     fn gpa(&self, address: Hva) -> Option<Gpa> {
         self.windows.iter().find_map(|window| {
             let offset = address.as_u64().checked_sub(window.host().start().as_u64())?;
-            (offset < window.host().bytes()).then(|| Gpa::new(window.region().start().gpa().as_u64() + offset))
+            (offset < window.host().bytes())
+                .then(|| Gpa::new(window.region().start().gpa().as_u64() + offset))
         })
     }
 

@@ -163,7 +163,13 @@ impl Window {
     }
 
     /// Maps the pool's file over `range`, and registers it before anything can be accessed in it.
-    fn map(&self, uffd: &Descriptor, pool: &Pool, range: GfnRange, frame: FrameNo) -> Result<(), Errno> {
+    fn map(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
         let start = self.hva(range.start());
         let bytes = range.bytes();
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
