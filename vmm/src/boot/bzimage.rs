@@ -102,8 +102,8 @@ impl<'a> BzImage<'a> {
         };
         let protected = (sectors + 1) * SECTOR;
         // syssize counts paragraphs of 16 bytes.
-        let end = protected + header.syssize as usize * 16;
-        if end.max(protected + ENTRY_64 as usize + 1) > file.len() {
+        let end = protected + (header.syssize as usize * 16).max(ENTRY_64 as usize + 1);
+        if end > file.len() {
             return Err(cut("protected-mode part", end));
         }
         Ok(Self {
@@ -142,8 +142,11 @@ impl<'a> BzImage<'a> {
     ) -> Result<(u64, u64), BootError> {
         let start = self.header.pref_address;
         let len = (self.file.len() - self.protected) as u64;
+        // What it needs is counted from where it unpacks itself: its start, aligned as it asks.
+        let alignment = self.header.kernel_alignment.max(1);
         let end = start
-            .checked_add(len.max(self.header.init_size.into()))
+            .checked_next_multiple_of(alignment.into())
+            .and_then(|runtime| runtime.checked_add(len.max(self.header.init_size.into())))
             .ok_or_else(|| {
                 bad(format!(
                     "its preferred address {start:#x} is at the end of the address space"
