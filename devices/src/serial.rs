@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
 use thiserror::Error;
-use vm_superio::Trigger;
+pub use vm_superio::Trigger;
 use vm_superio::serial::{Error as UartError, NoEvents, Serial as Uart};
 
 use crate::bus::{BusDevice, PioRange, Request};

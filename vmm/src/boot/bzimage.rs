@@ -93,8 +93,8 @@ impl<'a> BzImage<'a> {
         };
         let protected = (sectors + 1) * SECTOR;
         // syssize counts paragraphs of 16 bytes.
-        let end = protected + header.syssize as usize * 16;
-        if end.max(protected + ENTRY_64 as usize + 1) > file.len() {
+        let end = protected + (header.syssize as usize * 16).max(ENTRY_64 as usize + 1);
+        if end > file.len() {
             return Err(cut("protected-mode part", end));
         }
         Ok(Self { file, header, protected })
@@ -127,9 +127,16 @@ impl<'a> BzImage<'a> {
     ) -> Result<(u64, u64), BootError> {
         let start = self.header.pref_address;
         let len = (self.file.len() - self.protected) as u64;
-        let end = start.checked_add(len.max(self.header.init_size.into())).ok_or_else(|| {
-            bad(format!("its preferred address {start:#x} is at the end of the address space"))
-        })?;
+        // What it needs is counted from where it unpacks itself: its start, aligned as it asks.
+        let alignment = self.header.kernel_alignment.max(1);
+        let end = start
+            .checked_next_multiple_of(alignment.into())
+            .and_then(|runtime| runtime.checked_add(len.max(self.header.init_size.into())))
+            .ok_or_else(|| {
+                bad(format!(
+                    "its preferred address {start:#x} is at the end of the address space"
+                ))
+            })?;
         check_reach(start, end, ram)?;
         Loader::load(
             staging.memory(),

@@ -190,8 +190,8 @@ pub(super) fn place_identity_map(staging: &mut Staging, map: IdentityMap) -> Res
     let first_pd = pdpt + PAGE_SIZE;
 
     let mut write = |at: u64, entries: &mut dyn Iterator<Item = u64>| {
-        let bytes: Vec<u8> = entries.flat_map(u64::to_le_bytes).collect();
-        staging.write(GuestAddress(at), &bytes, "page table")
+        let entries: Vec<_> = entries.map(u64::to_le_bytes).collect();
+        staging.write(GuestAddress(at), entries.as_flattened(), "page table")
     };
     write(PML4.0, &mut std::iter::once(pdpt | table))?;
     match map.pages {

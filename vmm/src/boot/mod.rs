@@ -44,6 +44,8 @@ pub mod unpack;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod kvm_tests;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod tests;
