@@ -193,6 +193,12 @@ pub struct Bus<S> {
     unclaimed: UnclaimedLog,
 }
 
+impl<S: Space> fmt::Debug for Bus<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.slots.iter().map(|slot| (slot.range, &slot.name))).finish()
+    }
+}
+
 impl<S: Space> Default for Bus<S> {
     fn default() -> Self {
         Self::new()

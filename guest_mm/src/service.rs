@@ -58,6 +58,16 @@ pub enum GuestError {
     /// A range of RAM starts in the middle of a block.
     #[error("RAM at {0} does not start at a multiple of 2 MiB")]
     Unaligned(GfnRange),
+    /// A range of RAM ends in the middle of a page of the pool.
+    #[error("RAM at {range} does not end at a multiple of {granule}, the page of a {kind} pool")]
+    Ragged {
+        /// The range.
+        range: GfnRange,
+        /// What the pool lies on.
+        kind: crate::pool::BackingKind,
+        /// Its smallest page.
+        granule: PageSize,
+    },
     /// Pages of this pool cannot be mapped one by one.
     #[error("a {kind} pool is mapped in pages of {granule}, so faults cannot be served in {pages}")]
     Granule {
@@ -146,6 +156,10 @@ impl<P: Protocol> Service<P> {
             .map(|&range| {
                 if range.start().offset_in(block) != 0 {
                     return Err(GuestError::Unaligned(range));
+                }
+                let kind = self.pool.kind();
+                if !range.frames().is_multiple_of(kind.granule().frames()) {
+                    return Err(GuestError::Ragged { range, kind, granule: kind.granule() });
                 }
                 let blocks = self.pool.nr_frames() / block;
                 let origin = BlockNo::new((guests.next_origin % blocks) as u32);

@@ -3,3 +3,6 @@
 pub mod boot;
 pub mod cli;
 pub mod config;
+pub mod kvm;
+pub mod ram;
+pub mod vcpu;

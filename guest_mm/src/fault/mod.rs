@@ -159,7 +159,8 @@ fn serve<P: Protocol>(
     Ok(Filled::Fresh(PageSize::Size4K))
 }
 
-/// Maps every absent page of `range`, which is RAM, before anyone touches it; how many.
+/// Maps every absent page of `range`, which is RAM, before anyone touches it, in whole blocks where the
+/// policy is to fill blocks; how many.
 pub(crate) fn populate<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
@@ -169,6 +170,11 @@ pub(crate) fn populate<P: Protocol>(
         let gpa = part.start().gpa();
         let access = Access::Write;
         let region = *space.region(part.start()).ok_or(FaultError::NotRam { gpa, access })?;
+        let huge = space.policy.pages > PageSize::Size4K;
+        if huge && fill_huge(space, &region, part.start(), PageSize::Size2M)?.is_some() {
+            pages += PageSize::Size2M.frames();
+            continue;
+        }
         let cursor = space.table.cursor_at(part.start(), Level::PT)?;
         if cursor.level() == Level::PT {
             pages += fill(space, &region, cursor, part).map_err(|e| e.at(gpa, access))?;

@@ -1,0 +1,93 @@
+//! One VM: its memory slots and its interrupt controllers.
+#![allow(unsafe_code, reason = "gives KVM the addresses of guest memory")]
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{KvmError, failed};
+
+/// Where KVM may put its real-mode task segment on hosts that need one (three pages), and, below it, its
+/// identity map. Both lie in the MMIO hole, under the BIOS area.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = TSS_ADDRESS as u64 - 0x1000;
+
+/// A range of guest-physical memory and where it is in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// First guest-physical address, a multiple of 4 KiB.
+    pub gpa: u64,
+    /// First address in this process.
+    pub hva: u64,
+    /// Length in bytes, a multiple of 4 KiB.
+    pub bytes: u64,
+}
+
+/// A VM. Its memory slots keep pointing where they do until it is dropped.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+}
+
+impl Vm {
+    /// A VM with this memory and nothing else.
+    ///
+    /// Memory comes first: in a VM that has an interrupt controller, KVM waits for an RCU grace period
+    /// (6 to 7 ms) before a slot is in force.
+    ///
+    /// # Safety
+    /// 1. Each slot's range of this process stays mapped, readable and writable, until the `Vm` is
+    ///    dropped.
+    /// 2. No reference of this process points into it: the guest changes it at any time.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub unsafe fn new(kvm: &Kvm, slots: &[Slot]) -> Result<Vm, KvmError> {
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        for (index, slot) in slots.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: index as u32,
+                flags: 0,
+                guest_phys_addr: slot.gpa,
+                memory_size: slot.bytes,
+                userspace_addr: slot.hva,
+            };
+            // SAFETY: obligations 1 and 2 are the caller's.
+            unsafe { fd.set_user_memory_region(region) }
+                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(Vm { fd })
+    }
+
+    /// Gives it the PC's interrupt controllers (two PICs, an I/O APIC, a local APIC in each vCPU) and
+    /// its timer. Before any vCPU.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn add_irqchip(&self) -> Result<(), KvmError> {
+        let fd = &self.fd;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        // With the speaker port, which Linux reads to calibrate its time stamp counter.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))
+    }
+
+    /// Raises `gsi` whenever `event` is signalled.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, gsi).map_err(failed("KVM_IRQFD"))
+    }
+
+    /// The vCPU number `index`.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn add_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
+        self.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))
+    }
+}

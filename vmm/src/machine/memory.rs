@@ -1,0 +1,128 @@
+//! The guest's memory, from the service.
+
+use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
+use guest_mm::entry::Marker;
+use guest_mm::fault::FaultError;
+use guest_mm::pool::{BackingChoice, BackingKind};
+use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
+
+use crate::boot::BootImage;
+use crate::config::{self, Backing, Memory};
+use crate::kvm::Slot;
+use crate::ram::Ram;
+
+use super::MachineError;
+
+/// A service with one guest on it. The guest goes before the pool.
+#[derive(Debug)]
+pub struct ServedRam {
+    guest: Guest,
+    service: GuestMm,
+}
+
+/// Called when an access cannot be served; returns once no vCPU runs guest code.
+pub type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
+
+impl ServedRam {
+    /// The memory that `config` describes, untouched but for its guard pages.
+    ///
+    /// # Errors
+    /// The pool or the window cannot be had.
+    pub fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam, MachineError> {
+        let pages = match config.pages.value {
+            config::PageSize::Size4K => PageSize::Size4K,
+            config::PageSize::Size2M => PageSize::Size2M,
+            config::PageSize::Size1G => PageSize::Size1G,
+        };
+        let choice = match config.backing.value {
+            Backing::Auto => BackingChoice::Auto,
+            Backing::Memfd => BackingChoice::Only(BackingKind::Memfd),
+            Backing::Tmpfs => BackingChoice::Only(BackingKind::Tmpfs),
+            Backing::Hugetlb => BackingChoice::Only(BackingKind::Hugetlb),
+        };
+        let service = GuestMm::new(choice, config.pool.value.get(), pages)?;
+        let ram = config
+            .ram()
+            .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
+            .collect::<Result<_, _>>()?;
+        let guest = service.add_guest(GuestConfig {
+            ram,
+            policy: FaultPolicy { pages },
+            fault_threads: config.fault_threads.value.into(),
+            on_stop,
+        })?;
+        for guard in &config.guard.value {
+            let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
+            guest.mark(range, Marker::Guard)?;
+        }
+        Ok(ServedRam { guest, service })
+    }
+
+    /// The guest's side of the service.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// What the pool lies on, and why.
+    pub fn describe_pool(&self) -> String {
+        self.service.describe_pool()
+    }
+
+    /// Puts the boot image into memory. Pages of zeroes stay untouched: they read the same.
+    ///
+    /// # Errors
+    /// [`MachineError::Load`]: the pool is too small for the image, or a guard page lies in it.
+    pub fn load(&self, image: &BootImage) -> Result<(), MachineError> {
+        // Neighbours go together: one batch costs what one page costs.
+        let mut start = 0;
+        let mut bytes: Vec<u8> = Vec::new();
+        image.for_each_page(|gpa, page| {
+            let follows = !bytes.is_empty() && gpa.0 == start + bytes.len() as u64;
+            if !follows || bytes.len() as u64 >= PageSize::Size2M.bytes() {
+                self.put(start, &bytes)?;
+                bytes.clear();
+                start = gpa.0;
+            }
+            bytes.extend_from_slice(page);
+            Ok::<(), MachineError>(())
+        })?;
+        self.put(start, &bytes)
+    }
+
+    fn put(&self, start: u64, bytes: &[u8]) -> Result<(), MachineError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let gpa = Gpa::new(start);
+        self.guest.populate(GfnRange::from_bytes(gpa, bytes.len() as u64)?)?;
+        self.guest.write(gpa, bytes).map_err(|missing| MachineError::Guarded { gpa: missing.gpa })
+    }
+
+    /// Takes the memory down; whether the books were right.
+    ///
+    /// # Errors
+    /// The first wrong book.
+    pub fn close(self) -> Result<(), guest_mm::audit::AuditError> {
+        self.guest.close()?;
+        self.service.audit()
+    }
+}
+
+impl Ram for ServedRam {
+    fn slots(&self) -> Vec<Slot> {
+        self.guest
+            .windows()
+            .map(|(range, hva)| Slot {
+                gpa: range.start().gpa().as_u64(),
+                hva: hva.as_u64(),
+                bytes: range.bytes(),
+            })
+            .collect()
+    }
+
+    fn read(&self, gpa: u64, into: &mut [u8]) -> bool {
+        let gfn: Gfn = Gpa::new(gpa).gfn();
+        let within = GfnRange::new(gfn, 1).is_ok_and(|page| self.guest.is_ram(page));
+        within && self.guest.read(Gpa::new(gpa), into).is_ok()
+    }
+}

@@ -1,0 +1,14 @@
+//! Virtual CPUs: a thread each, from its first instruction to the end of the machine.
+
+mod ending;
+mod kick;
+mod lapic;
+mod report;
+mod run;
+
+pub use ending::Ending;
+pub use kick::Kick;
+pub use lapic::set_virtual_wire;
+pub use report::CpuReport;
+pub use ending::Stage;
+pub use run::{Devices, Progress, Vcpu};

@@ -1,0 +1,219 @@
+//! The loop of a vCPU thread.
+#![allow(unsafe_code, reason = "reads parts of `kvm_run` that kvm-ioctls does not hand out")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use devices::bus::{Bus, Claimed, Direction, MmioBus, PioBus, Request, Space, UnclaimedAccess};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::config::Unclaimed;
+use crate::ram::Ram;
+
+use super::ending::{Ending, Stage};
+use super::kick::Kick;
+use super::report::{CpuReport, internal_error};
+
+/// Interrupts are taken (RFLAGS bit 9).
+const RFLAGS_IF: u64 = 1 << 9;
+
+/// What a vCPU reaches beside memory.
+#[derive(Debug)]
+pub struct Devices {
+    /// The ports.
+    pub pio: PioBus,
+    /// Guest-physical addresses that are not RAM.
+    pub mmio: MmioBus,
+    /// What an access does that nothing claims.
+    pub unclaimed: Unclaimed,
+}
+
+/// What the monitor can see of a vCPU from outside. Relaxed all of it: the monitor looks again.
+#[derive(Debug, Default)]
+pub struct Progress {
+    exits: AtomicU64,
+    /// The monitor wants to know whether the vCPU sleeps for ever.
+    asked: AtomicBool,
+    asleep: AtomicBool,
+}
+
+impl Progress {
+    /// Exits so far.
+    pub fn exits(&self) -> u64 {
+        self.exits.load(Ordering::Relaxed)
+    }
+
+    /// Asks, with the next kick, whether the vCPU sleeps for ever.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer: halted with interrupts off, or not started by anyone.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+}
+
+/// A vCPU and all that its thread needs.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Its number.
+    pub index: u8,
+    /// KVM's.
+    pub fd: VcpuFd,
+    /// Ports and MMIO.
+    pub devices: Arc<Devices>,
+    /// For reports.
+    pub ram: Arc<dyn Ram>,
+    /// Where the run ends.
+    pub stage: Arc<Stage>,
+    /// For the monitor.
+    pub progress: Arc<Progress>,
+}
+
+/// What one exit led to.
+enum Outcome {
+    GoOn,
+    Kicked,
+    End(Ending),
+    /// An access that nothing claims.
+    Nowhere(&'static str, UnclaimedAccess),
+    TripleFault,
+    /// KVM's own failure; the text is complete but for where.
+    Failed(String),
+    InternalError,
+}
+
+impl Vcpu {
+    /// Runs until the run ends, here or elsewhere.
+    pub fn run(mut self) {
+        let _kick = Kick::bound(&mut self.fd);
+        while self.stage.ending().is_none() {
+            let outcome = self.enter();
+            self.progress.exits.fetch_add(1, Ordering::Relaxed);
+            let ending = match outcome {
+                Outcome::GoOn => continue,
+                Outcome::Kicked => {
+                    self.fd.set_kvm_immediate_exit(0);
+                    if self.progress.asked.swap(false, Ordering::Relaxed) {
+                        self.progress.asleep.store(self.sleeps_for_ever(), Ordering::Relaxed);
+                    }
+                    continue;
+                }
+                Outcome::End(ending) => ending,
+                Outcome::Nowhere(space, access) => {
+                    Ending::Unclaimed { space, access, cpu: self.report() }
+                }
+                Outcome::TripleFault => Ending::TripleFault(self.report()),
+                Outcome::Failed(what) => Ending::Kvm { what, cpu: self.report() },
+                Outcome::InternalError => {
+                    let what = internal_error(self.fd.get_kvm_run());
+                    Ending::Kvm { what, cpu: self.report() }
+                }
+            };
+            self.stage.end(ending);
+        }
+    }
+
+    /// One stay in the guest, and what it left for.
+    fn enter(&mut self) -> Outcome {
+        let run: *const kvm_run = self.fd.get_kvm_run();
+        let devices = &*self.devices;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                // SAFETY: KVM has just filled in the part of the union that this exit names; the mapping
+                // lives as long as `self.fd`, and `data` is another part of it.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size }.max(1);
+                // `rep outs` comes as many items at once; a device sees them one by one.
+                data.chunks(size.into())
+                    .map(|item| devices.write("port", &devices.pio, port.into(), item))
+                    .find(|outcome| !matches!(outcome, Outcome::GoOn))
+                    .unwrap_or(Outcome::GoOn)
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                // SAFETY: as above.
+                let size = unsafe { (*run).__bindgen_anon_1.io.size }.max(1);
+                data.chunks_mut(size.into())
+                    .map(|item| devices.read("port", &devices.pio, port.into(), item))
+                    .find(|outcome| !matches!(outcome, Outcome::GoOn))
+                    .unwrap_or(Outcome::GoOn)
+            }
+            Ok(VcpuExit::MmioRead(gpa, data)) => {
+                devices.read("guest-physical address", &devices.mmio, gpa, data)
+            }
+            Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                devices.write("guest-physical address", &devices.mmio, gpa, data)
+            }
+            // Without an interrupt controller nothing can wake a halted vCPU.
+            Ok(VcpuExit::Hlt) => Outcome::End(Ending::Halted),
+            Ok(VcpuExit::Shutdown) => Outcome::TripleFault,
+            Ok(VcpuExit::Intr) => Outcome::Kicked,
+            Ok(VcpuExit::InternalError) => Outcome::InternalError,
+            Ok(VcpuExit::SystemEvent(..)) => Outcome::End(Ending::Reset),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                Outcome::Failed(format!("the processor refused the guest's state ({reason:#x})"))
+            }
+            Ok(exit) => Outcome::Failed(format!("KVM exited with {exit:?}, which nothing asked for")),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => Outcome::Kicked,
+                _ => Outcome::Failed(format!("KVM_RUN failed: {error}")),
+            },
+        }
+    }
+
+    /// Whether no interrupt can wake this vCPU: it halted with interrupts off, or nobody has started it.
+    fn sleeps_for_ever(&self) -> bool {
+        let Ok(state) = self.fd.get_mp_state() else { return false };
+        let interruptible = self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF != 0);
+        let halted = state.mp_state == kvm_bindings::KVM_MP_STATE_HALTED;
+        state.mp_state != KVM_MP_STATE_RUNNABLE && !(halted && interruptible)
+    }
+
+    fn report(&self) -> CpuReport {
+        CpuReport::of(&self.fd, self.index, &|gpa, into| self.ram.read(gpa, into))
+    }
+}
+
+impl Devices {
+    fn read<S: Space>(
+        &self,
+        space: &'static str,
+        bus: &Bus<S>,
+        address: u64,
+        data: &mut [u8],
+    ) -> Outcome {
+        match bus.read(address, data) {
+            Claimed::Yes(_) => Outcome::GoOn,
+            Claimed::No => self.nowhere(space, address, Direction::Read, data.len()),
+        }
+    }
+
+    fn write<S: Space>(
+        &self,
+        space: &'static str,
+        bus: &Bus<S>,
+        address: u64,
+        data: &[u8],
+    ) -> Outcome {
+        match bus.write(address, data) {
+            Claimed::Yes(None) => Outcome::GoOn,
+            Claimed::Yes(Some(Request::Reset)) => Outcome::End(Ending::Reset),
+            Claimed::Yes(Some(Request::Exit(verdict))) => Outcome::End(Ending::Verdict(verdict)),
+            Claimed::No => self.nowhere(space, address, Direction::Write, data.len()),
+        }
+    }
+
+    fn nowhere(
+        &self,
+        space: &'static str,
+        addr: u64,
+        direction: Direction,
+        size: usize,
+    ) -> Outcome {
+        match self.unclaimed {
+            Unclaimed::Ignore => Outcome::GoOn,
+            Unclaimed::Stop => Outcome::Nowhere(space, UnclaimedAccess { addr, direction, size }),
+        }
+    }
+}
