@@ -3,6 +3,8 @@
 pub mod boot;
 pub mod cli;
 pub mod config;
+pub mod guests;
 pub mod kvm;
+pub mod machine;
 pub mod ram;
 pub mod vcpu;

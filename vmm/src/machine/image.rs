@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::boot::{
-    self, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages, Packing, Protocol, RamLayout,
+    self, BootError, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages, Packing, Protocol, RamLayout,
 };
 use crate::config::{self, Boot, Image, MachineConfig};
 use crate::guests;
@@ -58,7 +58,7 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
             request.packing = if kernel.unpack.value { Packing::Unpack } else { Packing::AsIs };
             request.identity = identity(facts);
             request.mp_table = cpus(vcpus);
-            boot::load(&request).map_err(|source| wrong(config, source.key(), source))
+            boot::load(&request).map_err(|source| wrong(config, key(&source), source))
         }
     }
 }
@@ -69,10 +69,23 @@ fn identity(facts: Facts) -> IdentityMap {
 }
 
 fn cpus(vcpus: u8) -> Option<CpuCount> {
-    CpuCount::new(vcpus).ok()
+    CpuCount::new(vcpus.into()).ok()
 }
 
-fn wrong(config: &MachineConfig, key: &'static str, source: boot::BootError) -> MachineError {
+/// The key of the config that an error is about.
+fn key(error: &BootError) -> &'static str {
+    match error {
+        BootError::RamSize { .. } | BootError::MemoryMapFull { .. } => "memory.size",
+        BootError::EmptyInitrd | BootError::InitrdTooLarge { .. } => "boot.initrd",
+        BootError::CmdlineTooLong { .. } | BootError::CmdlineByte { .. } | BootError::Cmdline { .. } => {
+            "boot.cmdline"
+        }
+        BootError::CpuCount { .. } => "machine.vcpus",
+        _ => "boot.kernel",
+    }
+}
+
+fn wrong(config: &MachineConfig, key: &'static str, source: BootError) -> MachineError {
     let file = match (&config.boot.image.value, key) {
         (Image::Kernel(kernel), "boot.initrd") => kernel.initrd.as_ref().map(|path| path.value.clone()),
         (Image::Kernel(kernel), "boot.kernel") => Some(kernel.path.clone()),

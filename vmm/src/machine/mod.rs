@@ -1,0 +1,301 @@
+//! A whole machine: built from a config, run to its end, taken down with its books checked.
+//!
+//! ```text
+//!   memory.rs   RAM from the service        threads.rs   vCPU threads, kicking and joining them
+//!   image.rs    what is booted              monitor.rs   the main thread: input, signals, the end
+//!   console.rs  where the serial leads      report.rs    what is said afterwards
+//! ```
+//!
+//! # Order of set-up
+//! Time to the guest's first byte is a figure of this project. Memory slots come before the interrupt
+//! controller, which would make each of them wait for an RCU grace period; nothing that can wait until
+//! the guest runs comes before it runs.
+
+mod console;
+mod image;
+mod memory;
+mod monitor;
+mod report;
+mod signals;
+mod threads;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use devices::bus::{BusError, MmioBus, PioBus};
+use devices::cmos::{Cmos, MemorySizes};
+use devices::debug_exit::DebugExit;
+use devices::i8042::I8042;
+use devices::serial::{COM1_IRQ, COM1_RANGE, Serial};
+use devices::{cmos, debug_exit, i8042, quiet};
+use guest_mm::addr::Gpa;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::BootError;
+use crate::config::{HostPath, Irqchip, MachineConfig};
+use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
+use crate::ram::Ram;
+use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Vcpu, set_virtual_wire};
+
+use console::Interrupt;
+pub use image::{Facts, image};
+pub use memory::ServedRam;
+pub use report::{Outcome, Report};
+use threads::Threads;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The kernel, the initrd or the command line is not usable.
+    #[error("{config}: {key}{}: {source}", file.as_ref().map(|f| format!(" {}", f.display())).unwrap_or_default())]
+    Boot {
+        /// The config.
+        config: HostPath,
+        /// The key.
+        key: &'static str,
+        /// The file that the key names.
+        file: Option<HostPath>,
+        /// What is wrong.
+        source: BootError,
+    },
+    /// A file cannot be read.
+    #[error("{key} {}: {source}", path.display())]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The boot image lies on a guard page.
+    #[error("the boot image needs guest-physical {gpa}, which memory.guard forbids")]
+    Guarded {
+        /// The page.
+        gpa: Gpa,
+    },
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No pool.
+    #[error("memory.backing: {0}")]
+    Backing(#[from] guest_mm::pool::BackingError),
+    /// No guest on it.
+    #[error(transparent)]
+    Guest(#[from] guest_mm::service::GuestError),
+    /// A range that the tables cannot hold.
+    #[error(transparent)]
+    Range(#[from] guest_mm::addr::RangeError),
+    /// A guard range that cannot be marked.
+    #[error("memory.guard: {0}")]
+    Guard(#[from] guest_mm::mark::MarkError),
+    /// The boot image does not fit the pool.
+    #[error("loading the boot image: {0}")]
+    Load(#[from] guest_mm::fault::FaultError),
+    /// Two devices at one place.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+impl MachineError {
+    /// Whether the config or a file that it names is to blame, rather than the host.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, MachineError::Boot { .. } | MachineError::File { .. } | MachineError::Guarded { .. })
+    }
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    stage: Arc<Stage>,
+    threads: Arc<Threads>,
+    devices: Arc<Devices>,
+    serial: Arc<Mutex<Serial>>,
+    bell: EventFd,
+    vm: Vm,
+    ram: Arc<ServedRam>,
+    takes_input: bool,
+    has_irqchip: bool,
+    started: Instant,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes; `started` is when the program was.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing is left behind.
+    pub fn new(config: &MachineConfig, started: Instant) -> Result<Machine, MachineError> {
+        let kvm = kvm::open()?;
+        let bell = event("the end of a run")?;
+        let stage = Arc::new(Stage::new(clone(&bell)?));
+        let threads = Arc::new(Threads::default());
+        let ram = {
+            let (stage, threads) = (Arc::clone(&stage), Arc::clone(&threads));
+            let on_stop = move |error: &guest_mm::fault::FaultError| {
+                stage.end(Ending::Memory(error.clone()));
+                threads.kick();
+            };
+            Arc::new(ServedRam::new(&config.memory, Box::new(on_stop))?)
+        };
+        let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
+        let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;
+        let interrupt = has_irqchip.then(|| event("an interrupt")).transpose()?;
+        if let Some(event) = &interrupt {
+            vm.connect_irq(event, COM1_IRQ)?;
+        }
+        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt))?;
+        let serial = Arc::new(Mutex::new(serial));
+        let devices = Arc::new(Devices {
+            pio: ports(config, &serial)?,
+            mmio: MmioBus::new(),
+            unclaimed: config.machine.unclaimed.value,
+        });
+        let vcpus = (0..config.machine.vcpus.value)
+            .map(|index| {
+                let fd = vm.add_vcpu(index)?;
+                fd.set_cpuid2(&cpus.for_vcpu(index)).map_err(failed("KVM_SET_CPUID2"))?;
+                let (devices, stage) = (Arc::clone(&devices), Arc::clone(&stage));
+                let ram: Arc<dyn Ram> = ram.clone();
+                Ok(Vcpu { index, fd, devices, ram, stage, progress: Arc::new(Progress::default()) })
+            })
+            .collect::<Result<Vec<_>, KvmError>>()?;
+        enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
+        let takes_input = console::takes_input(&config.console.serial.value);
+        Ok(Machine {
+            vcpus,
+            stage,
+            threads,
+            devices,
+            serial,
+            bell,
+            vm,
+            ram,
+            takes_input,
+            has_irqchip,
+            started,
+        })
+    }
+
+    /// The memory, to be looked at while the machine runs.
+    pub fn ram(&self) -> Arc<ServedRam> {
+        Arc::clone(&self.ram)
+    }
+
+    /// Runs the machine to its end.
+    ///
+    /// # Errors
+    /// No thread can be started, or no signal handled: nothing has run.
+    pub fn run(self) -> Result<Outcome, MachineError> {
+        let system = |what| move |source| MachineError::System { what, source };
+        let Machine { vcpus, stage, threads, devices, serial, bell, vm, ram, .. } = self;
+        Kick::prepare()
+            .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
+        let signals = signals::listen().map_err(system("handling signals"))?;
+        let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
+        let entered = Instant::now();
+        threads.start(vcpus).map_err(system("starting a vCPU thread"))?;
+        monitor::Monitor {
+            stage: &stage,
+            threads: &threads,
+            bell: &bell,
+            signals: &signals,
+            progress: &progress,
+            serial: &serial,
+            takes_input: self.takes_input,
+            has_irqchip: self.has_irqchip,
+        }
+        .watch();
+        threads.join();
+        let ran = entered.elapsed();
+        // No vCPU runs from here on: the memory is at rest, and KVM lets go of it before it goes.
+        drop(vm);
+        Ok(Outcome::new(report::Ingredients {
+            stage,
+            devices,
+            serial,
+            ram,
+            progress,
+            started: self.started,
+            ran,
+        }))
+    }
+}
+
+/// The VM and its CPUs' features. Slots before the interrupt controller, that before the vCPUs.
+fn hypervisor(
+    kvm: &kvm_ioctls::Kvm,
+    config: &MachineConfig,
+    slots: &[kvm::Slot],
+    has_irqchip: bool,
+) -> Result<(Vm, CpuPlan), MachineError> {
+    #[allow(unsafe_code, reason = "hands the windows to KVM")]
+    // SAFETY:
+    // 1. the slots are the windows of a guest, mapped until it is dropped; `Machine::run` drops the VM
+    //    before the last owner of the guest, and `Machine`'s fields are declared in that order;
+    // 2. nothing in this process but the mirror touches a window: that is `guest_mm`'s promise.
+    let vm = unsafe { Vm::new(kvm, slots) }?;
+    if has_irqchip {
+        vm.add_irqchip()?;
+    }
+    let hidden = config.machine.cpu.value.hidden();
+    let cpus = CpuPlan::new(kvm, config.machine.vcpus.value, &hidden, has_irqchip)?;
+    Ok((vm, cpus))
+}
+
+/// Loads what is booted, and puts the boot CPU at its start. The others wait for its INIT and SIPI.
+fn enter(
+    config: &MachineConfig,
+    ram: &ServedRam,
+    boot: &Vcpu,
+    one_gib_pages: bool,
+    has_irqchip: bool,
+) -> Result<(), MachineError> {
+    let tsc_khz = boot.fd.get_tsc_khz().unwrap_or(0);
+    let image = image(config, Facts { tsc_khz, one_gib_pages })?;
+    ram.load(&image)?;
+    let mut sregs = boot.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    image.entry.fill_sregs(&mut sregs);
+    boot.fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    boot.fd.set_regs(&image.entry.regs()).map_err(failed("KVM_SET_REGS"))?;
+    if has_irqchip {
+        set_virtual_wire(&boot.fd)?;
+        set_boot_msrs(&boot.fd)?;
+    }
+    Ok(())
+}
+
+/// The ports of the machine.
+fn ports(config: &MachineConfig, serial: &Arc<Mutex<Serial>>) -> Result<PioBus, MachineError> {
+    let mut sizes = MemorySizes { below_4g: 0, above_4g: 0 };
+    for range in config.memory.ram() {
+        let part = if range.start == 0 { &mut sizes.below_4g } else { &mut sizes.above_4g };
+        *part = range.length.get();
+    }
+    let mut bus = PioBus::new();
+    bus.insert(COM1_RANGE, "serial port", serial.clone())?;
+    bus.insert(debug_exit::RANGE, "exit port", Arc::new(Mutex::new(DebugExit)))?;
+    bus.insert(i8042::DATA_RANGE, "keyboard data", Arc::new(Mutex::new(I8042::Data)))?;
+    bus.insert(i8042::COMMAND_RANGE, "keyboard command", Arc::new(Mutex::new(I8042::Command)))?;
+    bus.insert(cmos::RANGE, "real-time clock", Arc::new(Mutex::new(Cmos::new(sizes))))?;
+    quiet::claim_quiet_ports(&mut bus)?;
+    Ok(bus)
+}
+
+fn event(what: &'static str) -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK).map_err(|source| MachineError::System { what, source })
+}
+
+fn clone(event: &EventFd) -> Result<EventFd, MachineError> {
+    let what = "duplicating an event";
+    event.try_clone().map_err(|source| MachineError::System { what, source })
+}

@@ -1,0 +1,170 @@
+//! What is said when a run is over: one line, or everything as JSON.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use devices::bus::Unclaimed;
+use devices::serial::Serial;
+use guest_mm::addr::PageSize;
+use guest_mm::map::MemoryMap;
+use guest_mm::stats::Stats;
+
+use crate::vcpu::{CpuReport, Devices, Ending, Progress, Stage};
+
+use super::memory::ServedRam;
+
+/// A run that is over.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Why it ended.
+    pub ending: Ending,
+    /// What happened in it.
+    pub report: Report,
+    /// The memory as it was at the end.
+    pub map: MemoryMap,
+    /// What went wrong with the console, in a sentence.
+    pub console_error: Option<String>,
+}
+
+/// What happened in a run, for machines to read.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    /// The ending's name.
+    pub ending: &'static str,
+    /// The same as a sentence.
+    pub reason: String,
+    /// The exit code of the program.
+    pub exit_code: u8,
+    /// From the program's start to the guest's first byte of output, in microseconds.
+    pub first_output_us: Option<u64>,
+    /// From the first vCPU's start to the end, in microseconds.
+    pub ran_us: u64,
+    /// Exits of all vCPUs.
+    pub exits: u64,
+    /// Accesses that nothing claimed, ports and memory.
+    pub unclaimed: UnclaimedCounts,
+    /// Bytes that the guest wrote to its console, and those that were lost.
+    pub console: ConsoleBytes,
+    /// What the memory service did.
+    pub memory: Stats,
+    /// What the pool lies on, and why.
+    pub pool: String,
+    /// `clean`, or the first wrong book.
+    pub audit: String,
+    /// The vCPU that could not go on.
+    pub cpu: Option<CpuReport>,
+}
+
+/// Accesses that nothing claimed.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct UnclaimedCounts {
+    /// To ports.
+    pub ports: u64,
+    /// The first ports of them.
+    pub first_ports: Vec<String>,
+    /// To guest-physical addresses.
+    pub memory: u64,
+    /// The first addresses of them.
+    pub first_addresses: Vec<String>,
+}
+
+/// What went through the console.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct ConsoleBytes {
+    /// Bytes written.
+    pub written: u64,
+    /// Bytes that the output did not take.
+    pub lost: u64,
+}
+
+/// What is left of a machine when its vCPUs are joined.
+pub(super) struct Ingredients {
+    pub(super) stage: Arc<Stage>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) serial: Arc<Mutex<Serial>>,
+    pub(super) ram: Arc<ServedRam>,
+    pub(super) progress: Vec<Arc<Progress>>,
+    pub(super) started: Instant,
+    pub(super) ran: Duration,
+}
+
+impl Outcome {
+    /// Looks at everything once more, and takes the memory down.
+    pub(super) fn new(left: Ingredients) -> Outcome {
+        let Ingredients { stage, devices, serial, ram, progress, started, ran } = left;
+        let memory = ram.guest().stats();
+        let map = ram.guest().memory_map();
+        let pool = ram.describe_pool();
+        // Others may still hold it to look at; then it is checked here and taken down by the last.
+        let audit = match Arc::try_unwrap(ram) {
+            Ok(ram) => ram.close(),
+            Err(shared) => shared.guest().audit(),
+        };
+        let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = serial.output_stats();
+        let ending = Arc::try_unwrap(stage).ok().and_then(Stage::into_ending);
+        // Every vCPU thread ends a run that has not ended, so there is one.
+        let ending = ending.unwrap_or(Ending::Halted);
+        let report = Report {
+            ending: ending.name(),
+            reason: ending.to_string(),
+            exit_code: if audit.is_ok() { ending.exit_code() } else { ending.exit_code().max(1) },
+            first_output_us: output.first_byte.map(|at| micros(at.duration_since(started))),
+            ran_us: micros(ran),
+            exits: progress.iter().map(|vcpu| vcpu.exits()).sum(),
+            unclaimed: unclaimed(&devices),
+            console: ConsoleBytes { written: output.bytes, lost: output.lost },
+            memory,
+            pool,
+            audit: audit.map_or_else(|error| error.to_string(), |()| "clean".into()),
+            cpu: ending.cpu().cloned(),
+        };
+        let console_error = serial.take_error().map(|error| error.to_string());
+        Outcome { ending, report, map, console_error }
+    }
+}
+
+impl Report {
+    /// One line of what the memory service did.
+    pub fn summary(&self) -> String {
+        let memory = &self.memory;
+        let sizes = PageSize::ALL.iter().zip(memory.resident.leaves);
+        let leaves: Vec<String> = sizes
+            .filter(|(_, count)| *count > 0)
+            .map(|(size, count)| format!("{count} x {size}"))
+            .collect();
+        let leaves = if leaves.is_empty() { "none".into() } else { leaves.join(" + ") };
+        let first = match self.first_output_us {
+            Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
+            None => "no guest output".into(),
+        };
+        format!(
+            "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {} in a {} pool; {first}; \
+             audit {}; {}",
+            memory.violations(),
+            memory.prefilled,
+            memory.resident.frames(),
+            memory.pool.frames,
+            self.pool.split(" (").next().unwrap_or_default(),
+            self.audit,
+            self.reason,
+        )
+    }
+}
+
+fn unclaimed(devices: &Devices) -> UnclaimedCounts {
+    let hex = |accesses: &Unclaimed| {
+        accesses.first.iter().map(|access| format!("{:#x}", access.addr)).collect()
+    };
+    let (ports, memory) = (devices.pio.unclaimed(), devices.mmio.unclaimed());
+    UnclaimedCounts {
+        ports: ports.accesses,
+        first_ports: hex(&ports),
+        memory: memory.accesses,
+        first_addresses: hex(&memory),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,42 @@
+//! SIGINT and SIGTERM as bytes in a pipe that the monitor waits for.
+#![allow(unsafe_code, reason = "a signal handler")]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use vmm_sys_util::signal::register_signal_handler;
+
+/// The writing end, for the handler; -1 before there is one.
+static INBOX: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_signal(number: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {
+    let byte = number as u8;
+    // SAFETY: `write` is async-signal-safe; the byte lives until it returns. A full pipe means that the
+    // monitor has been told already; a closed descriptor, that it is gone.
+    unsafe { libc::write(INBOX.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+/// Where signals arrive.
+#[derive(Debug)]
+pub(super) struct Signals {
+    pub(super) inbox: OwnedFd,
+    _outbox: OwnedFd,
+}
+
+/// Has SIGINT and SIGTERM delivered to the returned pipe.
+pub(super) fn listen() -> io::Result<Signals> {
+    let (inbox, outbox) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    INBOX.store(outbox.as_raw_fd(), Ordering::Relaxed);
+    for number in [libc::SIGINT, libc::SIGTERM] {
+        register_signal_handler(number, on_signal)?;
+    }
+    Ok(Signals { inbox, _outbox: outbox })
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        INBOX.store(-1, Ordering::Relaxed);
+    }
+}
