@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use tests::{Output, Scratch, Slat};
+use tests::{Scratch, Slat, assert_refused};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -16,256 +16,78 @@ const COMMANDS: &[&str] = &["check"];
 const HELLO: &str = "[boot]\nguest = \"hello\"\n";
 
 /// A file's text, and what the message has to contain. `HELLO` goes in front of those that start with a newline.
+#[rustfmt::skip]
 const BAD: &[(&str, &[&str])] = &[
     // [memory] size
-    (
-        "\n[memory]\nsize = 0",
-        &[":5:", "memory.size is 0", "not be 0"],
-    ),
-    (
-        "\n[memory]\nsize = \"0G\"",
-        &["memory.size is \"0G\"", "not be 0"],
-    ),
-    (
-        "\n[memory]\nsize = \"63K\"",
-        &["memory.size", "multiple of 4 KiB", "try \"64K\""],
-    ),
-    (
-        "\n[memory]\nsize = 65537",
-        &["memory.size is 65537", "try \"68K\""],
-    ),
-    (
-        "\n[memory]\nsize = \"8192T\"",
-        &["memory.size", "at most", "bits"],
-    ),
-    (
-        "\n[memory]\nsize = \"99999999T\"",
-        &["memory.size", "less than 2^64"],
-    ),
-    (
-        "\n[memory]\nsize = 99999999999999999999999999",
-        &["memory.size", "less than 2^64"],
-    ),
-    (
-        "\n[memory]\nsize = 0xffffffffffffffffffffffffffffffffffffffff",
-        &["memory.size", "2^64"],
-    ),
-    (
-        "\n[memory]\nsize = -4096",
-        &["memory.size is -4096", "negative"],
-    ),
-    (
-        "\n[memory]\nsize = \"-64M\"",
-        &["memory.size is \"-64M\"", "negative"],
-    ),
-    (
-        "\n[memory]\nsize = \"lots\"",
-        &["memory.size is \"lots\"", "K, M, G or T"],
-    ),
-    (
-        "\n[memory]\nsize = 1.5",
-        &["memory.size is 1.5", "size like"],
-    ),
+    ("\n[memory]\nsize = 0", &[":5:", "memory.size is 0", "not be 0"]),
+    ("\n[memory]\nsize = \"0G\"", &["memory.size is \"0G\"", "not be 0"]),
+    ("\n[memory]\nsize = \"63K\"", &["memory.size", "multiple of 4 KiB", "try \"64K\""]),
+    ("\n[memory]\nsize = 65537", &["memory.size is 65537", "try \"68K\""]),
+    ("\n[memory]\nsize = \"8192T\"", &["memory.size", "at most", "bits"]),
+    ("\n[memory]\nsize = \"99999999T\"", &["memory.size", "less than 2^64"]),
+    ("\n[memory]\nsize = 99999999999999999999999999", &["memory.size", "less than 2^64"]),
+    ("\n[memory]\nsize = 0xffffffffffffffffffffffffffffffffffffffff", &["memory.size", "2^64"]),
+    ("\n[memory]\nsize = -4096", &["memory.size is -4096", "negative"]),
+    ("\n[memory]\nsize = \"-64M\"", &["memory.size is \"-64M\"", "negative"]),
+    ("\n[memory]\nsize = \"lots\"", &["memory.size is \"lots\"", "K, M, G or T"]),
+    ("\n[memory]\nsize = 1.5", &["memory.size is 1.5", "size like"]),
     ("\n[memory]\nsize = []", &["memory.size is []", "size like"]),
     // [memory], the rest
     ("\n[memory]\npool = 0", &["memory.pool is 0", "not be 0"]),
     ("\n[memory]\npool = \"8192T\"", &["memory.pool", "at most"]),
-    (
-        "\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"",
-        &[":6:", "memory.pages is \"4k\"", "hugetlb"],
-    ),
-    (
-        "\n[memory]\nbacking = \"disk\"",
-        &["memory.backing", "auto, memfd, tmpfs or hugetlb"],
-    ),
-    (
-        "\n[memory]\npages = \"4K\"",
-        &["memory.pages", "did you mean \"4k\"?"],
-    ),
-    (
-        "\n[memory]\npages = \"1g\"",
-        &["memory.pages is \"1g\"", "64 MiB is smaller"],
-    ),
-    (
-        "\n[memory]\nfault_threads = 0",
-        &["memory.fault_threads is 0", "1 to 8"],
-    ),
-    (
-        "\n[memory]\nfault_threads = 9",
-        &["memory.fault_threads is 9", "1 to 8"],
-    ),
-    (
-        "\n[memory]\nguard = [\"0x4000000+4K\"]",
-        &["memory.guard", "inside the 64 MiB"],
-    ),
-    (
-        "\n[memory]\nguard = [\"0x1001+4K\"]",
-        &["memory.guard", "0x1001+4K", "multiples of 4 KiB"],
-    ),
-    (
-        "\n[memory]\nguard = [\"4K+8K\", \"8K+4K\"]",
-        &["memory.guard", "0x2000+4K must not overlap 0x1000+8K"],
-    ),
-    (
-        "\n[memory]\nguard = [\"4K\"]",
-        &["memory.guard", "GPA+LENGTH"],
-    ),
-    (
-        "\n[memory]\nguard = [4096]",
-        &["memory.guard is [4096]", "list of ranges"],
-    ),
-    (
-        "\n[memory]\nguard = \"4K+4K\"",
-        &["memory.guard", "list of ranges"],
-    ),
-    (
-        "\n[memory]\nsize = \"5G\"\nguard = [\"0xC0000000+4K\"]",
-        &["memory.guard", "inside"],
-    ),
+    ("\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"", &[":6:", "memory.pages is \"4k\"", "hugetlb"]),
+    ("\n[memory]\nbacking = \"disk\"", &["memory.backing", "auto, memfd, tmpfs or hugetlb"]),
+    ("\n[memory]\npages = \"4K\"", &["memory.pages", "did you mean \"4k\"?"]),
+    ("\n[memory]\npages = \"1g\"", &["memory.pages is \"1g\"", "64 MiB is smaller"]),
+    ("\n[memory]\nfault_threads = 0", &["memory.fault_threads is 0", "1 to 8"]),
+    ("\n[memory]\nfault_threads = 9", &["memory.fault_threads is 9", "1 to 8"]),
+    ("\n[memory]\nguard = [\"0x4000000+4K\"]", &["memory.guard", "inside the 64 MiB"]),
+    ("\n[memory]\nguard = [\"0x1001+4K\"]", &["memory.guard", "0x1001+4K", "multiples of 4 KiB"]),
+    ("\n[memory]\nguard = [\"4K+8K\", \"8K+4K\"]", &["memory.guard", "0x2000+4K must not overlap 0x1000+8K"]),
+    ("\n[memory]\nguard = [\"4K\"]", &["memory.guard", "GPA+LENGTH"]),
+    ("\n[memory]\nguard = [4096]", &["memory.guard is [4096]", "list of ranges"]),
+    ("\n[memory]\nguard = \"4K+4K\"", &["memory.guard", "list of ranges"]),
+    ("\n[memory]\nsize = \"5G\"\nguard = [\"0xC0000000+4K\"]", &["memory.guard", "inside"]),
     // [machine]
     ("\n[machine]\nvcpus = 0", &["machine.vcpus is 0", "1 to 8"]),
-    (
-        "\n[machine]\nvcpus = 300",
-        &["machine.vcpus is 300", "1 to 8"],
-    ),
-    (
-        "\n[machine]\nvcpus = -1",
-        &["machine.vcpus is -1", "1 to 8"],
-    ),
-    (
-        "\n[machine]\nvcpus = \"2\"",
-        &["machine.vcpus is \"2\"", "an integer"],
-    ),
-    (
-        "\n[machine]\nirqchip = \"kernal\"",
-        &["machine.irqchip", "did you mean \"kernel\"?"],
-    ),
-    (
-        "\n[machine]\nunclaimed = true",
-        &["machine.unclaimed is true", "auto, stop or ignore"],
-    ),
-    (
-        "\n[machine]\ncpu = \"fast\"",
-        &["machine.cpu is \"fast\"", "emulation-safe"],
-    ),
-    (
-        "\n[machine]\ncpu = [\"cx16\"]",
-        &["machine.cpu", "minus sign"],
-    ),
-    (
-        "\n[machine]\ncpu = [\"-cx61\"]",
-        &["machine.cpu", "did you mean", "-cx16"],
-    ),
+    ("\n[machine]\nvcpus = 300", &["machine.vcpus is 300", "1 to 8"]),
+    ("\n[machine]\nvcpus = -1", &["machine.vcpus is -1", "1 to 8"]),
+    ("\n[machine]\nvcpus = \"2\"", &["machine.vcpus is \"2\"", "an integer"]),
+    ("\n[machine]\nirqchip = \"kernal\"", &["machine.irqchip", "did you mean \"kernel\"?"]),
+    ("\n[machine]\nunclaimed = true", &["machine.unclaimed is true", "auto, stop or ignore"]),
+    ("\n[machine]\ncpu = \"fast\"", &["machine.cpu is \"fast\"", "emulation-safe"]),
+    ("\n[machine]\ncpu = [\"cx16\"]", &["machine.cpu", "minus sign"]),
+    ("\n[machine]\ncpu = [\"-cx61\"]", &["machine.cpu", "did you mean", "-cx16"]),
     // [boot]
     ("", &["boot.guest is missing", "boot.kernel"]),
-    (
-        "# nothing but this\n",
-        &["boot.guest is missing", "boot.kernel"],
-    ),
-    (
-        "[boot]\nguest = \"hello\"\nkernel = \"k\"",
-        &[":2:", "boot.guest", "boot.kernel is set too (line 3)"],
-    ),
-    (
-        "[boot]\nguest = \"helo\"",
-        &[
-            "boot.guest is \"helo\"",
-            "hello, touch or smp",
-            "did you mean \"hello\"?",
-        ],
-    ),
-    (
-        "\ninitrd = \"i\"",
-        &["boot.initrd", "goes with boot.kernel"],
-    ),
-    (
-        "\nprotocol = \"pvh\"",
-        &["boot.protocol", "goes with boot.kernel"],
-    ),
-    (
-        "\nunpack = false",
-        &["boot.unpack", "goes with boot.kernel"],
-    ),
-    (
-        "\ncmdline = \"a\\u0000b\"",
-        &["boot.cmdline", "NUL (byte 1)"],
-    ),
-    (
-        "[boot]\nkernel = \"\"",
-        &["boot.kernel is \"\"", "the path"],
-    ),
-    (
-        "[boot]\nkernel = \"nowhere\"",
-        &["boot.kernel is \"nowhere\"", "there is no file", "/nowhere"],
-    ),
-    (
-        "[boot]\nkernel = \".\"",
-        &["boot.kernel is \".\"", "a directory", "regular file"],
-    ),
-    (
-        "[boot]\nkernel = \"/dev/null\"",
-        &["boot.kernel", "a device", "regular file"],
-    ),
-    (
-        "[boot]\nkernel = \"a\\u0000b\"",
-        &["boot.kernel", "cannot be used"],
-    ),
-    (
-        "[boot]\nkernel = \"x.toml\"\ninitrd = \"nowhere\"",
-        &[":3:", "boot.initrd", "there is no file"],
-    ),
-    (
-        "[boot]\nkernel = \"x.toml\"\nprotocol = \"bios\"",
-        &["boot.protocol", "auto, linux64 or pvh"],
-    ),
-    (
-        "[boot]\nkernel = \"x.toml\"\nunpack = \"yes\"",
-        &["boot.unpack is \"yes\"", "true or false"],
-    ),
+    ("# nothing but this\n", &["boot.guest is missing", "boot.kernel"]),
+    ("[boot]\nguest = \"hello\"\nkernel = \"k\"", &[":2:", "boot.guest", "boot.kernel is set too (line 3)"]),
+    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch or smp", "did you mean \"hello\"?"]),
+    ("\ninitrd = \"i\"", &["boot.initrd", "goes with boot.kernel"]),
+    ("\nprotocol = \"pvh\"", &["boot.protocol", "goes with boot.kernel"]),
+    ("\nunpack = false", &["boot.unpack", "goes with boot.kernel"]),
+    ("\ncmdline = \"a\\u0000b\"", &["boot.cmdline", "NUL (byte 1)"]),
+    ("[boot]\nkernel = \"\"", &["boot.kernel is \"\"", "the path"]),
+    ("[boot]\nkernel = \"nowhere\"", &["boot.kernel is \"nowhere\"", "there is no file", "/nowhere"]),
+    ("[boot]\nkernel = \".\"", &["boot.kernel is \".\"", "a directory", "regular file"]),
+    ("[boot]\nkernel = \"/dev/null\"", &["boot.kernel", "a device", "regular file"]),
+    ("[boot]\nkernel = \"a\\u0000b\"", &["boot.kernel", "cannot be used"]),
+    ("[boot]\nkernel = \"x.toml\"\ninitrd = \"nowhere\"", &[":3:", "boot.initrd", "there is no file"]),
+    ("[boot]\nkernel = \"x.toml\"\nprotocol = \"bios\"", &["boot.protocol", "auto, linux64 or pvh"]),
+    ("[boot]\nkernel = \"x.toml\"\nunpack = \"yes\"", &["boot.unpack is \"yes\"", "true or false"]),
     // [console]
-    (
-        "\n[console]\nserial = \"stdout\"",
-        &["console.serial", "stdio, off or file:PATH"],
-    ),
-    (
-        "\n[console]\nserial = \"file:\"",
-        &["console.serial", "file:PATH"],
-    ),
-    (
-        "\n[console]\nserial = \"file:.\"",
-        &["console.serial", "directory"],
-    ),
-    (
-        "\n[console]\nserial = \"file:no/where\"",
-        &["console.serial", "there is no folder"],
-    ),
+    ("\n[console]\nserial = \"stdout\"", &["console.serial", "stdio, off or file:PATH"]),
+    ("\n[console]\nserial = \"file:\"", &["console.serial", "file:PATH"]),
+    ("\n[console]\nserial = \"file:.\"", &["console.serial", "directory"]),
+    ("\n[console]\nserial = \"file:no/where\"", &["console.serial", "there is no folder"]),
     // The file's shape
-    (
-        "\n[device]\n",
-        &[
-            ":4:",
-            "device is unknown",
-            "machine, memory, boot and console",
-        ],
-    ),
-    (
-        "\n[memroy]\n",
-        &["memroy is unknown", "did you mean [memory]?"],
-    ),
-    (
-        "\n[memory]\nsise = 1",
-        &[":5:", "memory.sise is unknown", "did you mean memory.size?"],
-    ),
-    (
-        "vcpus = 1\n",
-        &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"],
-    ),
+    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, boot and console"]),
+    ("\n[memroy]\n", &["memroy is unknown", "did you mean [memory]?"]),
+    ("\n[memory]\nsise = 1", &[":5:", "memory.sise is unknown", "did you mean memory.size?"]),
+    ("vcpus = 1\n", &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"]),
     ("memory = \"64M\"\n", &["memory is \"64M\"", "a table"]),
     ("[[boot]]\n", &["boot is", "a table"]),
-    (
-        "\n[memory]\nsize = 4096\nsize = 8192",
-        &[":6:", "size is set twice"],
-    ),
+    ("\n[memory]\nsize = 4096\nsize = 8192", &[":6:", "size is set twice"]),
     ("\n[boot]\n", &[":4:", "boot", "set twice"]),
     ("\n[memory\nsize = 1", &[":4:", "not TOML"]),
     ("\n[memory]\nsize = 64M", &[":5:", "not TOML"]),
@@ -273,22 +95,6 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[memory]\nsize =", &[":5:", "not TOML"]),
     ("\u{1b}[31m", &[":1:", "not TOML"]),
 ];
-
-/// Asserts that the program refused its input in one line that has all of `says`.
-fn assert_refused(what: &str, output: &Output, says: &[&str]) {
-    let told = format!("{what}\n--- {output:?}");
-    assert!(!output.timed_out, "timed out: {told}");
-    assert_eq!(output.code, Some(2), "exit code: {told}");
-    assert_eq!(output.stdout, "", "standard output: {told}");
-    assert_eq!(output.stderr.lines().count(), 1, "one line: {told}");
-    assert!(output.stderr.ends_with('\n'), "a whole line: {told}");
-    assert!(!output.stderr.contains("panicked"), "panic: {told}");
-    let control = output.stderr.trim_end().chars().any(char::is_control);
-    assert!(!control, "control characters: {told}");
-    for part in says {
-        assert!(output.stderr.contains(part), "{part:?} is not said: {told}");
-    }
-}
 
 /// Tries every command on the config at `path`, which has to be named.
 fn assert_bad_file(path: &Path, says: &[&str]) {
