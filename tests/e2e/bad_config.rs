@@ -123,6 +123,18 @@ fn every_bad_value_is_refused_with_file_line_and_key() {
     }
 }
 
+/// A reader that recurses would run out of stack, which no error handling catches.
+#[test]
+fn nesting_without_end_is_refused() {
+    let scratch = Scratch::new();
+    for (unit, more) in [("[", ""), ("{a=", ""), ("a.", "a = 1")] {
+        let start = if more.is_empty() { "x = " } else { "" };
+        let text = format!("{start}{}{more}", unit.repeat(200_000));
+        let path = scratch.write("x.toml", text);
+        assert_bad_file(&path, &[":1:", "not TOML", "recurs"]);
+    }
+}
+
 #[test]
 fn a_command_line_longer_than_any_kernel_keeps_is_refused() {
     let scratch = Scratch::new();

@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::error::quoted;
-use super::super::file::{describe, reason};
-use super::super::machine::{HostPath, Setting};
-use super::super::raw::{Raw, Value, Written};
-use super::super::schema::{self, Key};
-use super::super::{Bytes, ConfigError, Origin, ParseBytesError};
+use crate::config::error::quoted;
+use crate::config::file::{describe, reason};
+use crate::config::machine::{HostPath, Setting};
+use crate::config::raw::{Raw, Value, Written};
+use crate::config::schema::{self, Key};
+use crate::config::{Bytes, ConfigError, Origin, ParseBytesError};
 
 /// The value of `key`: what `read` makes of what is written, or the default.
 pub(super) fn setting<T>(
