@@ -102,11 +102,7 @@ fn assert_bad_file(path: &Path, says: &[&str]) {
     for command in COMMANDS {
         let output = SLAT.run([command.as_ref(), path.as_os_str()]);
         let says: Vec<&str> = says.iter().copied().chain([&*name]).collect();
-        assert_refused(
-            &format!("slat {command} {}", path.display()),
-            &output,
-            &says,
-        );
+        assert_refused(&format!("slat {command} {}", path.display()), &output, &says);
     }
 }
 
@@ -140,24 +136,15 @@ fn a_command_line_longer_than_any_kernel_keeps_is_refused() {
     let scratch = Scratch::new();
     let longest = "x".repeat(2047);
     let path = scratch.write("fits.toml", format!("{HELLO}cmdline = \"{longest}\""));
-    assert_eq!(
-        SLAT.run([OsString::from("check"), path.into()]).code,
-        Some(0)
-    );
+    assert_eq!(SLAT.run([OsString::from("check"), path.into()]).code, Some(0));
     let path = scratch.write("x.toml", format!("{HELLO}cmdline = \"{longest}x\""));
-    assert_bad_file(
-        &path,
-        &[":3:", "boot.cmdline", "at most 2047 bytes, not 2048"],
-    );
+    assert_bad_file(&path, &[":3:", "boot.cmdline", "at most 2047 bytes, not 2048"]);
 }
 
 #[test]
 fn what_is_no_config_file_is_refused_without_reading_it() {
     let scratch = Scratch::new();
-    assert_bad_file(
-        &scratch.path().join("missing.toml"),
-        &["there is no such file"],
-    );
+    assert_bad_file(&scratch.path().join("missing.toml"), &["there is no such file"]);
     assert_bad_file(scratch.path(), &["this is a directory"]);
     let through_a_file = scratch.write("file", "").join("x.toml");
     assert_bad_file(&through_a_file, &["cannot be read: not a directory"]);
@@ -185,11 +172,7 @@ fn what_is_no_config_file_is_refused_without_reading_it() {
 #[test]
 fn file_names_that_are_hard_to_print_still_make_one_line() {
     let scratch = Scratch::new();
-    for name in [
-        &b"new\nline.toml"[..],
-        b"\xff\xfe.toml",
-        b"esc\x1b[31m.toml",
-    ] {
+    for name in [&b"new\nline.toml"[..], b"\xff\xfe.toml", b"esc\x1b[31m.toml"] {
         let path = scratch.path().join(OsString::from_vec(name.to_vec()));
         fs::write(&path, "x = 1").expect("a file with any name can be written");
         for command in COMMANDS {
@@ -205,23 +188,11 @@ fn bad_overrides_name_the_flag_and_the_key() {
     let path = scratch.hello("x.toml", "").into_os_string().into_string();
     let path = path.expect("temporary folders have plain names");
     for (set, says) in [
-        (
-            "memory.size=63K",
-            &["memory.size is \"63K\"", "try \"64K\""][..],
-        ),
+        ("memory.size=63K", &["memory.size is \"63K\"", "try \"64K\""][..]),
         ("machine.vcpus=300", &["machine.vcpus", "1 to 8"]),
-        (
-            "machine.vcpus=two",
-            &["machine.vcpus is \"two\"", "an integer"],
-        ),
-        (
-            "machine.vcpu=2",
-            &["machine.vcpu is unknown", "did you mean machine.vcpus?"],
-        ),
-        (
-            "vcpus=2",
-            &["vcpus is unknown", "did you mean machine.vcpus?"],
-        ),
+        ("machine.vcpus=two", &["machine.vcpus is \"two\"", "an integer"]),
+        ("machine.vcpu=2", &["machine.vcpu is unknown", "did you mean machine.vcpus?"]),
+        ("vcpus=2", &["vcpus is unknown", "did you mean machine.vcpus?"]),
         ("memory.size", &["table.key=value"]),
         ("", &["table.key=value"]),
         ("a\nb", &["table.key=value"]),
@@ -240,12 +211,7 @@ fn bad_overrides_name_the_flag_and_the_key() {
 
 #[test]
 fn bad_usage_exits_with_2_and_asking_for_help_with_0() {
-    for args in [
-        &["check"][..],
-        &["nothing"],
-        &["check", "a", "b"],
-        &["check", "--x", "a"],
-    ] {
+    for args in [&["check"][..], &["nothing"], &["check", "a", "b"], &["check", "--x", "a"]] {
         let output = SLAT.run(args);
         assert_eq!(output.code, Some(2), "{args:?}: {output:?}");
         assert!(output.stderr.contains("Usage:"), "{args:?}: {output:?}");
@@ -261,10 +227,7 @@ fn every_command_that_reads_a_config_is_tried() {
     for command in ["check", "run"] {
         let there = SLAT.run(["help", command]).code == Some(0);
         let tried = COMMANDS.contains(&command);
-        assert_eq!(
-            there, tried,
-            "`slat {command}` and COMMANDS disagree: put it into the list"
-        );
+        assert_eq!(there, tried, "`slat {command}` and COMMANDS disagree: put it into the list");
     }
 }
 
@@ -280,13 +243,7 @@ fn the_shipped_configs_are_fine() {
             continue;
         }
         let output = SLAT.run(["check".as_ref(), path.as_os_str()]);
-        assert_eq!(
-            output.code,
-            Some(0),
-            "{}: {}",
-            path.display(),
-            output.stderr
-        );
+        assert_eq!(output.code, Some(0), "{}: {}", path.display(), output.stderr);
         seen += 1;
     }
     assert!(seen >= 6, "only {seen} configs");

@@ -32,12 +32,7 @@ pub fn module_path(file: &Path) -> Vec<String> {
 /// What `source`, the module at `module`, names: of its own crate, and of `crates`.
 pub fn imports(source: &str, module: &[String], crates: &[&str]) -> BTreeSet<Import> {
     let tokens = tokens(source);
-    let mut scan = Scan {
-        tokens: &tokens,
-        module,
-        inline: Vec::new(),
-        found: BTreeSet::new(),
-    };
+    let mut scan = Scan { tokens: &tokens, module, inline: Vec::new(), found: BTreeSet::new() };
     scan.run(crates);
     scan.found
 }
@@ -147,18 +142,14 @@ impl Scan<'_> {
 fn tokens(source: &str) -> Vec<String> {
     let chars: Vec<char> = source.chars().collect();
     let starts = |at: usize, text: &str| {
-        text.chars()
-            .enumerate()
-            .all(|(i, c)| chars.get(at + i) == Some(&c))
+        text.chars().enumerate().all(|(i, c)| chars.get(at + i) == Some(&c))
     };
     let mut tokens = Vec::new();
     let mut at = 0;
     while at < chars.len() {
         let c = chars[at];
         if starts(at, "//") {
-            at = (at..chars.len())
-                .find(|&i| chars[i] == '\n')
-                .unwrap_or(chars.len());
+            at = (at..chars.len()).find(|&i| chars[i] == '\n').unwrap_or(chars.len());
         } else if starts(at, "/*") {
             at = behind_block_comment(&chars, at);
         } else if let Some(behind) = behind_raw_string(&chars, at) {
@@ -248,27 +239,15 @@ mod tests {
     fn paths_are_seen_in_use_and_in_code() {
         let source =
             "use crate::{pool::Pool, table::{self, walk}, addr}; fn f() { crate::fault::go() }";
-        assert_eq!(
-            modules(source, &["pin"]),
-            ["addr", "fault", "pool", "table"]
-        );
-        assert_eq!(
-            modules("use vmm::config; use vmm_sys_util::x;", &["a"]),
-            ["vmm!"]
-        );
+        assert_eq!(modules(source, &["pin"]), ["addr", "fault", "pool", "table"]);
+        assert_eq!(modules("use vmm::config; use vmm_sys_util::x;", &["a"]), ["vmm!"]);
     }
 
     #[test]
     fn super_counts_when_it_reaches_the_root() {
-        assert_eq!(
-            modules("use super::{pin, pool::X};", &["fault"]),
-            ["pin", "pool"]
-        );
+        assert_eq!(modules("use super::{pin, pool::X};", &["fault"]), ["pin", "pool"]);
         assert!(modules("use super::helper;", &["fault", "model"]).is_empty());
-        assert_eq!(
-            modules("use super::super::pin;", &["fault", "model"]),
-            ["pin"]
-        );
+        assert_eq!(modules("use super::super::pin;", &["fault", "model"]), ["pin"]);
         let inline = "mod a { use super::b; fn f() {} } use super::c;";
         assert_eq!(modules(inline, &["fault"]), ["c"]);
     }

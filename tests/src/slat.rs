@@ -36,10 +36,7 @@ pub struct Output {
 impl Slat {
     /// The program at `exe`, with a limit of 30 seconds.
     pub const fn at(exe: &'static str) -> Self {
-        Slat {
-            exe,
-            limit: Duration::from_secs(30),
-        }
+        Slat { exe, limit: Duration::from_secs(30) }
     }
 
     /// The same with another limit.
@@ -111,9 +108,7 @@ mod tests {
 
     #[test]
     fn the_limit_ends_what_does_not_end() {
-        let output = Slat::at("/bin/sleep")
-            .limit(Duration::from_millis(50))
-            .run(["60"]);
+        let output = Slat::at("/bin/sleep").limit(Duration::from_millis(50)).run(["60"]);
         assert!(output.timed_out);
         assert_eq!(output.code, None);
         assert!(output.took < Duration::from_secs(30));

@@ -78,9 +78,7 @@ const OUTSIDE: [&str; 2] = ["tests", "model"];
 
 impl Crate {
     fn floor_of(&self, module: &str) -> Option<usize> {
-        self.floors
-            .iter()
-            .position(|floor| floor.modules.contains(&module))
+        self.floors.iter().position(|floor| floor.modules.contains(&module))
     }
 
     /// Whether `from` may import `to`, both on the floors given.
@@ -96,10 +94,7 @@ impl Crate {
     fn violations(&self, file: &Path, source: &str) -> Vec<String> {
         let path = module_path(file);
         let shown = format!("{}/src/{}", self.name, file.display());
-        if path
-            .last()
-            .is_some_and(|last| OUTSIDE.contains(&last.as_str()))
-        {
+        if path.last().is_some_and(|last| OUTSIDE.contains(&last.as_str())) {
             return Vec::new();
         }
         let mut violations = Vec::new();
@@ -160,45 +155,21 @@ fn imports_point_down() {
 
 #[test]
 fn what_breaks_the_rules_is_noticed() {
-    let [guest_mm, devices, vmm] = CRATES else {
-        panic!("three crates")
-    };
+    let [guest_mm, devices, vmm] = CRATES else { panic!("three crates") };
     for (this, file, source, says) in [
-        (
-            guest_mm,
-            "pool/buddy.rs",
-            "use crate::table::Walk;",
-            "imports table",
-        ),
-        (
-            guest_mm,
-            "pin/mod.rs",
-            "use super::fault::go;",
-            "imports fault",
-        ),
+        (guest_mm, "pool/buddy.rs", "use crate::table::Walk;", "imports table"),
+        (guest_mm, "pin/mod.rs", "use super::fault::go;", "imports fault"),
         (guest_mm, "audit.rs", "use vmm::cli;", "names the crate vmm"),
         (guest_mm, "misc.rs", "", "has no floor"),
-        (
-            devices,
-            "serial.rs",
-            "guest_mm::x();",
-            "names the crate guest_mm",
-        ),
+        (devices, "serial.rs", "guest_mm::x();", "names the crate guest_mm"),
         (vmm, "config/mod.rs", "use crate::cli::main;", "imports cli"),
         (vmm, "boot/mod.rs", "use crate::kvm;", "imports kvm"),
     ] {
         let violations = this.violations(Path::new(file), source);
-        assert!(
-            violations.len() == 1 && violations[0].contains(says),
-            "{file}: {violations:?}"
-        );
+        assert!(violations.len() == 1 && violations[0].contains(says), "{file}: {violations:?}");
     }
     for (this, file, source) in [
-        (
-            guest_mm,
-            "pin/mod.rs",
-            "use crate::{pin::x, pool, table::walk}; use super::addr;",
-        ),
+        (guest_mm, "pin/mod.rs", "use crate::{pin::x, pool, table::walk}; use super::addr;"),
         (guest_mm, "pin/model.rs", "use crate::collapse;"),
         (guest_mm, "lib.rs", "pub use crate::service::X;"),
         (devices, "dma.rs", "use guest_mm::x;"),

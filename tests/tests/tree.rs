@@ -11,27 +11,18 @@ const EMPTY_NAMES: [&str; 5] = ["utils", "util", "common", "helpers", "misc"];
 const LONGEST: usize = 450;
 
 /// Put together here so that this file does not hold what it looks for.
-const UNFINISHED: [&str; 3] = [
-    concat!("TO", "DO"),
-    concat!("FIX", "ME"),
-    concat!("XX", "X"),
-];
+const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 
 /// Kinds of files with code in them.
 const CODE: [&str; 6] = ["rs", "toml", "sh", "s", "S", "ld"];
 
 fn shown(path: &Path) -> String {
     let root = tree::root();
-    path.strip_prefix(root)
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
 fn extension(path: &Path) -> &str {
-    path.extension()
-        .and_then(|text| text.to_str())
-        .unwrap_or_default()
+    path.extension().and_then(|text| text.to_str()).unwrap_or_default()
 }
 
 /// Fails with one line for each of `wrong`.
@@ -45,9 +36,7 @@ fn names_say_what_is_inside() {
         .iter()
         .map(|path| shown(path))
         .filter(|path| {
-            let mut parts = path
-                .split('/')
-                .map(|part| part.split('.').next().unwrap_or(part));
+            let mut parts = path.split('/').map(|part| part.split('.').next().unwrap_or(part));
             parts.any(|part| EMPTY_NAMES.contains(&part))
         })
         .collect();
@@ -63,10 +52,7 @@ fn sources_are_short() {
             (lines > LONGEST).then(|| format!("{}: {lines} lines", shown(path)))
         })
         .collect();
-    assert_none(
-        &format!("split what is longer than {LONGEST} lines"),
-        &wrong,
-    );
+    assert_none(&format!("split what is longer than {LONGEST} lines"), &wrong);
 }
 
 /// Lines up to the tests at the end of the file.

@@ -1,4 +1,5 @@
 //! The microVM monitor.
 
+pub mod boot;
 pub mod cli;
 pub mod config;

@@ -158,10 +158,7 @@ mod tests {
         ]) else {
             panic!("`run` did not parse");
         };
-        assert_eq!(
-            args.config.overrides,
-            ["memory.size=1M", "boot.cmdline=a b"]
-        );
+        assert_eq!(args.config.overrides, ["memory.size=1M", "boot.cmdline=a b"]);
         assert_eq!(args.config.config, PathBuf::from("x.toml"));
         assert!(args.quiet);
     }

@@ -10,11 +10,7 @@ use crate::config::{Image, MachineConfig, Origin, RamRange, Serial, Setting};
 /// Prints the machine, or says what is wrong with its config.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let config = args.config.load()?;
-    if args.json {
-        print(&json(&config))
-    } else {
-        print(&Report(&config).to_string())
-    }
+    if args.json { print(&json(&config)) } else { print(&Report(&config).to_string()) }
 }
 
 /// The config, and what follows from it.
@@ -51,13 +47,7 @@ struct Report<'a>(&'a MachineConfig);
 
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MachineConfig {
-            file,
-            machine,
-            memory,
-            boot,
-            console,
-        } = self.0;
+        let MachineConfig { file, machine, memory, boot, console } = self.0;
         writeln!(f, "{}: fine", file.display())?;
 
         writeln!(f, "\nmachine")?;
@@ -71,11 +61,7 @@ impl Display for Report<'_> {
         for ram in memory.ram() {
             let range = format!("{:#x}..{:#x}", ram.start, ram.end());
             let place = if ram.start == 0 { "below" } else { "above" };
-            fact(
-                f,
-                "",
-                format_args!("{range} ({}, {place} the MMIO hole)", ram.length),
-            )?;
+            fact(f, "", format_args!("{range} ({}, {place} the MMIO hole)", ram.length))?;
         }
         row(f, "pool", &memory.pool)?;
         fact(f, "", "rounded up to whole blocks of 2 MiB")?;
@@ -111,12 +97,7 @@ impl Display for Report<'_> {
                 }
             }
         }
-        line(
-            f,
-            "cmdline",
-            format_args!("{:?}", boot.cmdline.value),
-            boot.cmdline.origin,
-        )?;
+        line(f, "cmdline", format_args!("{:?}", boot.cmdline.value), boot.cmdline.origin)?;
 
         writeln!(f, "\nconsole")?;
         let serial = &console.serial;

@@ -61,9 +61,7 @@ impl Bytes {
 
     /// The largest unit that divides this size.
     fn unit(self) -> Option<(char, u32)> {
-        UNITS
-            .into_iter()
-            .find(|&(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift))
+        UNITS.into_iter().find(|&(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift))
     }
 }
 
@@ -108,10 +106,7 @@ impl FromStr for Bytes {
             return Err(ParseBytesError::Malformed);
         }
         let count = u64::from_str_radix(digits, radix).map_err(|_| ParseBytesError::TooLarge)?;
-        count
-            .checked_mul(1 << shift)
-            .map(Bytes)
-            .ok_or(ParseBytesError::TooLarge)
+        count.checked_mul(1 << shift).map(Bytes).ok_or(ParseBytesError::TooLarge)
     }
 }
 
@@ -152,19 +147,11 @@ mod tests {
     #[test]
     fn what_is_not_a_size_is_refused_with_the_reason() {
         for text in ["", "K", "0x", "4X", "4 B", "4iB", "1.5G", "+4", "4K4", "٤"] {
-            assert_eq!(
-                text.parse::<Bytes>(),
-                Err(ParseBytesError::Malformed),
-                "{text}"
-            );
+            assert_eq!(text.parse::<Bytes>(), Err(ParseBytesError::Malformed), "{text}");
         }
         assert_eq!("-1".parse::<Bytes>(), Err(ParseBytesError::Negative));
         for text in ["18446744073709551616", "99999999T", "16777216T"] {
-            assert_eq!(
-                text.parse::<Bytes>(),
-                Err(ParseBytesError::TooLarge),
-                "{text}"
-            );
+            assert_eq!(text.parse::<Bytes>(), Err(ParseBytesError::TooLarge), "{text}");
         }
     }
 
@@ -181,10 +168,7 @@ mod tests {
 
     #[test]
     fn rounding_up_stops_at_64_bits() {
-        assert_eq!(
-            Bytes::new(1).checked_round_up(Bytes::mib(2)),
-            Some(Bytes::mib(2))
-        );
+        assert_eq!(Bytes::new(1).checked_round_up(Bytes::mib(2)), Some(Bytes::mib(2)));
         assert_eq!(Bytes::new(u64::MAX).checked_round_up(Bytes::mib(2)), None);
     }
 }

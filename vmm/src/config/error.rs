@@ -135,11 +135,8 @@ const LONGEST_SHOWN: usize = 48;
 
 /// `text` on one line and cut to a bearable length.
 pub(super) fn shown(text: &str) -> String {
-    let mut out: String = text
-        .chars()
-        .take(LONGEST_SHOWN)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let mut out: String =
+        text.chars().take(LONGEST_SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(LONGEST_SHOWN).is_some() {
         out.push('…');
     }
@@ -155,11 +152,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// `path` on one line.
 pub(super) fn shown_path(path: &Path) -> String {
-    path.display()
-        .to_string()
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -60,13 +60,7 @@ impl Serialize for Feature {
 }
 
 const fn bit(name: &'static str, leaf: u32, subleaf: u32, register: Register, bit: u8) -> Feature {
-    Feature {
-        name,
-        leaf,
-        subleaf,
-        register,
-        bit,
-    }
+    Feature { name, leaf, subleaf, register, bit }
 }
 
 /// Every feature that can be switched off, in the order of leaf, register and bit.
@@ -230,10 +224,8 @@ mod tests {
     fn every_name_and_every_bit_stands_once() {
         let names: HashSet<_> = FEATURES.iter().map(|f| f.name).collect();
         assert_eq!(names.len(), FEATURES.len());
-        let bits: HashSet<_> = FEATURES
-            .iter()
-            .map(|f| (f.leaf, f.subleaf, f.register, f.bit))
-            .collect();
+        let bits: HashSet<_> =
+            FEATURES.iter().map(|f| (f.leaf, f.subleaf, f.register, f.bit)).collect();
         assert_eq!(bits.len(), FEATURES.len());
         assert!(FEATURES.iter().all(|f| f.bit < 32));
     }

@@ -24,10 +24,7 @@ pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         let before = &error.as_bytes()[..offset];
-        let line_start = before
-            .iter()
-            .rposition(|&b| b == b'\n')
-            .map_or(0, |at| at + 1);
+        let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
         let text = String::from_utf8_lossy(&before[line_start..]);
         ConfigError {
             origin: Origin::File {
@@ -51,9 +48,7 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, Problem> {
     require_regular(file.metadata().map_err(unreadable)?.file_type())?;
     // The length is not asked for: it may change, and files of /proc have none. One byte over the limit tells enough.
     let mut bytes = Vec::new();
-    file.take(LARGEST.get() + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    file.take(LARGEST.get() + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > LARGEST.get() {
         return Err(Problem::TooLarge(LARGEST));
     }

@@ -19,9 +19,8 @@ pub struct Guard {
 impl Guard {
     /// Reads `0x2000000+4K`. The error says what is wrong, as the end of a sentence.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let (start, length) = text
-            .split_once('+')
-            .ok_or("a guard must be GPA+LENGTH, as in \"0x2000000+4K\"")?;
+        let (start, length) =
+            text.split_once('+').ok_or("a guard must be GPA+LENGTH, as in \"0x2000000+4K\"")?;
         let start: Bytes = start.parse().map_err(|e| format!("its address: {e}"))?;
         let length: Bytes = length.parse().map_err(|e| format!("its length: {e}"))?;
         if !start.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) {
@@ -33,10 +32,7 @@ impl Guard {
         if start.get().checked_add(length.get()).is_none() {
             return Err("it must end below 2^64".into());
         }
-        Ok(Guard {
-            start: start.get(),
-            length,
-        })
+        Ok(Guard { start: start.get(), length })
     }
 
     /// The first guest-physical address, a multiple of 4 KiB.

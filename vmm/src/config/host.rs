@@ -28,9 +28,7 @@ impl Host {
         } else {
             36 // SDM vol. 2, CPUID: what a CPU without the leaf has, if it has PAE.
         };
-        Host {
-            phys_bits: phys_bits.clamp(32, 52),
-        }
+        Host { phys_bits: phys_bits.clamp(32, 52) }
     }
 
     /// The most RAM that a guest's address space has room for, the hole left out.
@@ -61,10 +59,7 @@ pub fn ram_ranges(size: Bytes) -> impl Iterator<Item = RamRange> + Clone {
     [(0, below), (HOLE_END, size.get() - below)]
         .into_iter()
         .filter(|&(_, length)| length > 0)
-        .map(|(start, length)| RamRange {
-            start,
-            length: Bytes::new(length),
-        })
+        .map(|(start, length)| RamRange { start, length: Bytes::new(length) })
 }
 
 #[cfg(test)]
@@ -73,17 +68,10 @@ mod tests {
 
     #[test]
     fn ram_goes_around_the_hole() {
-        let layout = |size| {
-            ram_ranges(size)
-                .map(|r| (r.start, r.end()))
-                .collect::<Vec<_>>()
-        };
+        let layout = |size| ram_ranges(size).map(|r| (r.start, r.end())).collect::<Vec<_>>();
         assert_eq!(layout(Bytes::mib(64)), [(0, 64 << 20)]);
         assert_eq!(layout(Bytes::gib(3)), [(0, HOLE_START)]);
-        assert_eq!(
-            layout(Bytes::gib(5)),
-            [(0, HOLE_START), (HOLE_END, 6 << 30)]
-        );
+        assert_eq!(layout(Bytes::gib(5)), [(0, HOLE_START), (HOLE_END, 6 << 30)]);
     }
 
     #[test]

@@ -150,10 +150,9 @@ impl CpuModel {
     pub fn hidden(&self) -> Vec<Feature> {
         match self {
             CpuModel::Host => Vec::new(),
-            CpuModel::EmulationSafe => EMULATION_SAFE
-                .iter()
-                .filter_map(|name| Feature::named(name))
-                .collect(),
+            CpuModel::EmulationSafe => {
+                EMULATION_SAFE.iter().filter_map(|name| Feature::named(name)).collect()
+            }
             CpuModel::Without(features) => features.clone(),
         }
     }
@@ -163,16 +162,12 @@ impl std::fmt::Display for CpuModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             CpuModel::Host => f.write_str("host"),
-            CpuModel::EmulationSafe => write!(
-                f,
-                "emulation-safe: host less {} features",
-                EMULATION_SAFE.len()
-            ),
+            CpuModel::EmulationSafe => {
+                write!(f, "emulation-safe: host less {} features", EMULATION_SAFE.len())
+            }
             CpuModel::Without(features) => {
                 f.write_str("host")?;
-                features
-                    .iter()
-                    .try_for_each(|feature| write!(f, " {feature}"))
+                features.iter().try_for_each(|feature| write!(f, " {feature}"))
             }
         }
     }

@@ -63,10 +63,7 @@ impl Raw {
                 values.insert((key.table, key.name), written);
             }
         }
-        Ok(Raw {
-            file: file.to_owned(),
-            values,
-        })
+        Ok(Raw { file: file.to_owned(), values })
     }
 
     /// Lays `table.key=value` over what the file says. An empty value takes the key out again.
@@ -97,11 +94,7 @@ impl Raw {
             let reason = format!("it must be {}", key.allowed);
             fail(Some(key.to_string()), Problem::BadValue { value, reason })
         })?;
-        let written = Written {
-            value,
-            origin: Origin::Flag,
-            shown: quoted(text),
-        };
+        let written = Written { value, origin: Origin::Flag, shown: quoted(text) };
         self.values.insert((key.table, key.name), written);
         Ok(())
     }
@@ -122,10 +115,7 @@ impl Raw {
             file: self.file.clone(),
             origin: written.origin,
             key: Some(key.to_string()),
-            problem: Problem::BadValue {
-                value: written.shown.clone(),
-                reason: reason.into(),
-            },
+            problem: Problem::BadValue { value: written.shown.clone(), reason: reason.into() },
         }
     }
 }
@@ -172,10 +162,7 @@ impl Value {
 /// The entries of a table from top to bottom: the first mistake is the one that is reported.
 fn in_order<'a, 'i>(
     table: &'a DeTable<'i>,
-) -> Vec<(
-    &'a Spanned<std::borrow::Cow<'i, str>>,
-    &'a Spanned<DeValue<'i>>,
-)> {
+) -> Vec<(&'a Spanned<std::borrow::Cow<'i, str>>, &'a Spanned<DeValue<'i>>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
@@ -189,12 +176,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn fail(&self, span: Range<usize>, key: Option<String>, problem: Problem) -> ConfigError {
-        ConfigError {
-            file: self.file.to_owned(),
-            origin: self.origin(span),
-            key,
-            problem,
-        }
+        ConfigError { file: self.file.to_owned(), origin: self.origin(span), key, problem }
     }
 
     fn table(
@@ -228,11 +210,7 @@ impl Source<'_> {
         reason: String,
     ) -> ConfigError {
         let value = self.shown(value);
-        self.fail(
-            span,
-            Some(key.to_owned()),
-            Problem::BadValue { value, reason },
-        )
+        self.fail(span, Some(key.to_owned()), Problem::BadValue { value, reason })
     }
 
     fn syntax(&self, error: &toml::de::Error) -> ConfigError {
@@ -300,9 +278,7 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Raw::parse(text, Path::new("x.toml"))
-            .unwrap_err()
-            .to_string()
+        Raw::parse(text, Path::new("x.toml")).unwrap_err().to_string()
     }
 
     fn flag_error(assignment: &str) -> String {
@@ -336,18 +312,9 @@ mod tests {
                 "[machine]\nvcpus = 1.5",
                 "x.toml:2: machine.vcpus is 1.5: it must be an integer from 1 to 8",
             ),
-            (
-                "[[memory]]",
-                "x.toml:1: memory is [[memory]]: it must be a table, [memory]",
-            ),
-            (
-                "memory = 3",
-                "x.toml:1: memory is 3: it must be a table, [memory]",
-            ),
-            (
-                "[boot.unpack]",
-                "x.toml:1: boot.unpack is a table: it must be true or false",
-            ),
+            ("[[memory]]", "x.toml:1: memory is [[memory]]: it must be a table, [memory]"),
+            ("memory = 3", "x.toml:1: memory is 3: it must be a table, [memory]"),
+            ("[boot.unpack]", "x.toml:1: boot.unpack is a table: it must be true or false"),
             (
                 "[machine]\nvcpus = 1\nirqchip = \"none\"\nvcpus = 2",
                 "x.toml:4: vcpus is set twice: remove one of the two",
@@ -360,10 +327,7 @@ mod tests {
     #[test]
     fn what_is_not_toml_is_told_by_line_and_column() {
         let error = error("[machine]\nvcpus = = 1");
-        assert!(
-            error.starts_with("x.toml:2: column 9: this is not TOML: "),
-            "{error}"
-        );
+        assert!(error.starts_with("x.toml:2: column 9: this is not TOML: "), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
 
@@ -375,10 +339,7 @@ mod tests {
     #[test]
     fn flags_are_checked_like_the_file_and_named_in_errors() {
         for (assignment, says) in [
-            (
-                "memory.size",
-                "--set: \"memory.size\" is not of the form table.key=value",
-            ),
+            ("memory.size", "--set: \"memory.size\" is not of the form table.key=value"),
             (
                 "memory.sise=1M",
                 "--set: memory.sise is unknown (did you mean memory.size?): \
@@ -421,10 +382,7 @@ mod tests {
 
     #[test]
     fn columns_count_characters() {
-        let source = Source {
-            text: "# ü\nüb = 1",
-            file: Path::new(""),
-        };
+        let source = Source { text: "# ü\nüb = 1", file: Path::new("") };
         assert_eq!(source.position(5), (2, 1));
         assert_eq!(source.position(7), (2, 2));
         assert_eq!(source.position(6), (2, 1), "inside a character");

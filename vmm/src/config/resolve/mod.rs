@@ -35,16 +35,9 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let boot = boot(raw)?;
     let machine = machine(raw, &boot)?;
     let memory = memory(raw, host)?;
-    let console = Console {
-        serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))?,
-    };
-    Ok(MachineConfig {
-        file: HostPath(raw.file.clone()),
-        machine,
-        memory,
-        boot,
-        console,
-    })
+    let console =
+        Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
+    Ok(MachineConfig { file: HostPath(raw.file.clone()), machine, memory, boot, console })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -60,10 +53,8 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
             });
         }
         (Some(guest), Some(kernel)) => {
-            let reason = format!(
-                "boot.kernel is set too ({}), remove one of the two",
-                kernel.origin
-            );
+            let reason =
+                format!("boot.kernel is set too ({}), remove one of the two", kernel.origin);
             return Err(raw.bad(&schema::GUEST, guest, reason));
         }
         (Some(guest), None) => {
@@ -115,9 +106,7 @@ fn cmdline(written: &Written) -> Result<String, String> {
     }
     if text.len() > LONGEST_CMDLINE {
         let length = text.len();
-        return Err(format!(
-            "it must be at most {LONGEST_CMDLINE} bytes, not {length}"
-        ));
+        return Err(format!("it must be at most {LONGEST_CMDLINE} bytes, not {length}"));
     }
     Ok(text.to_owned())
 }
@@ -126,17 +115,9 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
     let vcpus = setting(raw, &schema::VCPUS, 1, |w| small_count(w, &schema::VCPUS))?;
     let builtin = matches!(boot.image.value, Image::Guest(_));
     // One vCPU has nobody to interrupt it, and creating the chips costs milliseconds.
-    let irqchip = if builtin && vcpus.value == 1 {
-        Irqchip::None
-    } else {
-        Irqchip::Kernel
-    };
+    let irqchip = if builtin && vcpus.value == 1 { Irqchip::None } else { Irqchip::Kernel };
     // A built-in guest touches only what it knows to be there; a kernel probes.
-    let unclaimed = if builtin {
-        Unclaimed::Stop
-    } else {
-        Unclaimed::Ignore
-    };
+    let unclaimed = if builtin { Unclaimed::Stop } else { Unclaimed::Ignore };
     Ok(Machine {
         vcpus,
         irqchip: setting(raw, &schema::IRQCHIP, irqchip, |w| {
@@ -185,9 +166,7 @@ fn memory(raw: &Raw, host: Host) -> Result<Memory, ConfigError> {
     let fits = |size: Bytes| {
         if size > limit {
             let bits = host.phys_bits;
-            return Err(format!(
-                "it must be at most {limit}: addresses here have {bits} bits"
-            ));
+            return Err(format!("it must be at most {limit}: addresses here have {bits} bits"));
         }
         Ok(size)
     };
@@ -280,10 +259,7 @@ fn serial(raw: &Raw, written: &Written) -> Result<Serial, String> {
                 _ => Path::new("."),
             };
             if !folder.is_dir() {
-                return Err(format!(
-                    "there is no folder {}",
-                    quoted(&folder.to_string_lossy())
-                ));
+                return Err(format!("there is no folder {}", quoted(&folder.to_string_lossy())));
             }
         }
         Err(error) => return Err(reason(&error)),

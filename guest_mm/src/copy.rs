@@ -1,0 +1,60 @@
+//! Bytes into and out of guest memory, by the monitor itself: boot images, reports. Under the lock of
+//! the table page, so correct against everything and fast for nobody: devices pin instead.
+
+use crate::addr::{FrameNo, Gpa};
+use crate::entry::Entry;
+use crate::geometry::{FRAME_BYTES, Level};
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+
+/// A page that has no bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("guest-physical {gpa} is not mapped")]
+pub struct NotMapped {
+    /// The first byte that could not be copied.
+    pub gpa: Gpa,
+}
+
+/// Copies `from` into mapped memory at `gpa`.
+pub(crate) fn write<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    from: &[u8],
+) -> Result<(), NotMapped> {
+    each_page(space, gpa, from.len(), |frame, offset, part| {
+        space.pool.memory().write(frame, offset, &from[part]);
+    })
+}
+
+/// Copies mapped memory at `gpa` to `into`.
+pub(crate) fn read<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    into: &mut [u8],
+) -> Result<(), NotMapped> {
+    let bytes = into.len();
+    each_page(space, gpa, bytes, |frame, offset, part| {
+        space.pool.memory().read(frame, offset, &mut into[part]);
+    })
+}
+
+/// Calls `copy` for each page of the `bytes` at `gpa` with its frame, the offset in it, and the part of
+/// the buffer.
+fn each_page<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    bytes: usize,
+    mut copy: impl FnMut(FrameNo, usize, std::ops::Range<usize>),
+) -> Result<(), NotMapped> {
+    let mut done = 0;
+    while done < bytes {
+        let at = Gpa::new(gpa.as_u64() + done as u64);
+        let take = (FRAME_BYTES as usize - at.frame_offset()).min(bytes - done);
+        let cursor = space.table.cursor_on(at.gfn(), Level::PT);
+        let Entry::Leaf(leaf) = cursor.entry(at.gfn()) else { return Err(NotMapped { gpa: at }) };
+        let frame = leaf.frame.add(at.gfn().offset_in(cursor.level().entry_frames()));
+        copy(frame, at.frame_offset(), done..done + take);
+        done += take;
+    }
+    Ok(())
+}

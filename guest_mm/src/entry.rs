@@ -1,0 +1,232 @@
+//! One 64-bit word of a table, and what it means.
+//!
+//! Bit layout: Intel SDM vol. 3C, 29.3.2, tables 29-1 to 29-7 (PML4E, PDPTE, PDE, PTE and their leaf
+//! forms). The words are never walked by hardware, but they could be: what the SDM reserves is zero.
+//!
+//! ```text
+//!  63  62..57  56..52   51..12                     11  10 9 8   7    6   5..3   2 1 0
+//!  sve   -     marker   frame or table             mk  -  - -  leaf  ipat  mt   X W R
+//! ```
+//!
+//! * a *table* has R, W and X set and no more: the leaf alone decides;
+//! * a *leaf* has R, memory type 6 (write-back), and bit 7 where the level is 2 or 3;
+//! * an entry with R = W = X = 0 is not present, and the CPU ignores its other bits (29.3.2): there a
+//!   *marker* sets bit 11 and its kind in 53:52. All zero is *absent*.
+
+use crate::addr::FrameNo;
+use crate::geometry::{FRAME_SHIFT, Level};
+use crate::prot::Prot;
+
+/// Read access (bit 0).
+const READ: u64 = 1 << 0;
+/// Write access (bit 1).
+const WRITE: u64 = 1 << 1;
+/// Execute access (bit 2).
+const EXEC: u64 = 1 << 2;
+/// EPT memory type of a leaf (bits 5:3): 6 is write-back (table 29-6).
+const MEMORY_TYPE_WB: u64 = 6 << 3;
+/// The memory type's field.
+const MEMORY_TYPE_MASK: u64 = 7 << 3;
+/// Set in a PDPTE or PDE that is a leaf (bit 7); ignored in a PTE, reserved in a PML4E.
+const LEAF: u64 = 1 << 7;
+/// Ignored by the CPU (bit 11): ours, tells a marker from an absent entry.
+const MARKER: u64 = 1 << 11;
+/// Ignored by the CPU in an entry that is not present (bits 53:52): ours, the marker's kind.
+const MARKER_KIND_SHIFT: u32 = 52;
+/// Bits 51:12: the frame of a leaf, the table of an entry that is none.
+const ADDRESS_MASK: u64 = ((1 << 52) - 1) & !((1 << FRAME_SHIFT) - 1);
+
+/// Which table an entry points to: its index in the arena of table pages, as a leaf's frame is an
+/// index in the pool.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NodeNo(u32);
+
+impl NodeNo {
+    /// The table with this index.
+    pub const fn new(index: u32) -> NodeNo {
+        NodeNo(index)
+    }
+
+    /// Its index.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A present entry that maps memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Leaf {
+    /// The first frame that it maps.
+    pub frame: FrameNo,
+    /// What the guest may do.
+    pub prot: Prot,
+}
+
+/// An entry that is not present and says why.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Marker {
+    /// The page is still elsewhere (post-copy).
+    Missing,
+    /// Nobody may touch it.
+    Guard,
+    /// Its contents are lost.
+    Poison,
+}
+
+/// What a word means at its level.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Entry {
+    /// Nothing yet: the first touch fills it with zeroes.
+    Absent,
+    /// Points to a table of the level below.
+    Table(NodeNo),
+    /// Maps memory.
+    Leaf(Leaf),
+    /// Not present, with a meaning.
+    Marker(Marker),
+}
+
+/// A word that means nothing: a bug or a broken memory chip, never a state of the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the level-{level} table entry {raw:#018x} has no meaning")]
+pub struct Malformed {
+    /// The word.
+    pub raw: u64,
+    /// The level of the table that it was read from.
+    pub level: u8,
+}
+
+impl Marker {
+    /// Every kind.
+    pub const ALL: [Marker; 3] = [Marker::Missing, Marker::Guard, Marker::Poison];
+
+    const fn kind(self) -> u64 {
+        match self {
+            Marker::Missing => 0,
+            Marker::Guard => 1,
+            Marker::Poison => 2,
+        }
+    }
+}
+
+impl Entry {
+    /// The word for it in a table of `level`.
+    ///
+    /// # Panics
+    /// If the format has no such entry at this level: a leaf above level 3, a table below level 2.
+    pub const fn encode(self, level: Level) -> u64 {
+        match self {
+            Entry::Absent => 0,
+            Entry::Table(node) => {
+                assert!(level.number() >= 2, "a page table has no tables below it");
+                READ | WRITE | EXEC | ((node.0 as u64) << FRAME_SHIFT)
+            }
+            Entry::Leaf(leaf) => {
+                assert!(level.number() <= 3, "the format has no leaves at this level");
+                let size = if level.number() >= 2 { LEAF } else { 0 };
+                READ | prot_bits(leaf.prot) | MEMORY_TYPE_WB | size | leaf.frame.offset()
+            }
+            Entry::Marker(marker) => MARKER | (marker.kind() << MARKER_KIND_SHIFT),
+        }
+    }
+
+    /// What the word `raw` means in a table of `level`.
+    ///
+    /// # Errors
+    /// [`Malformed`] for a word that [`Entry::encode`] never makes.
+    pub const fn decode(raw: u64, level: Level) -> Result<Entry, Malformed> {
+        let malformed = Err(Malformed { raw, level: level.number() });
+        let address = (raw & ADDRESS_MASK) >> FRAME_SHIFT;
+        if address > u32::MAX as u64 {
+            return malformed;
+        }
+        let low = raw & !ADDRESS_MASK;
+        if raw == 0 {
+            Ok(Entry::Absent)
+        } else if raw & (READ | WRITE | EXEC) == 0 {
+            let kind = raw >> MARKER_KIND_SHIFT;
+            match (raw & ((1 << MARKER_KIND_SHIFT) - 1) == MARKER, kind) {
+                (true, 0) => Ok(Entry::Marker(Marker::Missing)),
+                (true, 1) => Ok(Entry::Marker(Marker::Guard)),
+                (true, 2) => Ok(Entry::Marker(Marker::Poison)),
+                _ => malformed,
+            }
+        } else if level.number() >= 2 && raw & LEAF == 0 {
+            match low == READ | WRITE | EXEC {
+                true => Ok(Entry::Table(NodeNo(address as u32))),
+                false => malformed,
+            }
+        } else {
+            let leaf_bit = if level.number() >= 2 { LEAF } else { 0 };
+            let prot = match low & (WRITE | EXEC) {
+                0 => Prot::R,
+                EXEC => Prot::Rx,
+                WRITE => Prot::Rw,
+                _ => Prot::Rwx,
+            };
+            let expected = READ | prot_bits(prot) | MEMORY_TYPE_WB | leaf_bit;
+            if level.number() > 3 || low & MEMORY_TYPE_MASK != MEMORY_TYPE_WB || low != expected {
+                return malformed;
+            }
+            Ok(Entry::Leaf(Leaf { frame: FrameNo::new(address as u32), prot }))
+        }
+    }
+}
+
+const fn prot_bits(prot: Prot) -> u64 {
+    (if prot.writable() { WRITE } else { 0 }) | (if prot.executable() { EXEC } else { 0 })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entries() -> impl Strategy<Value = (Entry, Level)> {
+        let leaf = (any::<u32>(), 0..4usize, 1..=3u8).prop_map(|(frame, prot, level)| {
+            let leaf = Leaf { frame: FrameNo::new(frame), prot: Prot::ALL[prot] };
+            (Entry::Leaf(leaf), Level::new(level))
+        });
+        let table = (any::<u32>(), 2..=4u8)
+            .prop_map(|(node, level)| (Entry::Table(NodeNo::new(node)), Level::new(level)));
+        let marker = (0..3usize, 1..=4u8)
+            .prop_map(|(kind, level)| (Entry::Marker(Marker::ALL[kind]), Level::new(level)));
+        let absent = (1..=4u8).prop_map(|level| (Entry::Absent, Level::new(level)));
+        prop_oneof![leaf, table, marker, absent]
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_survives_the_round_trip((entry, level) in entries()) {
+            prop_assert_eq!(Entry::decode(entry.encode(level), level), Ok(entry));
+        }
+
+        #[test]
+        fn every_word_that_decodes_encodes_to_itself(raw in any::<u64>(), level in 1..=4u8) {
+            let level = Level::new(level);
+            if let Ok(entry) = Entry::decode(raw, level) {
+                prop_assert_eq!(entry.encode(level), raw);
+            }
+        }
+
+        #[test]
+        fn what_the_sdm_reserves_is_zero((entry, level) in entries()) {
+            let raw = entry.encode(level);
+            match entry {
+                // Table 29-1 and 29-3: bits 7:3 of an entry that points to a table.
+                Entry::Table(_) => prop_assert_eq!(raw & 0xf8, 0),
+                // Tables 29-2 and 29-4: the bits between bit 12 and the leaf's alignment are the
+                // address's own; memory type 2, 3 and 7 would be misconfigurations.
+                Entry::Leaf(_) => prop_assert_eq!((raw >> 3) & 7, 6),
+                _ => prop_assert_eq!(raw & 7, 0),
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_only_word_is_malformed() {
+        let level = Level::PT;
+        let raw = Entry::Leaf(Leaf { frame: FrameNo::new(1), prot: Prot::Rw }).encode(level);
+        assert!(Entry::decode(raw & !READ, level).is_err());
+    }
+}

@@ -1,0 +1,325 @@
+//! A violation becomes a page.
+//!
+//! ```text
+//! continue-vs-zap         fault                           unmap (balloon, teardown)
+//!                         F1 lock the table page          Z1 lock the table page
+//!                         F2 entry absent? else done      Z2 clear the entry
+//!                         F3 frame, zeroed                Z3 zap the window (waits for vCPUs)
+//!                         F4 publish the leaf             Z4 unlock
+//!                         F5 install it in the window     Z5 free the frame
+//!                         F6 unlock
+//!
+//! Invariant   the window holds no translation that the table does not: F4 and F5 are one step for
+//!             whoever takes the lock, and so are Z2 and Z3.
+//! Tolerated   between F4 and F5 the window holds less than the table; a vCPU faults once more.
+//! Origin      ours; KVM closes the same gap with a sequence number (`mmu_invalidate_seq`, Linux
+//!             e930bffe95e1), because it cannot hold its lock over the look-up. We can: F5 is a
+//!             microsecond.
+//! Variant     `InstallAfterUnlock` does F5 after F6: the unmap comes between, the frame is freed and
+//!             given to another, and the guest still reads it.
+//! ```
+//!
+//! [`Published`](crate::table::zap::Published) borrows the cursor, so code that installs after the
+//! unlock does not compile unless it says `after_unlock`.
+
+#[cfg(loom)]
+mod model;
+
+use crate::addr::{Gfn, GfnRange, Gpa, PageSize};
+use crate::entry::{Entry, Leaf, Marker};
+use crate::geometry::Level;
+use crate::mirror::{Mirror, MirrorError, Run};
+use crate::pool::{Exhausted, Pool};
+use crate::prot::{Access, Prot};
+use crate::protocol::Protocol;
+use crate::space::{AddressSpace, RamRegion, count};
+use crate::table::OutOfTables;
+use crate::table::cursor::Cursor;
+use crate::table::zap::{Late, Published};
+
+/// The rights of RAM.
+const RAM: Prot = Prot::Rwx;
+
+/// What a violation led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Filled {
+    /// The page, or the block or GiB around it, is mapped now.
+    Fresh(PageSize),
+    /// It was mapped already; it is in the window now.
+    Present,
+}
+
+/// Why a violation cannot be served. The guest cannot go on past the access.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FaultError {
+    /// The address is no RAM.
+    #[error("{access} of guest-physical {gpa}, which is not RAM")]
+    NotRam {
+        /// Where.
+        gpa: Gpa,
+        /// What was tried.
+        access: Access,
+    },
+    /// The page is marked.
+    #[error("{access} of the {} page at guest-physical {gpa}", name(*marker))]
+    Marked {
+        /// Where.
+        gpa: Gpa,
+        /// What was tried.
+        access: Access,
+        /// How the page is marked.
+        marker: Marker,
+    },
+    /// A write where only reads are allowed.
+    #[error("write to the read-only page at guest-physical {gpa}")]
+    ReadOnly {
+        /// Where.
+        gpa: Gpa,
+    },
+    /// There is no frame for the page.
+    #[error("{access} of guest-physical {gpa}: {cause}; raise memory.pool or lower memory.size")]
+    Exhausted {
+        /// Where.
+        gpa: Gpa,
+        /// What was tried.
+        access: Access,
+        /// How large the pool is.
+        cause: Exhausted,
+    },
+    /// There is no table page for the entry.
+    #[error(transparent)]
+    OutOfTables(#[from] OutOfTables),
+    /// The window could not be changed.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+}
+
+fn name(marker: Marker) -> &'static str {
+    match marker {
+        Marker::Missing => "missing",
+        Marker::Guard => "guard",
+        Marker::Poison => "poisoned",
+    }
+}
+
+/// Serves the violation of `access` at `gpa`: when this returns, the page is mapped and the vCPU that
+/// waited for it runs.
+pub(crate) fn fault<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    access: Access,
+) -> Result<Filled, FaultError> {
+    let result = serve(space, gpa, access);
+    let counters = &space.counters;
+    match &result {
+        Ok(Filled::Fresh(size)) => count(&counters.filled[size.level_number() as usize - 1], 1),
+        Ok(Filled::Present) => count(&counters.present, 1),
+        Err(_) => count(&counters.refused, 1),
+    }
+    result
+}
+
+fn serve<P: Protocol>(
+    space: &AddressSpace<P>,
+    gpa: Gpa,
+    access: Access,
+) -> Result<Filled, FaultError> {
+    let gfn = gpa.gfn();
+    let region = *space.region(gfn).ok_or(FaultError::NotRam { gpa, access })?;
+    let sizes = PageSize::ALL.iter().rev().filter(|&&size| size <= space.policy.pages);
+    for &size in sizes.filter(|&&size| size > PageSize::Size4K) {
+        if let Some(filled) = fill_huge(space, &region, gfn, size)? {
+            return Ok(filled);
+        }
+    }
+    // F1
+    let mut cursor = space.table.cursor_at(gfn, Level::PT)?;
+    // F2
+    match cursor.entry(gfn) {
+        Entry::Absent => {}
+        Entry::Marker(marker) => return Err(FaultError::Marked { gpa, access, marker }),
+        Entry::Leaf(leaf) if !leaf.prot.allows(access) => return Err(FaultError::ReadOnly { gpa }),
+        _ => {
+            if let Some(there) = cursor.republish(gfn) {
+                there.install(&*space.mirror)?;
+            }
+            return Ok(Filled::Present);
+        }
+    }
+    let page = GfnRange::entry(gfn, Level::PT);
+    let filled = fill(space, &region, cursor, page).map_err(|e| e.at(gpa, access))?;
+    debug_assert!(filled == 1);
+    if space.policy.pages > PageSize::Size4K {
+        // The block could not be mapped in one piece. What surrounds the page is a convenience: if the
+        // pool has no frames for all of it, the guest may never ask for the rest.
+        let block = GfnRange::entry(gfn, Level::PD).intersection(region.range);
+        let around = block.map_or(Ok(0), |block| populate(space, block));
+        debug_assert!(around.is_ok() || matches!(around, Err(FaultError::Exhausted { .. })));
+    }
+    Ok(Filled::Fresh(PageSize::Size4K))
+}
+
+/// Maps every absent page of `range`, which is RAM, before anyone touches it; how many.
+pub(crate) fn populate<P: Protocol>(
+    space: &AddressSpace<P>,
+    range: GfnRange,
+) -> Result<u64, FaultError> {
+    let mut pages = 0;
+    for part in range.chunks(Level::PT.table_frames()) {
+        let gpa = part.start().gpa();
+        let access = Access::Write;
+        let region = *space.region(part.start()).ok_or(FaultError::NotRam { gpa, access })?;
+        let cursor = space.table.cursor_at(part.start(), Level::PT)?;
+        if cursor.level() == Level::PT {
+            pages += fill(space, &region, cursor, part).map_err(|e| e.at(gpa, access))?;
+        }
+    }
+    count(&space.counters.prefilled, pages);
+    Ok(pages)
+}
+
+/// Maps the whole leaf of `size` around `gfn`; none where something smaller has to do: part of it is
+/// in use, or not RAM, or the pool has no whole run left.
+fn fill_huge<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    gfn: Gfn,
+    size: PageSize,
+) -> Result<Option<Filled>, FaultError> {
+    let Some(level) = size.level() else { return Ok(None) };
+    let range = GfnRange::entry(gfn, level);
+    let untouched = {
+        let walked = space.table.walk(&space.table.enter(), gfn);
+        walked.entry == Entry::Absent && walked.level >= level
+    };
+    if !untouched || !region.range.covers(range) {
+        return Ok(None);
+    }
+    // F3 comes first here: zeroing a block takes 100 us, and the lock spans all blocks of a GiB. Who
+    // comes second gives its block back.
+    let hint = region.preferred_frame(range.start(), space.pool.nr_frames());
+    let Some(frame) = space.pool.alloc_run_zeroed(size, hint) else { return Ok(None) };
+    let mut cursor = space.table.cursor_at(gfn, level)?;
+    if cursor.level() != level || cursor.entry(gfn) != Entry::Absent {
+        drop(cursor);
+        space.pool.release(frame, size.frames());
+        return Ok(None);
+    }
+    space.mirror.remap(Run { gfn: range.start(), frame, frames: size.frames() })?;
+    let published = cursor.map(range.start(), Leaf { frame, prot: RAM });
+    // F5, F6
+    match install::<P>(published, &*space.mirror)? {
+        None => drop(cursor),
+        Some(late) => {
+            drop(cursor);
+            late.install(&*space.mirror)?;
+        }
+    }
+    Ok(Some(Filled::Fresh(size)))
+}
+
+/// A [`FaultError`] that does not yet know the access.
+enum FillError {
+    Exhausted(Exhausted),
+    Mirror(MirrorError),
+}
+
+impl FillError {
+    fn at(self, gpa: Gpa, access: Access) -> FaultError {
+        match self {
+            FillError::Exhausted(cause) => FaultError::Exhausted { gpa, access, cause },
+            FillError::Mirror(error) => FaultError::Mirror(error),
+        }
+    }
+}
+
+/// Maps every absent page of `range`, which lies in the page table that `cursor` holds; how many. Pages
+/// that lie in order go into the window in one call: that is 0.2 us a page and not 0.8.
+fn fill<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    mut cursor: Cursor<'_, P>,
+    range: GfnRange,
+) -> Result<u64, FillError> {
+    let mut late = Vec::new();
+    let mut run: Option<Run> = None;
+    let mut pages = 0;
+    let mut result = Ok(());
+    for gfn in range.iter().chain([range.end()]) {
+        let wanted = gfn < range.end() && cursor.entry(gfn) == Entry::Absent && result.is_ok();
+        // F3
+        let frame = if wanted {
+            frame_for(space, region, &mut cursor, gfn).map_err(|error| result = Err(error)).ok()
+        } else {
+            None
+        };
+        if let (Some(run), Some(frame)) = (run.as_mut(), frame)
+            && run.gfn.add(run.frames) == gfn
+            && run.frame.add(run.frames) == frame
+        {
+            run.frames += 1;
+            continue;
+        }
+        if let Some(done) = run.take() {
+            // F4, F5
+            let published = cursor.map_run(done, RAM);
+            pages += done.frames;
+            match install::<P>(published, &*space.mirror) {
+                Ok(deferred) => late.extend(deferred),
+                Err(error) => result = result.and(Err(FillError::Mirror(error))),
+            }
+        }
+        run = frame.map(|frame| Run { gfn, frame, frames: 1 });
+    }
+    // F6
+    drop(cursor);
+    for late in late {
+        late.install(&*space.mirror).map_err(FillError::Mirror)?;
+    }
+    result.map(|()| pages)
+}
+
+/// F5, or the promise to do it too late.
+fn install<P: Protocol>(
+    published: Published<'_>,
+    mirror: &dyn Mirror,
+) -> Result<Option<Late>, MirrorError> {
+    if P::F5_INSTALL_UNDER_LOCK {
+        published.install(mirror).map(|()| None)
+    } else {
+        Ok(Some(published.after_unlock()))
+    }
+}
+
+/// A zeroed frame for the absent page `gfn`: in its place in the block that this page table reserves,
+/// else any.
+fn frame_for<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    cursor: &mut Cursor<'_, P>,
+    gfn: Gfn,
+) -> Result<crate::addr::FrameNo, FillError> {
+    let pool: &Pool = &space.pool;
+    if cursor.is_empty() && cursor.reservation().is_none() {
+        let block = cursor.range();
+        let hint = region.preferred_frame(block.start(), pool.nr_frames()).block();
+        if let Some(reservation) = pool.reserve(hint) {
+            cursor.set_reservation(reservation);
+            let run = Run {
+                gfn: block.start(),
+                frame: reservation.block().first(),
+                frames: block.frames(),
+            };
+            space.mirror.remap(run).map_err(FillError::Mirror)?;
+        }
+    }
+    let offset = gfn.offset_in(Level::PT.table_frames());
+    let in_place = cursor.reservation().and_then(|r| pool.claim_zeroed(r, offset));
+    in_place.map_or_else(
+        || {
+            count(&space.counters.scattered, 1);
+            pool.alloc_zeroed().map_err(FillError::Exhausted)
+        },
+        Ok,
+    )
+}

@@ -1,0 +1,103 @@
+//! The memory map that a person looks at: what each block of a guest holds.
+
+use crate::addr::{Gfn, PageSize};
+use crate::entry::{Entry, Marker};
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+
+/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct BlockMap {
+    /// The block's first guest-physical address.
+    pub gpa: u64,
+    /// Pages of RAM in the block: 512, or fewer at the end of a region.
+    pub pages: u32,
+    /// Mapped by 4 KiB leaves.
+    pub small: u32,
+    /// Mapped by the block's own 2 MiB leaf.
+    pub huge: u32,
+    /// Mapped by a 1 GiB leaf around it.
+    pub giant: u32,
+    /// Marked missing.
+    pub missing: u32,
+    /// Marked guard.
+    pub guard: u32,
+    /// Marked poisoned.
+    pub poison: u32,
+    /// Small pages whose frame is not in its place in the block that most of them lie in.
+    pub scattered: u32,
+}
+
+/// The map of one guest.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct MemoryMap {
+    /// Every block that holds RAM, by address.
+    pub blocks: Vec<BlockMap>,
+}
+
+impl BlockMap {
+    /// Pages that nobody has touched.
+    pub fn absent(&self) -> u32 {
+        self.pages - self.small - self.huge - self.giant - self.missing - self.guard - self.poison
+    }
+}
+
+impl MemoryMap {
+    /// The sum over all blocks; its `gpa` says nothing.
+    pub fn total(&self) -> BlockMap {
+        self.blocks.iter().fold(BlockMap::default(), |sum, block| BlockMap {
+            gpa: 0,
+            pages: sum.pages + block.pages,
+            small: sum.small + block.small,
+            huge: sum.huge + block.huge,
+            giant: sum.giant + block.giant,
+            missing: sum.missing + block.missing,
+            guard: sum.guard + block.guard,
+            poison: sum.poison + block.poison,
+            scattered: sum.scattered + block.scattered,
+        })
+    }
+}
+
+const BLOCK: u64 = PageSize::Size2M.frames();
+
+pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
+    let mut blocks: Vec<BlockMap> = space
+        .ram
+        .iter()
+        .flat_map(|region| region.range.chunks(BLOCK))
+        .map(|part| BlockMap {
+            gpa: part.start().gpa().as_u64(),
+            pages: part.frames() as u32,
+            ..BlockMap::default()
+        })
+        .collect();
+    // Where the first small page of the block in hand lies, less its place.
+    let mut base = (Gfn::new(0), 0);
+    space.table.visit(|visited| {
+        let span = visited.level.entry_frames();
+        let first = visited.gfn.align_down(BLOCK.min(span.max(BLOCK)));
+        let at = blocks.partition_point(|block| block.gpa < first.gpa().as_u64());
+        let spanned = (span / BLOCK).max(1) as usize;
+        for block in blocks.iter_mut().skip(at).take(spanned) {
+            let pages = (span.min(BLOCK) as u32).min(block.pages);
+            match visited.entry {
+                Entry::Leaf(leaf) if span == 1 => {
+                    block.small += 1;
+                    let origin = leaf.frame.index() as i64 - visited.gfn.offset_in(BLOCK) as i64;
+                    if block.small == 1 {
+                        base = (first, origin);
+                    }
+                    block.scattered += u32::from(base != (first, origin));
+                }
+                Entry::Leaf(_) if span == BLOCK => block.huge = pages,
+                Entry::Leaf(_) => block.giant = pages,
+                Entry::Marker(Marker::Missing) => block.missing += pages,
+                Entry::Marker(Marker::Guard) => block.guard += pages,
+                Entry::Marker(Marker::Poison) => block.poison += pages,
+                Entry::Table(_) | Entry::Absent => {}
+            }
+        }
+    });
+    MemoryMap { blocks }
+}

@@ -1,0 +1,45 @@
+//! Pages that are not there for a reason: missing, guard, poisoned.
+
+use crate::addr::{Gfn, GfnRange};
+use crate::entry::Marker;
+use crate::geometry::Level;
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+use crate::table::OutOfTables;
+
+/// Why a range could not be marked. Pages before the one that is named are marked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MarkError {
+    /// Something is there: unmap it first.
+    #[error("guest-physical {:#x} is in use and cannot be marked", gfn.gpa().as_u64())]
+    InUse {
+        /// The guest frame.
+        gfn: Gfn,
+    },
+    /// There is no table page for the entries.
+    #[error(transparent)]
+    OutOfTables(#[from] OutOfTables),
+}
+
+/// Marks every page of `range`, all absent. An absent page is not in the window, so nothing is owed.
+pub(crate) fn mark<P: Protocol>(
+    space: &AddressSpace<P>,
+    range: GfnRange,
+    marker: Marker,
+) -> Result<(), MarkError> {
+    for part in range.chunks(Level::PD.entry_frames()) {
+        if part.frames() == Level::PD.entry_frames() {
+            let mut cursor = space.table.cursor_at(part.start(), Level::PD)?;
+            if cursor.level() == Level::PD && cursor.mark(part.start(), marker) {
+                continue;
+            }
+        }
+        let mut cursor = space.table.cursor_at(part.start(), Level::PT)?;
+        for gfn in part.iter() {
+            if cursor.level() != Level::PT || !cursor.mark(gfn, marker) {
+                return Err(MarkError::InUse { gfn });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! What keeps a window equal to a table, or emptier.
+//!
+//! A mirror is to a table what a TLB is to page tables: a cache that may lose any translation at any
+//! time, and must never hold one that the table has lost. The calls below are made under the lock of
+//! the table that holds the entries (see `continue-vs-zap` in [`crate::fault`]), so for one block they
+//! never run at the same time; for different blocks they do.
+
+use std::fmt;
+
+use crate::addr::{FrameNo, Gfn, GfnRange};
+use crate::prot::Prot;
+
+/// A run of guest frames that a run of pool frames backs, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The first guest frame.
+    pub gfn: Gfn,
+    /// The frame that backs it.
+    pub frame: FrameNo,
+    /// How many.
+    pub frames: u64,
+}
+
+/// Keeps one guest's window.
+pub trait Mirror: Send + Sync + fmt::Debug {
+    /// The guest may now use these translations, and whoever waits for one of them goes on. What the
+    /// window holds already stays.
+    ///
+    /// # Errors
+    /// The window is as empty as before or holds a part; nothing is lost, the guest faults again.
+    fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError>;
+
+    /// No translation of `range` is left, and no vCPU uses an old one, when this returns.
+    ///
+    /// # Errors
+    /// Old translations may be in use: the frames behind them must not be freed.
+    fn zap(&self, range: GfnRange) -> Result<(), MirrorError>;
+
+    /// Translations of `range` that the window holds allow no more than `prot` when this returns.
+    ///
+    /// # Errors
+    /// As for [`Mirror::zap`].
+    fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError>;
+
+    /// `run` is where pages of this range, all absent now, are going to lie: a mirror that pays for
+    /// every change of direction can point the window there in one step.
+    ///
+    /// # Errors
+    /// The window points where it did.
+    fn remap(&self, run: Run) -> Result<(), MirrorError>;
+}
+
+impl<M: Mirror> Mirror for crate::sync::Arc<M> {
+    fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        (**self).install(run, prot)
+    }
+
+    fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
+        (**self).zap(range)
+    }
+
+    fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {
+        (**self).protect(range, prot)
+    }
+
+    fn remap(&self, run: Run) -> Result<(), MirrorError> {
+        (**self).remap(run)
+    }
+}
+
+/// A mirror call that failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the window at guest-physical {range} could not be changed: {step} failed: {cause}")]
+pub struct MirrorError {
+    /// The guest frames that were to be changed.
+    pub range: GfnRange,
+    /// The call that failed.
+    pub step: &'static str,
+    /// What it said.
+    pub cause: String,
+}
+
+impl Run {
+    /// The guest frames of it.
+    ///
+    /// # Panics
+    /// If it is empty or past what the tables can map: no leaf is.
+    pub fn range(self) -> GfnRange {
+        GfnRange::new(self.gfn, self.frames).expect("a run of mapped frames lies inside the tables")
+    }
+}

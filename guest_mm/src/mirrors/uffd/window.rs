@@ -1,0 +1,227 @@
+//! One RAM region's window: address space of this process that shows frames of the pool, and where each
+//! of its pages points.
+#![allow(unsafe_code, reason = "maps the pool's file into the window, and drops translations")]
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+
+use crate::addr::{FrameNo, Gfn, GfnRange, Hva, PageSize};
+use crate::geometry::FRAME_BYTES;
+use crate::pool::Pool;
+use crate::pool::host_range::HostRange;
+use crate::space::RamRegion;
+use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering};
+
+use super::descriptor::{Descriptor, UffdError};
+
+/// The window of a region.
+#[derive(Debug)]
+pub(super) struct Window {
+    region: GfnRange,
+    host: HostRange,
+    /// Where each block of the window points, in blocks of the pool. A block's word is written under
+    /// the lock of the table page that spans the block, as all of its mirror calls are.
+    blocks: Box<[AtomicU32]>,
+    /// Pages that point elsewhere than their block does: each is a mapping of its own.
+    strays: Lock<BTreeMap<Gfn, FrameNo>>,
+    /// How many strays there are, so that nobody looks where there are none.
+    nr_strays: AtomicU64,
+}
+
+/// Frames of a block.
+const BLOCK: u64 = PageSize::Size2M.frames();
+
+impl Window {
+    /// A window that points where a region laid out in order would lie; nothing can be accessed in it
+    /// without a fault that `uffd` reports.
+    pub(super) fn new(
+        uffd: &Descriptor,
+        pool: &Pool,
+        region: &RamRegion,
+    ) -> Result<Window, (&'static str, Errno)> {
+        let host = HostRange::reserve(region.range.bytes(), PageSize::Size2M.bytes())
+            .map_err(|e| ("mmap", e))?;
+        let nr_blocks = region.range.frames().div_ceil(BLOCK);
+        let window = Window {
+            region: region.range,
+            host,
+            blocks: (0..nr_blocks).map(|_| AtomicU32::new(0)).collect(),
+            strays: Lock::default(),
+            nr_strays: AtomicU64::new(0),
+        };
+        let mut next = region.range.start();
+        while next < region.range.end() {
+            let frame = region.preferred_frame(next, pool.nr_frames());
+            // More RAM than pool wraps around: until a block is touched it points anywhere.
+            let frames = (pool.nr_frames() - frame.index() as u64)
+                .min(region.range.end().as_u64() - next.as_u64());
+            let run = GfnRange::new(next, frames).map_err(|_| ("mmap", Errno::INVAL))?;
+            window.point(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
+            next = next.add(frames);
+        }
+        Ok(window)
+    }
+
+    pub(super) fn region(&self) -> GfnRange {
+        self.region
+    }
+
+    pub(super) fn host(&self) -> &HostRange {
+        &self.host
+    }
+
+    /// Where `gfn`, a frame of the region, is in this process.
+    pub(super) fn hva(&self, gfn: Gfn) -> Hva {
+        self.host.start().add((gfn.as_u64() - self.region.start().as_u64()) * FRAME_BYTES)
+    }
+
+    /// Points all of `range`, whole blocks or the rest of the region, to frames from `frame` on.
+    pub(super) fn remap(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        let in_place = range.chunks(BLOCK).all(|part| {
+            let wanted = frame.add(part.start().as_u64() - range.start().as_u64());
+            self.block(part.start()).load(Ordering::Relaxed) == wanted.block().index() as u32
+        });
+        let strays = self.forget_strays(range);
+        if in_place && !strays { Ok(()) } else { self.point(uffd, pool, range, frame) }
+    }
+
+    /// Whether every page of `range`, in one block, points to its frame from `frame` on.
+    pub(super) fn is_pointed(&self, range: GfnRange, frame: FrameNo) -> bool {
+        let start = range.start();
+        let base = FrameNo::new(self.block(start).load(Ordering::Relaxed) * BLOCK as u32);
+        if self.nr_strays.load(Ordering::Relaxed) == 0 {
+            return base.add(start.offset_in(BLOCK)) == frame;
+        }
+        let strays = self.strays.lock();
+        range.iter().all(|gfn| {
+            let points_to = strays.get(&gfn).copied();
+            let wanted = frame.add(gfn.as_u64() - start.as_u64());
+            points_to.unwrap_or(base.add(gfn.offset_in(BLOCK))) == wanted
+        })
+    }
+
+    /// Points one page to `frame`, wherever its block points.
+    pub(super) fn stray(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        gfn: Gfn,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        let page = GfnRange::entry(gfn, crate::geometry::Level::PT);
+        self.map(uffd, pool, page, frame)?;
+        let base = FrameNo::new(self.block(gfn).load(Ordering::Relaxed) * BLOCK as u32);
+        let mut strays = self.strays.lock();
+        if base.add(gfn.offset_in(BLOCK)) == frame {
+            strays.remove(&gfn);
+        } else {
+            strays.insert(gfn, frame);
+        }
+        self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Drops every translation of `range`; the pages stay in the pool.
+    pub(super) fn drop_translations(&self, range: GfnRange) -> Result<(), Errno> {
+        let start = self.hva(range.start()).as_u64() as *mut _;
+        // SAFETY: the range lies in the window; on a shared file mapping MADV_DONTNEED changes no byte,
+        // and no reference of this process points into a window.
+        unsafe { madvise(start, range.bytes() as usize, Advice::LinuxDontNeed) }
+    }
+
+    /// Puts a scratch page of no guest's in place of the one at `gfn`: see `Uffd::abandon`.
+    pub(super) fn scratch(&self, gfn: Gfn) -> Result<(), Errno> {
+        let start = self.hva(gfn).as_u64() as *mut _;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        // SAFETY: as in `map`.
+        unsafe { mmap_anonymous(start, FRAME_BYTES as usize, prot, flags)? };
+        Ok(())
+    }
+
+    fn point(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        self.map(uffd, pool, range, frame)?;
+        for part in range.chunks(BLOCK) {
+            let first = frame.add(part.start().as_u64() - range.start().as_u64());
+            self.block(part.start()).store(first.block().index() as u32, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Maps the pool's file over `range`, and registers it before anything can be accessed in it.
+    fn map(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        let start = self.hva(range.start());
+        let bytes = range.bytes();
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY:
+        // 1. the range lies in the window, which this type owns, so MAP_FIXED replaces nothing else's;
+        // 2. no reference of this process points into a window: guests alone access it.
+        // Until the registration below nothing is populated, and a guest's access in between would fill
+        // from the file without asking: so the mapping is made without access, and opened after it.
+        unsafe {
+            let at = start.as_u64() as *mut _;
+            mmap(at, bytes as usize, ProtFlags::empty(), flags, pool.file(), frame.offset())?;
+            uffd.register(start, bytes)?;
+            let open = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE;
+            rustix::mm::mprotect(at, bytes as usize, open)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the strays of `range`; whether there were any.
+    fn forget_strays(&self, range: GfnRange) -> bool {
+        if self.nr_strays.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut strays = self.strays.lock();
+        let before = strays.len();
+        strays.retain(|&gfn, _| !range.contains(gfn));
+        self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
+        strays.len() != before
+    }
+
+    fn block(&self, gfn: Gfn) -> &AtomicU32 {
+        &self.blocks[((gfn.as_u64() - self.region.start().as_u64()) / BLOCK) as usize]
+    }
+}
+
+/// Why a guest has no window.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// No userfaultfd.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+    /// No address space, or no mapping of the pool.
+    #[error("cannot map {bytes} bytes of guest memory: {step} failed: {source}")]
+    Map {
+        /// The region's size.
+        bytes: u64,
+        /// The call that failed.
+        step: &'static str,
+        /// What it said.
+        source: Errno,
+    },
+}
+
+/// The windows of all regions of a guest.
+pub(super) type Windows = Arc<[Window]>;

@@ -1,0 +1,87 @@
+//! The pool's memory, mapped once and linearly: how devices, and this crate, reach the bytes of a frame.
+#![allow(unsafe_code, reason = "maps the pool, and copies bytes that a guest may be changing")]
+
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+
+use crate::addr::{FrameNo, PageSize};
+use crate::geometry::FRAME_BYTES;
+
+use super::host_range::HostRange;
+
+/// The mapping.
+#[derive(Debug)]
+pub(crate) struct DirectMap {
+    range: HostRange,
+}
+
+impl DirectMap {
+    /// Maps all `bytes` of `file`.
+    pub(crate) fn new(file: impl AsFd, bytes: u64) -> Result<DirectMap, Errno> {
+        let range = HostRange::reserve(bytes, PageSize::Size2M.bytes())?;
+        let start = range.start().as_u64() as *mut _;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range was reserved just now and nothing else names an address in it.
+        unsafe { mmap(start, bytes as usize, prot, flags, file, 0)? };
+        // Advice only: without it the pool works, with smaller folios or a larger core file.
+        // SAFETY: neither advice changes what the memory holds.
+        unsafe {
+            let _ = madvise(start, bytes as usize, Advice::LinuxHugepage);
+            let _ = madvise(start, bytes as usize, Advice::LinuxDontDump);
+        }
+        Ok(DirectMap { range })
+    }
+
+    fn pointer(&self, frame: FrameNo, offset: usize, bytes: usize) -> *mut u8 {
+        let start = frame.offset() + offset as u64;
+        assert!(start + bytes as u64 <= self.range.bytes(), "outside of the pool");
+        (self.range.start().as_u64() + start) as *mut u8
+    }
+
+    /// Gives `frames` from `first` on the bytes of a fresh page. Nobody else may use them yet.
+    pub(crate) fn zero(&self, first: FrameNo, frames: u64) {
+        let bytes = (frames * FRAME_BYTES) as usize;
+        // SAFETY: `pointer` has checked that the bytes lie in the mapping; they are mapped read-write
+        // for as long as `self` lives, and any byte value is a `u8`.
+        unsafe { self.pointer(first, 0, bytes).write_bytes(0, bytes) };
+    }
+
+    /// Makes the host back `frames` from `first` on, which have never been written, so that they can be
+    /// mapped into a window. They read as zero.
+    pub(crate) fn populate(&self, first: FrameNo, frames: u64) {
+        let bytes = (frames * FRAME_BYTES) as usize;
+        let start = self.pointer(first, 0, bytes);
+        if frames > 1 {
+            // SAFETY: populating changes no byte.
+            let done = unsafe { madvise(start.cast(), bytes, Advice::LinuxPopulateWrite) };
+            if done.is_ok() {
+                return;
+            }
+        }
+        for frame in 0..frames {
+            // SAFETY:
+            // 1. the byte lies in the mapping, as above;
+            // 2. it is zero and nobody else uses the frame, so writing zero changes nothing. Volatile,
+            //    because the write is wanted for its page fault alone.
+            unsafe { start.add((frame * FRAME_BYTES) as usize).write_volatile(0) };
+        }
+    }
+
+    /// Copies out of `frame`, from `offset` on. The guest may be writing: torn values are its own.
+    pub(crate) fn read(&self, frame: FrameNo, offset: usize, into: &mut [u8]) {
+        let from = self.pointer(frame, offset, into.len());
+        // SAFETY: both sides are valid for the length and do not overlap: `into` is memory of this
+        // process's own, and nothing but this type names addresses of the direct map.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    /// Copies into `frame`, from `offset` on.
+    pub(crate) fn write(&self, frame: FrameNo, offset: usize, from: &[u8]) {
+        let into = self.pointer(frame, offset, from.len());
+        // SAFETY: as in `read`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) };
+    }
+}

@@ -1,0 +1,299 @@
+//! Who owns each frame: the buddy allocator's books, the reservations, and the frames' own words.
+
+use std::collections::VecDeque;
+
+use crate::addr::{BlockNo, FrameNo, PageSize};
+use crate::sync::{AtomicU32, Lock, Ordering};
+
+use super::buddy::{Buddy, Order};
+use super::frame::{FrameState, FrameTable, Owner};
+
+/// A guest block's preference for a block of the pool. Ended by `unreserve`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reservation {
+    block: BlockNo,
+    /// Tells this reservation from later ones of the same block.
+    ticket: u32,
+}
+
+impl Reservation {
+    /// The block that it prefers.
+    pub(crate) fn block(self) -> BlockNo {
+        self.block
+    }
+}
+
+/// No frame is left, reserved ones included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the pool of {} MiB is exhausted", frames >> 8)]
+pub struct Exhausted {
+    /// How many frames the pool has.
+    pub frames: u64,
+}
+
+/// How many frames of a pool are what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct PoolUsage {
+    /// All of them.
+    pub frames: u64,
+    /// Free for anyone.
+    pub free: u64,
+    /// Held by reservations, not in use.
+    pub reserved: u64,
+    /// In use.
+    pub used: u64,
+}
+
+#[derive(Debug)]
+struct Books {
+    buddy: Buddy,
+    /// Reservations by age, oldest first; ended ones are passed over.
+    reservations: VecDeque<Reservation>,
+    next_ticket: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    frames: FrameTable,
+    /// The ticket of the reservation that each block has, or 0. Written under `books`; a claim reads
+    /// it without, because a claim in a block that has just changed hands is unfair but not wrong.
+    tickets: Box<[AtomicU32]>,
+    books: Lock<Books>,
+}
+
+impl Ledger {
+    pub(super) fn new(frames: u64) -> Ledger {
+        let blocks = frames.div_ceil(PageSize::Size2M.frames());
+        Ledger {
+            frames: FrameTable::new(frames as usize),
+            tickets: (0..blocks).map(|_| AtomicU32::new(0)).collect(),
+            books: Lock::new(Books {
+                buddy: Buddy::new(frames),
+                reservations: VecDeque::new(),
+                next_ticket: 1,
+            }),
+        }
+    }
+
+    pub(super) fn nr_frames(&self) -> u64 {
+        self.frames.len() as u64
+    }
+
+    pub(super) fn frame_state(&self, frame: FrameNo) -> FrameState {
+        self.frames.state(frame)
+    }
+
+    pub(super) fn metadata_bytes(&self) -> u64 {
+        // 8 bytes of state and 2 bits of free lists a frame, 4 bytes of ticket a block.
+        self.nr_frames() * 8 + self.nr_frames() / 4 + self.tickets.len() as u64 * 4
+    }
+
+    pub(super) fn usage(&self) -> PoolUsage {
+        let books = self.books.lock();
+        let free = books.buddy.nr_free();
+        let reserved = books
+            .reservations
+            .iter()
+            .filter(|r| self.ticket(r.block) == r.ticket)
+            .map(|r| self.frames_of(r.block).filter(|&f| self.is_reserved(f)).count() as u64)
+            .sum();
+        let frames = self.nr_frames();
+        PoolUsage { frames, free, reserved, used: frames.saturating_sub(free + reserved) }
+    }
+
+    pub(super) fn set_written(&self, first: FrameNo, frames: u64) -> bool {
+        // Every frame is marked, so no short cut at the first that was.
+        (0..frames).fold(false, |any, i| self.frames.set_written(first.add(i)) | any)
+    }
+
+    pub(super) fn reserve(&self, hint: BlockNo) -> Option<Reservation> {
+        let books = &mut *self.books.lock();
+        let first = books
+            .buddy
+            .alloc_at(hint.first(), Order::BLOCK)
+            .or_else(|| books.buddy.alloc(Order::BLOCK))?;
+        for frame in self.frames_of(first.block()) {
+            self.frames.reserve(frame);
+        }
+        Some(self.open(books, first.block()))
+    }
+
+    pub(super) fn adopt(&self, block: BlockNo) -> Option<Reservation> {
+        let books = &mut *self.books.lock();
+        (self.ticket(block) == 0).then(|| self.open(books, block))
+    }
+
+    fn open(&self, books: &mut Books, block: BlockNo) -> Reservation {
+        let ticket = books.next_ticket;
+        books.next_ticket = ticket.checked_add(1).unwrap_or(1);
+        self.tickets[block.index()].store(ticket, Ordering::Relaxed);
+        let reservation = Reservation { block, ticket };
+        books.reservations.push_back(reservation);
+        // Ended reservations are dropped from the front at once and from the middle now and then, so
+        // that the queue stays within twice the number of blocks.
+        if books.reservations.len() > 2 * self.tickets.len() {
+            books.reservations.retain(|r| self.ticket(r.block) == r.ticket);
+        }
+        reservation
+    }
+
+    /// Lockless: this is the path of every 4 KiB fault.
+    pub(super) fn claim(&self, reservation: Reservation, offset: u64) -> Option<FrameNo> {
+        let frame = reservation.block.first().add(offset);
+        let ours = self.ticket(reservation.block) == reservation.ticket;
+        (ours && self.frames.claim(frame)).then_some(frame)
+    }
+
+    pub(super) fn alloc_frame(&self) -> Result<FrameNo, Exhausted> {
+        let books = &mut *self.books.lock();
+        loop {
+            if let Some(frame) = books.buddy.alloc(Order::FRAME) {
+                self.frames.take(frame);
+                return Ok(frame);
+            }
+            let Some(oldest) = books.reservations.pop_front() else {
+                return Err(Exhausted { frames: self.nr_frames() });
+            };
+            self.end(books, oldest);
+        }
+    }
+
+    pub(super) fn alloc_run(&self, size: PageSize, hint: FrameNo) -> Option<FrameNo> {
+        let books = &mut *self.books.lock();
+        let order = Order::of(size);
+        let first = books.buddy.alloc_at(hint, order).or_else(|| books.buddy.alloc(order))?;
+        for i in 0..size.frames() {
+            self.frames.take(first.add(i));
+        }
+        Some(first)
+    }
+
+    pub(super) fn unreserve(&self, reservation: Reservation) {
+        let books = &mut *self.books.lock();
+        self.end(books, reservation);
+        while books.reservations.front().is_some_and(|r| self.ticket(r.block) != r.ticket) {
+            books.reservations.pop_front();
+        }
+    }
+
+    /// Takes a reservation's unused frames back; nothing if it has ended already.
+    fn end(&self, books: &mut Books, reservation: Reservation) {
+        if self.ticket(reservation.block) != reservation.ticket {
+            return;
+        }
+        self.tickets[reservation.block.index()].store(0, Ordering::Relaxed);
+        for frame in self.frames_of(reservation.block) {
+            if self.frames.unreserve(frame) {
+                books.buddy.free(frame, Order::FRAME);
+            }
+        }
+    }
+
+    pub(super) fn release(&self, first: FrameNo, frames: u64) {
+        let books = &mut *self.books.lock();
+        let mut next = 0;
+        while next < frames {
+            let frame = first.add(next);
+            let whole = PageSize::Size2M.frames();
+            let reserved = self.ticket(frame.block()) != 0;
+            if !reserved && frame.offset_in_block() == 0 && frames - next >= whole {
+                for frame in self.frames_of(frame.block()) {
+                    self.frames.disown(frame, false);
+                }
+                books.buddy.free(frame, Order::BLOCK);
+                next += whole;
+            } else {
+                self.frames.disown(frame, reserved);
+                if !reserved {
+                    books.buddy.free(frame, Order::FRAME);
+                }
+                next += 1;
+            }
+        }
+    }
+
+    fn ticket(&self, block: BlockNo) -> u32 {
+        self.tickets[block.index()].load(Ordering::Relaxed)
+    }
+
+    fn is_reserved(&self, frame: FrameNo) -> bool {
+        self.frames.state(frame).owner == Owner::Reservation
+    }
+
+    fn frames_of(&self, block: BlockNo) -> impl Iterator<Item = FrameNo> + use<> {
+        (0..PageSize::Size2M.frames()).map(move |i| block.first().add(i))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = PageSize::Size2M.frames();
+
+    #[test]
+    fn a_reservation_hands_out_its_frames_in_place() {
+        let ledger = Ledger::new(4 * BLOCK);
+        let reservation = ledger.reserve(BlockNo::new(2)).unwrap();
+        assert_eq!(ledger.claim(reservation, 7), Some(BlockNo::new(2).first().add(7)));
+        assert_eq!(ledger.claim(reservation, 7), None, "it is in use");
+        let usage = ledger.usage();
+        assert_eq!((usage.free, usage.reserved, usage.used), (3 * BLOCK, BLOCK - 1, 1));
+    }
+
+    #[test]
+    fn under_pressure_the_oldest_reservation_is_broken_up() {
+        let ledger = Ledger::new(2 * BLOCK);
+        let old = ledger.reserve(BlockNo::new(0)).unwrap();
+        let young = ledger.reserve(BlockNo::new(1)).unwrap();
+        let kept = ledger.claim(old, 0).unwrap();
+        let scattered = ledger.alloc_frame().unwrap();
+        assert_eq!(scattered.block(), old.block());
+        assert_ne!(scattered, kept);
+        assert_eq!(ledger.claim(old, 5), None, "broken up");
+        assert!(ledger.claim(young, 5).is_some(), "not needed yet");
+    }
+
+    #[test]
+    fn every_frame_can_be_used_before_the_pool_is_exhausted() {
+        let ledger = Ledger::new(2 * BLOCK);
+        let reservation = ledger.reserve(BlockNo::new(0)).unwrap();
+        ledger.claim(reservation, 0).unwrap();
+        for _ in 0..2 * BLOCK - 1 {
+            ledger.alloc_frame().unwrap();
+        }
+        assert_eq!(ledger.alloc_frame(), Err(Exhausted { frames: 2 * BLOCK }));
+    }
+
+    #[test]
+    fn a_frame_freed_in_a_reserved_block_stays_with_its_guest() {
+        let ledger = Ledger::new(BLOCK);
+        let reservation = ledger.reserve(BlockNo::new(0)).unwrap();
+        let frame = ledger.claim(reservation, 3).unwrap();
+        ledger.release(frame, 1);
+        assert_eq!(ledger.claim(reservation, 3), Some(frame));
+        ledger.release(frame, 1);
+        ledger.unreserve(reservation);
+        assert_eq!(ledger.usage().free, BLOCK);
+    }
+
+    #[test]
+    fn a_late_end_of_a_broken_up_reservation_does_not_hurt_its_successor() {
+        let ledger = Ledger::new(BLOCK);
+        let first = ledger.reserve(BlockNo::new(0)).unwrap();
+        let frame = ledger.alloc_frame().unwrap();
+        ledger.release(frame, 1);
+        let second = ledger.reserve(BlockNo::new(0)).unwrap();
+        ledger.unreserve(first);
+        assert!(ledger.claim(second, 0).is_some());
+    }
+
+    #[test]
+    #[should_panic(expected = "not in use by exactly one")]
+    fn a_frame_cannot_be_freed_twice() {
+        let ledger = Ledger::new(BLOCK);
+        let frame = ledger.alloc_frame().unwrap();
+        ledger.release(frame, 1);
+        ledger.release(frame, 1);
+    }
+}

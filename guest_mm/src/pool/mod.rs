@@ -1,0 +1,172 @@
+//! The memory itself: frames, who owns them, and how their bytes are reached.
+//!
+//! A guest's 2 MiB range *reserves* a block at its first touch and its pages are claimed in place, so
+//! that the block can later be mapped huge without a copy. A reservation is a preference, not a right:
+//! when the pool runs out, the oldest ones are broken up and their unused frames go to whoever asks.
+//! (FreeBSD's `vm_reserv` is the same idea.)
+//!
+//! Lock order: the pool's lock is a leaf; it is taken under any table's lock and none is taken under it.
+
+#[cfg(not(loom))]
+mod backing;
+mod bits;
+mod buddy;
+#[cfg(not(loom))]
+mod direct_map;
+#[cfg(loom)]
+#[path = "model_memory.rs"]
+mod direct_map;
+mod frame;
+#[cfg(not(loom))]
+pub(crate) mod host_range;
+mod ledger;
+
+use crate::addr::{BlockNo, FrameNo, PageSize};
+
+#[cfg(not(loom))]
+pub use backing::{BackingChoice, BackingError, BackingKind};
+use direct_map::DirectMap;
+pub use frame::{FrameState, Owner};
+use ledger::Ledger;
+pub(crate) use ledger::Reservation;
+pub use ledger::{Exhausted, PoolUsage};
+
+/// The pool. Shared by all guests of a process.
+#[derive(Debug)]
+pub struct Pool {
+    memory: DirectMap,
+    #[cfg(not(loom))]
+    backing: backing::Backing,
+    ledger: Ledger,
+}
+
+#[cfg(not(loom))]
+impl Pool {
+    /// A pool of `bytes`, a multiple of 2 MiB, for guests whose faults are served in `fault_size`.
+    ///
+    /// # Errors
+    /// The backing that was asked for cannot be had.
+    ///
+    /// # Panics
+    /// If `bytes` is 0 or not a multiple of 2 MiB.
+    pub fn new(
+        choice: BackingChoice,
+        bytes: u64,
+        fault_size: PageSize,
+    ) -> Result<Pool, BackingError> {
+        assert!(bytes > 0 && bytes.is_multiple_of(PageSize::Size2M.bytes()));
+        let backing = backing::Backing::open(choice, bytes, fault_size)?;
+        let memory =
+            DirectMap::new(&backing.file, bytes).map_err(|source| BackingError::Create {
+                kind: backing.kind,
+                bytes,
+                step: "mmap",
+                source,
+                remedy: backing.kind.remedy(),
+            })?;
+        let ledger = Ledger::new(bytes / crate::geometry::FRAME_BYTES);
+        Ok(Pool { memory, backing, ledger })
+    }
+
+    /// What the memory lies on.
+    pub fn kind(&self) -> BackingKind {
+        self.backing.kind
+    }
+
+    /// One line: what was chosen, and why.
+    pub fn describe(&self) -> String {
+        format!("{} ({})", self.backing.kind, self.backing.why)
+    }
+
+    /// The file behind the pool, for the mirror's window.
+    pub(crate) fn file(&self) -> &impl std::os::fd::AsFd {
+        &self.backing.file
+    }
+}
+
+#[cfg(loom)]
+impl Pool {
+    /// A pool of `frames` that hold a word each.
+    pub(crate) fn model(frames: u64) -> Pool {
+        Pool { memory: DirectMap::new(frames), ledger: Ledger::new(frames) }
+    }
+}
+
+impl Pool {
+    /// How many frames it has.
+    pub fn nr_frames(&self) -> u64 {
+        self.ledger.nr_frames()
+    }
+
+    /// How many frames are what. The parts may be a moment apart.
+    pub fn usage(&self) -> PoolUsage {
+        self.ledger.usage()
+    }
+
+    /// The state of one frame.
+    pub fn frame_state(&self, frame: FrameNo) -> FrameState {
+        self.ledger.frame_state(frame)
+    }
+
+    /// Bytes of bookkeeping for the whole pool, touched or not.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.ledger.metadata_bytes()
+    }
+
+    /// A preference for the block `hint`, or for another where that one is not whole.
+    pub(crate) fn reserve(&self, hint: BlockNo) -> Option<Reservation> {
+        self.ledger.reserve(hint)
+    }
+
+    /// Frame `offset` of a reservation, in use from now on, its bytes zero; none when the reservation
+    /// was broken up or the frame is in use.
+    pub(crate) fn claim_zeroed(&self, reservation: Reservation, offset: u64) -> Option<FrameNo> {
+        let frame = self.ledger.claim(reservation, offset)?;
+        self.clear(frame, 1);
+        Some(frame)
+    }
+
+    /// Any frame, in use from now on, its bytes zero.
+    pub(crate) fn alloc_zeroed(&self) -> Result<FrameNo, Exhausted> {
+        let frame = self.ledger.alloc_frame()?;
+        self.clear(frame, 1);
+        Ok(frame)
+    }
+
+    /// A whole run of `size`, in use from now on, its bytes zero; none when no run is whole.
+    pub(crate) fn alloc_run_zeroed(&self, size: PageSize, hint: FrameNo) -> Option<FrameNo> {
+        let first = self.ledger.alloc_run(size, hint)?;
+        self.clear(first, size.frames());
+        Some(first)
+    }
+
+    /// Makes a reservation of a block whose frames are in use: what is freed of it later stays with its
+    /// guest block.
+    pub(crate) fn adopt(&self, block: BlockNo) -> Option<Reservation> {
+        self.ledger.adopt(block)
+    }
+
+    /// Ends a reservation. Frames of it that are in use stay in use.
+    pub(crate) fn unreserve(&self, reservation: Reservation) {
+        self.ledger.unreserve(reservation);
+    }
+
+    /// Frees `frames` from `first` on. No translation to them may be left anywhere.
+    pub(crate) fn release(&self, first: FrameNo, frames: u64) {
+        self.ledger.release(first, frames);
+    }
+
+    /// The bytes of the pool.
+    pub(crate) fn memory(&self) -> &DirectMap {
+        &self.memory
+    }
+
+    /// Gives a run, ours alone, the bytes of fresh pages; the host's own zeroes serve when they are.
+    fn clear(&self, first: FrameNo, frames: u64) {
+        if self.ledger.set_written(first, frames) {
+            self.memory.zero(first, frames);
+        } else {
+            self.memory.populate(first, frames);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! One guest's memory: its RAM, its table, the mirror of it, and the pool behind it. The operations of
+//! the floor above take it whole.
+
+use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
+use crate::mirror::Mirror;
+use crate::pool::Pool;
+use crate::protocol::Protocol;
+use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::table::Table;
+
+/// A run of guest frames that is RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RamRegion {
+    /// The guest frames; starts at a block.
+    pub(crate) range: GfnRange,
+    /// The block of the pool that its first block prefers: blocks that lie in order cost the window one
+    /// mapping together.
+    pub(crate) origin: BlockNo,
+}
+
+/// What one fault fills.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultPolicy {
+    /// The page that was touched, or the whole block or GiB around it where it is untouched.
+    pub pages: PageSize,
+}
+
+/// How often what happened. Statistics; nothing is ordered by them.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Violations that filled a page, a block, a GiB.
+    pub(crate) filled: [AtomicU64; 3],
+    /// Violations on what was there already: another vCPU was faster, or the window had lost it.
+    pub(crate) present: AtomicU64,
+    /// Violations that ended in an error.
+    pub(crate) refused: AtomicU64,
+    /// Pages filled before anyone touched them: boot images, and the rest of a block.
+    pub(crate) prefilled: AtomicU64,
+    /// Pages that had to be taken from outside of their reserved block.
+    pub(crate) scattered: AtomicU64,
+}
+
+/// One guest's memory.
+#[derive(Debug)]
+pub(crate) struct AddressSpace<P: Protocol> {
+    pub(crate) ram: Vec<RamRegion>,
+    pub(crate) table: Table<P>,
+    pub(crate) mirror: Box<dyn Mirror>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) policy: FaultPolicy,
+    pub(crate) counters: Counters,
+}
+
+impl<P: Protocol> AddressSpace<P> {
+    /// The RAM region that holds `gfn`.
+    pub(crate) fn region(&self, gfn: Gfn) -> Option<&RamRegion> {
+        self.ram.iter().find(|region| region.range.contains(gfn))
+    }
+
+    /// Whether all of `range` is RAM.
+    pub(crate) fn is_ram(&self, range: GfnRange) -> bool {
+        self.ram.iter().any(|region| region.range.covers(range))
+    }
+}
+
+impl RamRegion {
+    /// The frame where the page at `gfn` would lie if the whole region lay in order; the pool has
+    /// `pool_frames`.
+    pub(crate) fn preferred_frame(&self, gfn: Gfn, pool_frames: u64) -> FrameNo {
+        let linear =
+            self.origin.first().index() as u64 + (gfn.as_u64() - self.range.start().as_u64());
+        FrameNo::new((linear % pool_frames) as u32)
+    }
+}
+
+/// Adds to a statistic.
+pub(crate) fn count(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

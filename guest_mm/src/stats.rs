@@ -1,0 +1,60 @@
+//! What the service did for one guest, in numbers.
+
+use crate::mirrors::uffd::FaultStats;
+use crate::pool::PoolUsage;
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+use crate::sync::{AtomicU64, Ordering};
+use crate::table::Residency;
+
+/// The numbers, at one moment.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
+pub struct Stats {
+    /// Violations that filled a leaf, by its size: 4 KiB, 2 MiB, 1 GiB.
+    pub filled: [u64; 3],
+    /// Violations on pages that were there already.
+    pub present: u64,
+    /// Violations that could not be served.
+    pub refused: u64,
+    /// Pages filled before they were touched.
+    pub prefilled: u64,
+    /// Pages that lie outside of their block's reservation.
+    pub scattered: u64,
+    /// Messages from the window, and in how many reads they came.
+    pub messages: FaultStats,
+    /// What is mapped.
+    pub resident: Residency,
+    /// The pool, all guests together.
+    pub pool: PoolUsage,
+    /// RAM of the guest, in bytes.
+    pub ram_bytes: u64,
+    /// Bytes of tables, frame states and window bookkeeping that this guest's RAM and pool cost.
+    pub metadata_bytes: u64,
+}
+
+impl Stats {
+    /// Violations of every outcome.
+    pub fn violations(&self) -> u64 {
+        self.filled.iter().sum::<u64>() + self.present + self.refused
+    }
+
+    pub(crate) fn of<P: Protocol>(space: &AddressSpace<P>, messages: FaultStats) -> Stats {
+        let counters = &space.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let ram_bytes: u64 = space.ram.iter().map(|region| region.range.bytes()).sum();
+        // 4 bytes a block is what the window keeps.
+        let window = space.ram.iter().map(|r| r.range.frames().div_ceil(512) * 4).sum::<u64>();
+        Stats {
+            filled: counters.filled.each_ref().map(load),
+            present: load(&counters.present),
+            refused: load(&counters.refused),
+            prefilled: load(&counters.prefilled),
+            scattered: load(&counters.scattered),
+            messages,
+            resident: space.table.residency(),
+            pool: space.pool.usage(),
+            ram_bytes,
+            metadata_bytes: space.table.metadata_bytes() + space.pool.metadata_bytes() + window,
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The only writer: a table page, locked, and what can be done to its entries.
+//!
+//! ```text
+//! lock-vs-detach          writer                          detacher (holds the parent's lock)
+//!                         L1 walk to the page (guard)     D1 lock the page
+//!                                                         D2 clear the parent's entry, `attached` off
+//!                         L2 lock the page                D3 unlock, retire (`reclaim`, R2)
+//!                         L3 attached? else L1 again
+//!                         L4 write entries
+//!                         L5 unlock
+//!
+//! Invariant   an entry is only written to a page that hangs in the tree: what is mapped can be found,
+//!             unmapped and counted.
+//! Tolerated   L2 waits for a page that is detached meanwhile; the guard of L1 keeps it from becoming
+//!             another's table until the lock is held, and L3 sends the writer back.
+//! Origin      Linux 0d940a9b270b: a page table can go away between finding and locking it, so
+//!             `pte_offset_map_lock` may fail.
+//! Variant     `LockWithoutRecheck` skips L3.
+//! ```
+
+use crate::addr::{FrameNo, Gfn, GfnRange};
+use crate::entry::{Entry, Leaf, Marker, NodeNo};
+use crate::geometry::{FANOUT, Level};
+use crate::mirror::Run;
+use crate::pool::Reservation;
+use crate::prot::Prot;
+use crate::protocol::Protocol;
+use crate::sync::{AtomicU64, Held, Ordering};
+
+use super::node::NodeState;
+use super::reclaim::{Guard, retire};
+use super::zap::{FrameRuns, Published, Zap};
+use super::{OutOfTables, Table, decode};
+
+/// A locked table page that hangs in the tree.
+#[derive(Debug)]
+pub(crate) struct Cursor<'t, P: Protocol> {
+    table: &'t Table<P>,
+    node: NodeNo,
+    state: Held<'t, NodeState>,
+}
+
+/// What became of the reservations under a detached table.
+pub(crate) type Ended = Vec<Reservation>;
+
+/// How often an exhausted arena is waited for.
+const TRIES_FOR_A_TABLE: u32 = 10_000;
+
+impl<P: Protocol> Table<P> {
+    /// Locks the table of `level` that spans `gfn`, making the tables above it; or, where a leaf or a
+    /// marker of a higher level spans it, the table that this one is in.
+    ///
+    /// # Errors
+    /// [`OutOfTables`] when the tables on the way cannot be made.
+    pub(crate) fn cursor_at(&self, gfn: Gfn, level: Level) -> Result<Cursor<'_, P>, OutOfTables> {
+        for _ in 0..TRIES_FOR_A_TABLE {
+            let mut cursor = self.cursor_on(gfn, level);
+            while cursor.level() > level && cursor.entry(gfn) == Entry::Absent {
+                // The parent stays locked while the child is made and locked: no writer comes between.
+                match cursor.make_child(gfn) {
+                    Some(child) => cursor = child,
+                    None => break,
+                }
+            }
+            if cursor.level() == level || cursor.entry(gfn) != Entry::Absent {
+                return Ok(cursor);
+            }
+            drop(cursor);
+            self.reclaimer.expedite();
+        }
+        Err(OutOfTables { gfn: gfn.as_u64() })
+    }
+
+    /// Locks the lowest table that exists for `gfn`, at `level` or above.
+    pub(crate) fn cursor_on(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
+        loop {
+            let guard = self.enter();
+            // L1
+            let (node, at) = self.find(&guard, gfn, level);
+            // L2
+            let cursor = Cursor { table: self, node, state: self.arena.lock(node) };
+            // L3
+            if P::L3_RECHECK_ATTACHED && !cursor.state.attached {
+                continue;
+            }
+            // From here on the lock keeps the table in the tree.
+            drop(guard);
+            let grown = at > level && matches!(cursor.entry(gfn), Entry::Table(_));
+            if !grown {
+                return cursor;
+            }
+        }
+    }
+
+    /// The lowest table for `gfn`, at `level` or above.
+    fn find(&self, _guard: &Guard, gfn: Gfn, level: Level) -> (NodeNo, Level) {
+        let mut found = (self.root, Level::ROOT);
+        while let (node, at) = found
+            && at > level
+        {
+            // Acquire, with the release of `Cursor::publish`, as in `walk`.
+            let raw = self.arena.word(node, at.index(gfn.as_u64())).load(Ordering::Acquire);
+            match (decode(raw, at), at.below()) {
+                (Entry::Table(child), Some(below)) => found = (child, below),
+                _ => break,
+            }
+        }
+        found
+    }
+}
+
+impl<'t, P: Protocol> Cursor<'t, P> {
+    /// The level of the table: its entries are leaves of this level, or tables of the one below.
+    pub(crate) fn level(&self) -> Level {
+        self.state.level
+    }
+
+    /// The guest frames that the table spans.
+    pub(crate) fn range(&self) -> GfnRange {
+        self.state.range()
+    }
+
+    /// Whether no entry of the table is set.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.live == 0
+    }
+
+    /// The entry for `gfn`.
+    pub(crate) fn entry(&self, gfn: Gfn) -> Entry {
+        // Relaxed: words are only written under the lock that is held.
+        decode(self.word(gfn).load(Ordering::Relaxed), self.level())
+    }
+
+    /// Where the pages of this page table prefer to lie.
+    pub(crate) fn reservation(&self) -> Option<Reservation> {
+        self.state.reservation
+    }
+
+    /// Sets where they do.
+    pub(crate) fn set_reservation(&mut self, reservation: Reservation) {
+        debug_assert!(self.level() == Level::PT && self.state.reservation.is_none());
+        self.state.reservation = Some(reservation);
+    }
+
+    /// Maps the naturally aligned run at `gfn` to `leaf`.
+    ///
+    /// # Panics
+    /// If something is mapped there: the caller looked under this lock.
+    pub(crate) fn map(&mut self, gfn: Gfn, leaf: Leaf) -> Published<'_> {
+        let frames = self.level().entry_frames();
+        debug_assert!(gfn.offset_in(frames) == 0);
+        match self.entry(gfn) {
+            Entry::Absent => self.state.live += 1,
+            Entry::Marker(marker) => self.table.resident.marker_gone(marker),
+            entry => panic!("guest frame {gfn} is mapped already: {entry:?}"),
+        }
+        self.publish(gfn, Entry::Leaf(leaf));
+        self.table.resident.leaves_made(self.level(), 1);
+        Published::new(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
+    }
+
+    /// Maps the pages of `run`, absent all of them, to its frames.
+    pub(crate) fn map_run(&mut self, run: Run, prot: Prot) -> Published<'_> {
+        debug_assert!(self.level() == Level::PT);
+        for i in 0..run.frames {
+            let _in_the_run = self.map(run.gfn.add(i), Leaf { frame: run.frame.add(i), prot });
+        }
+        Published::new(run, prot)
+    }
+
+    /// The translation that an entry holds already, to be installed (again).
+    pub(crate) fn republish(&mut self, gfn: Gfn) -> Option<Published<'_>> {
+        let Entry::Leaf(leaf) = self.entry(gfn) else { return None };
+        let frames = self.level().entry_frames();
+        let start = gfn.align_down(frames);
+        Some(Published::new(Run { gfn: start, frame: leaf.frame, frames }, leaf.prot))
+    }
+
+    /// Marks the absent run at `gfn`; false when something is there.
+    pub(crate) fn mark(&mut self, gfn: Gfn, marker: Marker) -> bool {
+        if self.entry(gfn) != Entry::Absent {
+            return false;
+        }
+        self.state.live += 1;
+        self.publish(gfn, Entry::Marker(marker));
+        self.table.resident.markers_made(marker, 1);
+        true
+    }
+
+    /// Clears every leaf and marker of `range` in this table. Tables below stay.
+    pub(crate) fn unmap(&mut self, range: GfnRange) -> Zap<'_> {
+        let mut frames = FrameRuns::default();
+        for gfn in self.entries_in(range) {
+            self.clear(gfn, &mut frames);
+        }
+        Zap::unmapped(range, frames)
+    }
+
+    /// Gives every leaf of `range` in this table the rights `prot`.
+    pub(crate) fn protect(&mut self, range: GfnRange, prot: Prot) -> Zap<'_> {
+        for gfn in self.entries_in(range) {
+            if let Entry::Leaf(leaf) = self.entry(gfn) {
+                self.publish(gfn, Entry::Leaf(Leaf { prot, ..leaf }));
+            }
+        }
+        Zap::protected(range, prot)
+    }
+
+    /// Replaces the huge leaf or marker at `gfn` by a table of the level below that says the same: the
+    /// same frames, the same rights, so nothing is owed to the mirror. `reservation` is what the freed
+    /// pages of a page table go back to.
+    ///
+    /// # Errors
+    /// [`OutOfTables`]; nothing has changed.
+    ///
+    /// # Panics
+    /// If there is no huge leaf or marker.
+    pub(crate) fn split(
+        &mut self,
+        gfn: Gfn,
+        reservation: impl FnOnce(FrameNo) -> Option<Reservation>,
+    ) -> Result<(), OutOfTables> {
+        let entry = self.entry(gfn);
+        let Some(below) = self.level().below() else { panic!("a page has no parts") };
+        let base = gfn.align_down(self.level().entry_frames());
+        let out = OutOfTables { gfn: gfn.as_u64() };
+        let child = self.table.arena.alloc(below, base).ok_or(out)?;
+        let mut state = self.table.arena.lock(child);
+        state.live = FANOUT as u32;
+        let resident = &self.table.resident;
+        match entry {
+            Entry::Leaf(leaf) => {
+                if below == Level::PT {
+                    state.reservation = reservation(leaf.frame);
+                }
+                resident.leaf_gone(self.level());
+                resident.leaves_made(below, FANOUT as u64);
+            }
+            Entry::Marker(marker) => {
+                resident.marker_gone(marker);
+                resident.markers_made(marker, FANOUT as u64);
+            }
+            _ => panic!("guest frame {gfn} is not mapped or marked huge: {entry:?}"),
+        }
+        for i in 0..FANOUT {
+            let part = match entry {
+                Entry::Leaf(leaf) => {
+                    let frame = leaf.frame.add(i as u64 * below.entry_frames());
+                    Entry::Leaf(Leaf { frame, ..leaf })
+                }
+                other => other,
+            };
+            // Relaxed: published by the release below.
+            self.table.arena.word(child, i).store(part.encode(below), Ordering::Relaxed);
+        }
+        drop(state);
+        self.publish(gfn, Entry::Table(child));
+        self.table.resident.table_made(below);
+        Ok(())
+    }
+
+    /// Takes the table below `gfn`, and all that is mapped in it, out of the tree. The reservations of
+    /// its page tables are the caller's to end, once the zap is flushed.
+    ///
+    /// # Panics
+    /// If there is no table below.
+    pub(crate) fn detach(&mut self, gfn: Gfn) -> (Zap<'_>, Ended) {
+        let Entry::Table(child) = self.entry(gfn) else { panic!("guest frame {gfn} has no table") };
+        let range = GfnRange::entry(gfn, self.level());
+        let (mut frames, mut ended) = (FrameRuns::default(), Ended::new());
+        self.detach_child(gfn, child, &mut frames, &mut ended);
+        (Zap::unmapped(range, frames), ended)
+    }
+
+    /// As [`Cursor::detach`], if a table is there and nothing at all is mapped in it.
+    pub(crate) fn detach_empty(&mut self, gfn: Gfn) -> Option<(Zap<'_>, Ended)> {
+        let Entry::Table(child) = self.entry(gfn) else { return None };
+        // D1. The look and the detaching are one step under the child's lock.
+        let below = self.child(child);
+        if !below.is_empty() {
+            return None;
+        }
+        let mut ended = Ended::new();
+        self.unhook(gfn, below, &mut ended);
+        let range = GfnRange::entry(gfn, self.level());
+        Some((Zap::unmapped(range, FrameRuns::default()), ended))
+    }
+
+    fn detach_child(&mut self, gfn: Gfn, child: NodeNo, frames: &mut FrameRuns, ended: &mut Ended) {
+        // D1. Parent before child, as everywhere.
+        let mut below = self.child(child);
+        for inner in below.entries_in(below.range()) {
+            match below.entry(inner) {
+                Entry::Table(grandchild) => below.detach_child(inner, grandchild, frames, ended),
+                _ => below.clear(inner, frames),
+            }
+        }
+        self.unhook(gfn, below, ended);
+    }
+
+    fn child(&self, child: NodeNo) -> Cursor<'t, P> {
+        Cursor { table: self.table, node: child, state: self.table.arena.lock(child) }
+    }
+
+    fn unhook(&mut self, gfn: Gfn, mut below: Cursor<'t, P>, ended: &mut Ended) {
+        ended.extend(below.state.reservation.take());
+        // D2
+        self.publish(gfn, Entry::Absent);
+        self.state.live -= 1;
+        below.state.attached = false;
+        self.table.resident.table_gone(below.level());
+        // D3
+        let child = below.node;
+        drop(below);
+        retire::<P>(&self.table.reclaimer, &self.table.arena, child);
+    }
+
+    fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {
+        match self.entry(gfn) {
+            Entry::Absent | Entry::Table(_) => return,
+            Entry::Leaf(leaf) => {
+                frames.push(leaf.frame, self.level().entry_frames());
+                self.table.resident.leaf_gone(self.level());
+            }
+            Entry::Marker(marker) => self.table.resident.marker_gone(marker),
+        }
+        self.publish(gfn, Entry::Absent);
+        self.state.live -= 1;
+    }
+
+    /// A new table below the absent entry for `gfn`, locked.
+    fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
+        let below = self.level().below()?;
+        let child = self.table.arena.alloc(below, gfn.align_down(below.table_frames()))?;
+        let child = self.child(child);
+        self.publish(gfn, Entry::Table(child.node));
+        self.state.live += 1;
+        self.table.resident.table_made(below);
+        Some(child)
+    }
+
+    fn publish(&self, gfn: Gfn, entry: Entry) {
+        // Release, with the acquire of `walk` and `find`: what lies behind the entry is complete.
+        self.word(gfn).store(entry.encode(self.level()), Ordering::Release);
+    }
+
+    fn word(&self, gfn: Gfn) -> &AtomicU64 {
+        debug_assert!(self.range().contains(gfn));
+        self.table.arena.word(self.node, self.level().index(gfn.as_u64()))
+    }
+
+    /// The first guest frame of each entry of this table that lies in `range`.
+    fn entries_in(&self, range: GfnRange) -> impl Iterator<Item = Gfn> + use<P> {
+        let step = self.level().entry_frames();
+        let part = self.range().intersection(range);
+        part.into_iter().flat_map(move |part| part.chunks(step)).map(|entry| entry.start())
+    }
+}

@@ -1,0 +1,111 @@
+//! The second-stage table: a radix tree in Intel's EPT format.
+//!
+//! * [`node`]: table pages, one lock each;
+//! * [`cursor`]: the only writer, holding one page's lock;
+//! * [`walk`]: the lockless reader;
+//! * [`reclaim`]: when a detached page may be reused;
+//! * [`zap`]: what a writer owes the mirror;
+//! * [`visit`]: the whole tree, for audits and maps.
+//!
+//! # Lock order
+//! 1. a table page before its children, the root first; never two of one level;
+//! 2. a mirror's own locks;
+//! 3. the pool's lock.
+//!
+//! A page's lock is held over mirror calls for its entries: about 1 us for a page, 0.2 ms for a block.
+
+pub(crate) mod cursor;
+pub(crate) mod node;
+pub(crate) mod reclaim;
+mod residency;
+pub(crate) mod visit;
+pub(crate) mod walk;
+pub(crate) mod zap;
+
+use std::marker::PhantomData;
+
+use crate::addr::{Gfn, GfnRange};
+use crate::entry::{Entry, NodeNo};
+use crate::geometry::{FANOUT, Level};
+use crate::protocol::Protocol;
+use crate::sync::Arc;
+
+use node::Arena;
+use reclaim::{Guard, Reclaimer};
+pub use residency::Residency;
+use residency::Resident;
+
+/// No table page is left: more pages wait for their walkers than the arena has slack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no table page is left for guest-physical {gfn:#x}000")]
+pub struct OutOfTables {
+    /// The guest frame that needed one.
+    pub gfn: u64,
+}
+
+/// The tree.
+#[derive(Debug)]
+pub(crate) struct Table<P: Protocol> {
+    arena: Arc<Arena>,
+    root: NodeNo,
+    reclaimer: Reclaimer,
+    resident: Resident,
+    protocol: PhantomData<P>,
+}
+
+impl<P: Protocol> Table<P> {
+    /// An empty tree with room for tables over `ranges`.
+    pub(crate) fn new(ranges: &[GfnRange]) -> Table<P> {
+        let arena = Arc::new(Arena::new(nodes_for(ranges)));
+        let root =
+            arena.alloc(Level::ROOT, Gfn::new(0)).expect("an empty arena has room for a root");
+        let table = Table {
+            arena,
+            root,
+            reclaimer: Reclaimer::default(),
+            resident: Resident::default(),
+            protocol: PhantomData,
+        };
+        table.resident.table_made(Level::ROOT);
+        table
+    }
+
+    /// Keeps table pages from being reused under a walk.
+    pub(crate) fn enter(&self) -> Guard {
+        self.reclaimer.enter()
+    }
+
+    /// What is mapped, by the books that every writer keeps.
+    pub(crate) fn residency(&self) -> Residency {
+        self.resident.snapshot()
+    }
+
+    /// Bytes of table pages in use and of the states of all.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        let tables: u64 = self.residency().tables.iter().sum();
+        tables * (FANOUT as u64 * 8) + self.arena.state_bytes()
+    }
+}
+
+/// Table pages that a tree over `ranges` can ever need, with as many page tables again that may be
+/// waiting for their walkers.
+fn nodes_for(ranges: &[GfnRange]) -> usize {
+    let mut nodes = 1 + FANOUT;
+    for level in 1..Level::ROOT.number() {
+        let span = Level::new(level).table_frames();
+        let tables: usize = ranges.iter().map(|range| range.chunks(span).count()).sum();
+        nodes += if level == 1 { 2 * tables } else { tables };
+    }
+    nodes
+}
+
+/// What a word means.
+///
+/// # Panics
+/// If it means nothing: only a bug of this crate, or broken memory, writes such a word.
+fn decode(raw: u64, level: Level) -> Entry {
+    match Entry::decode(raw, level) {
+        Ok(entry) => entry,
+        Err(malformed) => panic!("{malformed}"),
+    }
+}

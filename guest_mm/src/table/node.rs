@@ -1,0 +1,111 @@
+//! Table pages: their words, their locks, and the arena they come from.
+
+use crate::addr::{Gfn, GfnRange};
+use crate::entry::NodeNo;
+use crate::geometry::{FANOUT, Level};
+use crate::pool::Reservation;
+use crate::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
+
+/// What a table's lock guards, beside the right to write its words.
+#[derive(Debug)]
+pub(crate) struct NodeState {
+    /// Whether it hangs in the tree.
+    pub(crate) attached: bool,
+    /// Its level.
+    pub(crate) level: Level,
+    /// The first guest frame that it spans.
+    pub(crate) base: Gfn,
+    /// Words that are not zero.
+    pub(crate) live: u32,
+    /// Where the pages of a page table prefer to lie.
+    pub(crate) reservation: Option<Reservation>,
+}
+
+impl NodeState {
+    /// The guest frames that the table spans.
+    pub(crate) fn range(&self) -> GfnRange {
+        GfnRange::new(self.base, self.level.table_frames()).expect("a table lies inside the tree")
+    }
+}
+
+/// All table pages of one tree. A page is named by its index, as a frame of the pool is; the words are
+/// one array, which the host backs as it is touched.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    words: Box<[AtomicU64]>,
+    states: Box<[Lock<NodeState>]>,
+    free: Lock<Vec<NodeNo>>,
+    /// Pages below this index have been used once.
+    fresh: AtomicU32,
+}
+
+/// A page was freed while it still held entries.
+const NOT_EMPTY: &str = "non-empty table freed";
+
+impl Arena {
+    /// Room for `nodes` table pages.
+    pub(crate) fn new(nodes: usize) -> Arena {
+        let vacant = || {
+            Lock::new(NodeState {
+                attached: false,
+                level: Level::PT,
+                base: Gfn::new(0),
+                live: 0,
+                reservation: None,
+            })
+        };
+        Arena {
+            words: zeroed_words(nodes * FANOUT),
+            states: (0..nodes).map(|_| vacant()).collect(),
+            free: Lock::new(Vec::new()),
+            fresh: AtomicU32::new(0),
+        }
+    }
+
+    /// Bytes of locks and states, touched or not; the words are counted by use.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        (self.states.len() * size_of::<Lock<NodeState>>()) as u64
+    }
+
+    /// Word `index` of `node`.
+    pub(crate) fn word(&self, node: NodeNo, index: usize) -> &AtomicU64 {
+        debug_assert!(index < FANOUT);
+        &self.words[node.index() * FANOUT + index]
+    }
+
+    /// Takes the lock of `node`.
+    pub(crate) fn lock(&self, node: NodeNo) -> Held<'_, NodeState> {
+        self.states[node.index()].lock()
+    }
+
+    /// An empty table page for `level` from `base` on, attached as soon as its caller publishes it;
+    /// none when every page is in use or waits for its walkers.
+    pub(crate) fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
+        let recycled = self.free.lock().pop();
+        let node = recycled.or_else(|| {
+            self.fresh
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                    ((next as usize) < self.states.len()).then_some(next + 1)
+                })
+                .ok()
+                .map(NodeNo::new)
+        })?;
+        let mut state = self.lock(node);
+        *state = NodeState { attached: true, level, base, live: 0, reservation: None };
+        Some(node)
+    }
+
+    /// Gives a detached page back for reuse. No walker may be in it.
+    ///
+    /// # Panics
+    /// If an entry is left in it: the page that it maps would be lost.
+    pub(crate) fn free(&self, node: NodeNo) {
+        {
+            let state = self.lock(node);
+            let clean = !state.attached && state.live == 0;
+            let zero = (0..FANOUT).all(|i| self.word(node, i).load(Ordering::Relaxed) == 0);
+            assert!(clean && zero, "{NOT_EMPTY}");
+        }
+        self.free.lock().push(node);
+    }
+}

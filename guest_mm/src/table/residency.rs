@@ -1,0 +1,81 @@
+//! How much is mapped, by kind: books that every writer keeps and every audit checks. A wrong counter is
+//! how Linux noticed most of the races that this crate is about ("Bad rss-counter state").
+
+use crate::addr::PageSize;
+use crate::entry::Marker;
+use crate::geometry::Level;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The counters of one tree, at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Residency {
+    /// Leaves by size: 4 KiB, 2 MiB, 1 GiB.
+    pub leaves: [u64; 3],
+    /// Tables by level, page tables first; the root is the last.
+    pub tables: [u64; 4],
+    /// Entries that are markers, by kind: missing, guard, poison.
+    pub markers: [u64; 3],
+}
+
+impl Residency {
+    /// Frames that leaves map.
+    pub fn frames(&self) -> u64 {
+        PageSize::ALL.iter().zip(self.leaves).map(|(size, n)| size.frames() * n).sum()
+    }
+}
+
+/// The live counters.
+#[derive(Debug, Default)]
+pub(super) struct Resident {
+    leaves: [AtomicU64; 3],
+    tables: [AtomicU64; 4],
+    markers: [AtomicU64; 3],
+}
+
+// Statistics: nothing is ordered by them. A counter that is read while its table's lock is held, or at
+// rest, is exact.
+const ORDER: Ordering = Ordering::Relaxed;
+
+impl Resident {
+    pub(super) fn leaf_gone(&self, level: Level) {
+        self.leaves[level.number() as usize - 1].fetch_sub(1, ORDER);
+    }
+
+    pub(super) fn leaves_made(&self, level: Level, count: u64) {
+        self.leaves[level.number() as usize - 1].fetch_add(count, ORDER);
+    }
+
+    pub(super) fn table_made(&self, level: Level) {
+        self.tables[level.number() as usize - 1].fetch_add(1, ORDER);
+    }
+
+    pub(super) fn table_gone(&self, level: Level) {
+        self.tables[level.number() as usize - 1].fetch_sub(1, ORDER);
+    }
+
+    pub(super) fn markers_made(&self, marker: Marker, count: u64) {
+        self.markers[marker_index(marker)].fetch_add(count, ORDER);
+    }
+
+    pub(super) fn marker_gone(&self, marker: Marker) {
+        self.markers[marker_index(marker)].fetch_sub(1, ORDER);
+    }
+
+    pub(super) fn snapshot(&self) -> Residency {
+        let load = |counter: &AtomicU64| counter.load(ORDER);
+        Residency {
+            leaves: self.leaves.each_ref().map(load),
+            tables: self.tables.each_ref().map(load),
+            markers: self.markers.each_ref().map(load),
+        }
+    }
+}
+
+/// The place of a marker's kind in the counters.
+fn marker_index(marker: Marker) -> usize {
+    match marker {
+        Marker::Missing => 0,
+        Marker::Guard => 1,
+        Marker::Poison => 2,
+    }
+}

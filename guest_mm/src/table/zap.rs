@@ -1,0 +1,125 @@
+//! Obligations towards the mirror, as types.
+//!
+//! Both borrow the cursor whose lock they were made under, so the lock cannot be released before they
+//! are met: the compiler keeps `continue-vs-zap` closed.
+
+use std::marker::PhantomData;
+
+use crate::addr::{FrameNo, GfnRange};
+use crate::mirror::{Mirror, MirrorError, Run};
+use crate::pool::Pool;
+use crate::prot::Prot;
+
+/// A leaf that the table has and the window does not. Dropping it is legal, and costs the guest a fault.
+#[must_use = "a published leaf is only used by the guest once it is installed"]
+#[derive(Debug)]
+pub(crate) struct Published<'c> {
+    run: Run,
+    prot: Prot,
+    lock: PhantomData<&'c mut ()>,
+}
+
+/// A published leaf whose lock is gone: the historical variant of `continue-vs-zap`.
+#[derive(Debug)]
+pub(crate) struct Late(Run, Prot);
+
+impl Published<'_> {
+    pub(super) fn new(run: Run, prot: Prot) -> Self {
+        Published { run, prot, lock: PhantomData }
+    }
+
+    /// Puts the translation into the window (F5).
+    pub(crate) fn install(self, mirror: &dyn Mirror) -> Result<(), MirrorError> {
+        mirror.install(self.run, self.prot)
+    }
+
+    /// Lets go of the lock first: what [`crate::protocol::Protocol::F5_INSTALL_UNDER_LOCK`] rules out.
+    pub(crate) fn after_unlock(self) -> Late {
+        Late(self.run, self.prot)
+    }
+}
+
+impl Late {
+    pub(crate) fn install(self, mirror: &dyn Mirror) -> Result<(), MirrorError> {
+        mirror.install(self.0, self.1)
+    }
+}
+
+/// Entries that the table has lost or weakened and the window may still have.
+#[must_use = "the window may still hold what the table has lost: flush it"]
+#[derive(Debug)]
+pub(crate) struct Zap<'c> {
+    range: GfnRange,
+    /// The right that is left, or none when the entries are gone.
+    left: Option<Prot>,
+    frames: FrameRuns,
+    flushed: bool,
+    lock: PhantomData<&'c mut ()>,
+}
+
+impl Zap<'_> {
+    pub(super) fn unmapped(range: GfnRange, frames: FrameRuns) -> Self {
+        Zap { range, left: None, frames, flushed: false, lock: PhantomData }
+    }
+
+    pub(super) fn protected(range: GfnRange, prot: Prot) -> Self {
+        Zap {
+            range,
+            left: Some(prot),
+            frames: FrameRuns::default(),
+            flushed: false,
+            lock: PhantomData,
+        }
+    }
+
+    /// Brings the window in step; then nobody can reach the frames any more.
+    ///
+    /// # Errors
+    /// The window may be ahead of the table. The frames are not handed out: they stay in use, and the
+    /// audit will say so.
+    pub(crate) fn flush(mut self, mirror: &dyn Mirror) -> Result<Unreachable, MirrorError> {
+        self.flushed = true;
+        match self.left {
+            None => mirror.zap(self.range)?,
+            Some(prot) => mirror.protect(self.range, prot)?,
+        }
+        Ok(Unreachable(std::mem::take(&mut self.frames)))
+    }
+}
+
+impl Drop for Zap<'_> {
+    fn drop(&mut self) {
+        // A silent drop would leave the guest with memory that is about to be someone else's.
+        if !self.flushed && !std::thread::panicking() {
+            panic!("a zap of guest-physical {} was dropped without a flush", self.range);
+        }
+    }
+}
+
+/// Frames that no table and no window leads to any more.
+#[must_use = "frames that nobody can reach are lost until they are released"]
+#[derive(Debug)]
+pub(crate) struct Unreachable(FrameRuns);
+
+impl Unreachable {
+    /// Gives them back to the pool they came from; how many.
+    pub(crate) fn release(self, pool: &Pool) -> u64 {
+        for &(first, frames) in &self.0.0 {
+            pool.release(first, frames);
+        }
+        self.0.0.iter().map(|run| run.1).sum()
+    }
+}
+
+/// Runs of frames, neighbours joined.
+#[derive(Debug, Default)]
+pub(crate) struct FrameRuns(Vec<(FrameNo, u64)>);
+
+impl FrameRuns {
+    pub(super) fn push(&mut self, first: FrameNo, frames: u64) {
+        match self.0.last_mut() {
+            Some((start, len)) if start.add(*len) == first => *len += frames,
+            _ => self.0.push((first, frames)),
+        }
+    }
+}
