@@ -19,16 +19,10 @@ pub(super) fn setting<T>(
     read: impl FnOnce(&Written) -> Result<T, String>,
 ) -> Result<Setting<T>, ConfigError> {
     let Some(written) = raw.get(key) else {
-        return Ok(Setting {
-            value: default,
-            origin: Origin::Default,
-        });
+        return Ok(Setting { value: default, origin: Origin::Default });
     };
     let value = read(written).map_err(|reason| raw.bad(key, written, reason))?;
-    Ok(Setting {
-        value,
-        origin: written.origin,
-    })
+    Ok(Setting { value, origin: written.origin })
 }
 
 /// The whole of what `key` takes.
@@ -140,9 +134,7 @@ pub(super) fn existing_file(
     match fs::metadata(&path) {
         Ok(found) => match describe(found.file_type()) {
             None => Ok(HostPath(path)),
-            Some(what) => Err(bad(format!(
-                "{at} is {what}, and it must be a regular file"
-            ))),
+            Some(what) => Err(bad(format!("{at} is {what}, and it must be a regular file"))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(bad(format!("there is no file {at}")))

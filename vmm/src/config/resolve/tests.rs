@@ -45,37 +45,12 @@ fn a_guest_is_all_that_a_config_needs() {
 fn auto_is_decided_by_what_runs_on_how_many_vcpus() {
     let kernel = format!("boot.kernel = {:?}", file!().rsplit('/').next().unwrap());
     for (text, overrides, irqchip, unclaimed) in [
-        (
-            "boot.guest = 'smp'",
-            &[][..],
-            Irqchip::None,
-            Unclaimed::Stop,
-        ),
-        (
-            "boot.guest = 'smp'",
-            &["machine.vcpus=2"],
-            Irqchip::Kernel,
-            Unclaimed::Stop,
-        ),
-        (
-            "boot.guest = 'smp'",
-            &["machine.irqchip=kernel"],
-            Irqchip::Kernel,
-            Unclaimed::Stop,
-        ),
-        (
-            "boot.guest = 'smp'",
-            &["machine.unclaimed=ignore"],
-            Irqchip::None,
-            Unclaimed::Ignore,
-        ),
+        ("boot.guest = 'smp'", &[][..], Irqchip::None, Unclaimed::Stop),
+        ("boot.guest = 'smp'", &["machine.vcpus=2"], Irqchip::Kernel, Unclaimed::Stop),
+        ("boot.guest = 'smp'", &["machine.irqchip=kernel"], Irqchip::Kernel, Unclaimed::Stop),
+        ("boot.guest = 'smp'", &["machine.unclaimed=ignore"], Irqchip::None, Unclaimed::Ignore),
         (&kernel, &[], Irqchip::Kernel, Unclaimed::Ignore),
-        (
-            &kernel,
-            &["machine.irqchip=auto"],
-            Irqchip::Kernel,
-            Unclaimed::Ignore,
-        ),
+        (&kernel, &["machine.irqchip=auto"], Irqchip::Kernel, Unclaimed::Ignore),
     ] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/resolve/x.toml");
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
@@ -109,27 +84,15 @@ fn hugetlb_brings_huge_pages_unless_small_ones_are_asked_for() {
 
 #[test]
 fn ram_may_fill_the_address_space_and_no_more() {
-    assert_eq!(
-        hello(&["memory.size=65535G"]).memory.size.value,
-        Bytes::gib(65535)
-    );
+    assert_eq!(hello(&["memory.size=65535G"]).memory.size.value, Bytes::gib(65535));
     let refused = refusal(&["memory.size=64T"]);
-    assert!(
-        refused.contains("at most 65535 GiB: addresses here have 46 bits"),
-        "{refused}"
-    );
+    assert!(refused.contains("at most 65535 GiB: addresses here have 46 bits"), "{refused}");
 }
 
 #[test]
 fn guards_come_back_sorted() {
     let config = hello(&["memory.guard=48M+1M,0x2000000+4K"]);
-    let shown: Vec<String> = config
-        .memory
-        .guard
-        .value
-        .iter()
-        .map(Guard::to_string)
-        .collect();
+    let shown: Vec<String> = config.memory.guard.value.iter().map(Guard::to_string).collect();
     assert_eq!(shown, ["0x2000000+4K", "0x3000000+1M"]);
 }
 
@@ -138,10 +101,7 @@ fn features_are_hidden_by_name_and_only_once() {
     let hidden = |overrides: &[&str]| hello(overrides).machine.cpu.value.hidden();
     assert!(hidden(&[]).is_empty());
     let two = hidden(&["machine.cpu=-cx16,-avx,-cx16"]);
-    assert_eq!(
-        two.iter().map(|f| f.name).collect::<Vec<_>>(),
-        ["cx16", "avx"]
-    );
+    assert_eq!(two.iter().map(|f| f.name).collect::<Vec<_>>(), ["cx16", "avx"]);
     assert_eq!(two[0].mask(), 1 << 13);
     let safe = hidden(&["machine.cpu=emulation-safe"]);
     assert_eq!(safe.len(), EMULATION_SAFE.len());
@@ -154,10 +114,7 @@ fn paths_start_from_the_config_and_in_a_flag_from_here() {
     assert!(in_file.contains("\"configs/nowhere\""), "{in_file}");
     let in_flag = refused("", &["boot.kernel=nowhere"]);
     assert!(in_flag.starts_with("--set: boot.kernel"), "{in_flag}");
-    assert!(
-        in_flag.ends_with("there is no file \"nowhere\""),
-        "{in_flag}"
-    );
+    assert!(in_flag.ends_with("there is no file \"nowhere\""), "{in_flag}");
 }
 
 #[test]
