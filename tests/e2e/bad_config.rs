@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use tests::{Output, Scratch, Slat};
+use tests::{Scratch, Slat, assert_refused};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -16,6 +16,7 @@ const COMMANDS: &[&str] = &["check"];
 const HELLO: &str = "[boot]\nguest = \"hello\"\n";
 
 /// A file's text, and what the message has to contain. `HELLO` goes in front of those that start with a newline.
+#[rustfmt::skip]
 const BAD: &[(&str, &[&str])] = &[
     // [memory] size
     ("\n[memory]\nsize = 0", &[":5:", "memory.size is 0", "not be 0"]),
@@ -34,10 +35,7 @@ const BAD: &[(&str, &[&str])] = &[
     // [memory], the rest
     ("\n[memory]\npool = 0", &["memory.pool is 0", "not be 0"]),
     ("\n[memory]\npool = \"8192T\"", &["memory.pool", "at most"]),
-    (
-        "\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"",
-        &[":6:", "memory.pages is \"4k\"", "hugetlb"],
-    ),
+    ("\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"", &[":6:", "memory.pages is \"4k\"", "hugetlb"]),
     ("\n[memory]\nbacking = \"disk\"", &["memory.backing", "auto, memfd, tmpfs or hugetlb"]),
     ("\n[memory]\npages = \"4K\"", &["memory.pages", "did you mean \"4k\"?"]),
     ("\n[memory]\npages = \"1g\"", &["memory.pages is \"1g\"", "64 MiB is smaller"]),
@@ -45,10 +43,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[memory]\nfault_threads = 9", &["memory.fault_threads is 9", "1 to 8"]),
     ("\n[memory]\nguard = [\"0x4000000+4K\"]", &["memory.guard", "inside the 64 MiB"]),
     ("\n[memory]\nguard = [\"0x1001+4K\"]", &["memory.guard", "0x1001+4K", "multiples of 4 KiB"]),
-    (
-        "\n[memory]\nguard = [\"4K+8K\", \"8K+4K\"]",
-        &["memory.guard", "0x2000+4K must not overlap 0x1000+8K"],
-    ),
+    ("\n[memory]\nguard = [\"4K+8K\", \"8K+4K\"]", &["memory.guard", "0x2000+4K must not overlap 0x1000+8K"]),
     ("\n[memory]\nguard = [\"4K\"]", &["memory.guard", "GPA+LENGTH"]),
     ("\n[memory]\nguard = [4096]", &["memory.guard is [4096]", "list of ranges"]),
     ("\n[memory]\nguard = \"4K+4K\"", &["memory.guard", "list of ranges"]),
@@ -66,34 +61,19 @@ const BAD: &[(&str, &[&str])] = &[
     // [boot]
     ("", &["boot.guest is missing", "boot.kernel"]),
     ("# nothing but this\n", &["boot.guest is missing", "boot.kernel"]),
-    (
-        "[boot]\nguest = \"hello\"\nkernel = \"k\"",
-        &[":2:", "boot.guest", "boot.kernel is set too (line 3)"],
-    ),
-    (
-        "[boot]\nguest = \"helo\"",
-        &["boot.guest is \"helo\"", "hello, touch or smp", "did you mean \"hello\"?"],
-    ),
+    ("[boot]\nguest = \"hello\"\nkernel = \"k\"", &[":2:", "boot.guest", "boot.kernel is set too (line 3)"]),
+    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch or smp", "did you mean \"hello\"?"]),
     ("\ninitrd = \"i\"", &["boot.initrd", "goes with boot.kernel"]),
     ("\nprotocol = \"pvh\"", &["boot.protocol", "goes with boot.kernel"]),
     ("\nunpack = false", &["boot.unpack", "goes with boot.kernel"]),
     ("\ncmdline = \"a\\u0000b\"", &["boot.cmdline", "NUL (byte 1)"]),
     ("[boot]\nkernel = \"\"", &["boot.kernel is \"\"", "the path"]),
-    (
-        "[boot]\nkernel = \"nowhere\"",
-        &["boot.kernel is \"nowhere\"", "there is no file", "/nowhere"],
-    ),
+    ("[boot]\nkernel = \"nowhere\"", &["boot.kernel is \"nowhere\"", "there is no file", "/nowhere"]),
     ("[boot]\nkernel = \".\"", &["boot.kernel is \".\"", "a directory", "regular file"]),
     ("[boot]\nkernel = \"/dev/null\"", &["boot.kernel", "a device", "regular file"]),
     ("[boot]\nkernel = \"a\\u0000b\"", &["boot.kernel", "cannot be used"]),
-    (
-        "[boot]\nkernel = \"x.toml\"\ninitrd = \"nowhere\"",
-        &[":3:", "boot.initrd", "there is no file"],
-    ),
-    (
-        "[boot]\nkernel = \"x.toml\"\nprotocol = \"bios\"",
-        &["boot.protocol", "auto, linux64 or pvh"],
-    ),
+    ("[boot]\nkernel = \"x.toml\"\ninitrd = \"nowhere\"", &[":3:", "boot.initrd", "there is no file"]),
+    ("[boot]\nkernel = \"x.toml\"\nprotocol = \"bios\"", &["boot.protocol", "auto, linux64 or pvh"]),
     ("[boot]\nkernel = \"x.toml\"\nunpack = \"yes\"", &["boot.unpack is \"yes\"", "true or false"]),
     // [console]
     ("\n[console]\nserial = \"stdout\"", &["console.serial", "stdio, off or file:PATH"]),
@@ -116,22 +96,6 @@ const BAD: &[(&str, &[&str])] = &[
     ("\u{1b}[31m", &[":1:", "not TOML"]),
 ];
 
-/// Asserts that the program refused its input in one line that has all of `says`.
-fn assert_refused(what: &str, output: &Output, says: &[&str]) {
-    let told = format!("{what}\n--- {output:?}");
-    assert!(!output.timed_out, "timed out: {told}");
-    assert_eq!(output.code, Some(2), "exit code: {told}");
-    assert_eq!(output.stdout, "", "standard output: {told}");
-    assert_eq!(output.stderr.lines().count(), 1, "one line: {told}");
-    assert!(output.stderr.ends_with('\n'), "a whole line: {told}");
-    assert!(!output.stderr.contains("panicked"), "panic: {told}");
-    let control = output.stderr.trim_end().chars().any(char::is_control);
-    assert!(!control, "control characters: {told}");
-    for part in says {
-        assert!(output.stderr.contains(part), "{part:?} is not said: {told}");
-    }
-}
-
 /// Tries every command on the config at `path`, which has to be named.
 fn assert_bad_file(path: &Path, says: &[&str]) {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -152,6 +116,18 @@ fn every_bad_value_is_refused_with_file_line_and_key() {
         };
         let path = scratch.write("x.toml", &text);
         assert_bad_file(&path, says);
+    }
+}
+
+/// A reader that recurses would run out of stack, which no error handling catches.
+#[test]
+fn nesting_without_end_is_refused() {
+    let scratch = Scratch::new();
+    for (unit, more) in [("[", ""), ("{a=", ""), ("a.", "a = 1")] {
+        let start = if more.is_empty() { "x = " } else { "" };
+        let text = format!("{start}{}{more}", unit.repeat(200_000));
+        let path = scratch.write("x.toml", text);
+        assert_bad_file(&path, &[":1:", "not TOML", "recurs"]);
     }
 }
 

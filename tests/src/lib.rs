@@ -2,10 +2,12 @@
 
 pub mod imports;
 mod kvm;
+mod refusal;
 mod slat;
 pub mod tree;
 
 pub use kvm::require_kvm;
+pub use refusal::assert_refused;
 pub use slat::{Output, Slat};
 
 use std::fs;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// The program under test, with a time limit.
 ///
-/// ```ignore
+/// ```text
 /// const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 /// let output = SLAT.run(["check", "x.toml"]);
 /// ```

@@ -41,7 +41,8 @@ const CRATES: &[Crate] = &[
             floor(Together, &["addr", "entry", "prot", "geometry", "sync", "protocol", "historical"]),
             floor(Together, &["pool"]),
             floor(Together, &["table", "mirror", "image"]),
-            floor(Apart, &["fault", "pin", "collapse", "share", "place", "dirty", "unmap", "protect", "split"]),
+            floor(Together, &["space"]),
+            floor(Apart, &["fault", "pin", "collapse", "share", "place", "dirty", "unmap", "protect", "split", "mark", "copy"]),
             floor(Together, &["mirrors"]),
             floor(Together, &["service", "audit", "stats", "map", "vm_memory", "postcopy"]),
         ],
@@ -52,7 +53,7 @@ const CRATES: &[Crate] = &[
         name: "devices",
         floors: &[
             floor(Together, &["bus"]),
-            floor(Apart, &["serial", "rtc", "dma", "i8042", "debug"]),
+            floor(Apart, &["serial", "rtc", "cmos", "i8042", "debug_exit", "quiet", "dma"]),
             floor(Apart, &["virtio"]),
         ],
         forbidden: &["guest_mm", "vmm", "tests"],

@@ -64,7 +64,7 @@ impl Display for Report<'_> {
             fact(f, "", format_args!("{range} ({}, {place} the MMIO hole)", ram.length))?;
         }
         row(f, "pool", &memory.pool)?;
-        fact(f, "", "a multiple of 2 MiB, rounded up")?;
+        fact(f, "", "rounded up to whole blocks of 2 MiB")?;
         let ratio = memory.overcommit();
         let meaning = if ratio > 1.0 {
             "overcommit: the machine stops when the pool is used up"

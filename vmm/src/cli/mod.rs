@@ -57,7 +57,9 @@ impl Failure {
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return ExitCode::SUCCESS;
             }
-            Failure::Output(error) => (format!("standard output: {error}"), FAILED),
+            Failure::Output(error) => {
+                (format!("standard output cannot be written: {error}"), FAILED)
+            }
         };
         // Not `eprintln`, which panics where standard error is closed.
         let _ = writeln!(io::stderr(), "error: {what}");

@@ -16,9 +16,9 @@ pub enum Origin {
     /// The config file, lines and columns counted from 1, columns in characters.
     File {
         /// The line of the key.
-        line: usize,
+        line: u32,
         /// The column of the key.
-        column: usize,
+        column: u32,
     },
     /// A `--set` on the command line.
     Flag,
@@ -72,7 +72,7 @@ pub enum Problem {
     #[error("column {column}: this is not TOML: {reason}")]
     Syntax {
         /// Counted from 1, in characters.
-        column: usize,
+        column: u32,
         /// What the parser says.
         reason: String,
     },

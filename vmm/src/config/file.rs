@@ -28,8 +28,8 @@ pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
         let text = String::from_utf8_lossy(&before[line_start..]);
         ConfigError {
             origin: Origin::File {
-                line: 1 + before.iter().filter(|&&b| b == b'\n').count(),
-                column: 1 + text.chars().count(),
+                line: 1 + before.iter().filter(|&&b| b == b'\n').count() as u32,
+                column: 1 + text.chars().count() as u32,
             },
             ..fail(Problem::NotUtf8 { offset })
         }

@@ -240,7 +240,7 @@ impl Source<'_> {
     }
 
     /// Line and column of a byte, from 1. A byte behind the end or inside a character counts as the one before it.
-    fn position(&self, mut at: usize) -> (usize, usize) {
+    fn position(&self, mut at: usize) -> (u32, u32) {
         at = at.min(self.text.len());
         while !self.text.is_char_boundary(at) {
             at -= 1;
@@ -248,7 +248,9 @@ impl Source<'_> {
         let before = &self.text[..at];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.matches('\n').count();
-        (line, 1 + before[line_start..].chars().count())
+        let column = 1 + before[line_start..].chars().count();
+        // A config is at most 1 MiB long.
+        (line as u32, column as u32)
     }
 }
 

@@ -1,18 +1,24 @@
 //! From what was written to what will be: defaults, limits, and rules between keys.
 
+mod read;
+
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use read::{
+    beside, bytes, existing_file, keyword, keyword_or_auto, must_be, setting, small_count, text,
+};
 
 use super::error::quoted;
-use super::file::{describe, reason};
+use super::file::reason;
 use super::machine::{
     Backing, Boot, BuiltinGuest, Console, CpuModel, HostPath, Image, Irqchip, Kernel, Machine,
     MachineConfig, Memory, PageSize, Protocol, Serial, Setting, Unclaimed,
 };
 use super::raw::{Raw, Value, Written};
-use super::schema::{self, Key};
-use super::{Bytes, ConfigError, Feature, Guard, Host, Origin, ParseBytesError, Problem};
+use super::schema;
+use super::{Bytes, ConfigError, Feature, Guard, Host, Origin, Problem};
 
 /// What a page table entry maps at least.
 const PAGE: Bytes = Bytes::kib(4);
@@ -261,128 +267,5 @@ fn serial(raw: &Raw, written: &Written) -> Result<Serial, String> {
     Ok(Serial::File(HostPath(path)))
 }
 
-/// The value of `key`: what `read` makes of what is written, or the default.
-fn setting<T>(
-    raw: &Raw,
-    key: &Key,
-    default: T,
-    read: impl FnOnce(&Written) -> Result<T, String>,
-) -> Result<Setting<T>, ConfigError> {
-    let Some(written) = raw.get(key) else {
-        return Ok(Setting { value: default, origin: Origin::Default });
-    };
-    let value = read(written).map_err(|reason| raw.bad(key, written, reason))?;
-    Ok(Setting { value, origin: written.origin })
-}
-
-fn must_be(key: &Key) -> String {
-    format!("it must be {}", key.allowed)
-}
-
-fn text<'a>(written: &'a Written, key: &Key) -> Result<&'a str, String> {
-    match &written.value {
-        Value::Text(text) => Ok(text),
-        _ => Err(must_be(key)),
-    }
-}
-
-/// One of `all` by its word.
-fn keyword<T: Copy>(
-    written: &Written,
-    all: &[T],
-    word: fn(T) -> &'static str,
-) -> Result<T, String> {
-    let (text, words) = words(written, all, word)?;
-    one_of(text, all, word).ok_or_else(|| not_one_of(text, words))
-}
-
-/// One of `all` by its word, or `auto`.
-fn keyword_or_auto<T: Copy>(
-    written: &Written,
-    auto: T,
-    all: &[T],
-    word: fn(T) -> &'static str,
-) -> Result<T, String> {
-    let (text, mut words) = words(written, all, word)?;
-    if text == "auto" {
-        return Ok(auto);
-    }
-    words.insert(0, "auto");
-    one_of(text, all, word).ok_or_else(|| not_one_of(text, words))
-}
-
-fn words<'a, T: Copy>(
-    written: &'a Written,
-    all: &[T],
-    word: fn(T) -> &'static str,
-) -> Result<(&'a str, Vec<&'static str>), String> {
-    let words: Vec<_> = all.iter().map(|&one| word(one)).collect();
-    match &written.value {
-        Value::Text(text) => Ok((text, words)),
-        _ => Err(format!("it must be {}", schema::listed(words, "or"))),
-    }
-}
-
-fn one_of<T: Copy>(text: &str, all: &[T], word: fn(T) -> &'static str) -> Option<T> {
-    all.iter().copied().find(|&one| word(one) == text)
-}
-
-fn not_one_of(text: &str, words: Vec<&'static str>) -> String {
-    let hint = schema::closest(text, words.iter().copied())
-        .map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));
-    format!("it must be {}{hint}", schema::listed(words, "or"))
-}
-
-/// An integer from 1 to 8.
-fn small_count(written: &Written, key: &Key) -> Result<u8, String> {
-    match written.value {
-        Value::Integer(n @ 1..=8) => Ok(n as u8),
-        _ => Err(must_be(key)),
-    }
-}
-
-/// A size that is not 0.
-fn bytes(written: &Written, key: &Key) -> Result<Bytes, String> {
-    let size = match &written.value {
-        Value::Integer(n) if *n < 0 => return Err("it must not be negative".into()),
-        Value::Integer(n) => {
-            Bytes::new(u64::try_from(*n).map_err(|_| ParseBytesError::TooLarge.to_string())?)
-        }
-        Value::Text(text) => text.parse().map_err(|e: ParseBytesError| e.to_string())?,
-        _ => return Err(must_be(key)),
-    };
-    if size.get() == 0 {
-        return Err("it must not be 0".into());
-    }
-    Ok(size)
-}
-
-/// `path`, found from the config's folder, or from the current one if it comes from the command line.
-fn beside(raw: &Raw, written: &Written, path: &str) -> PathBuf {
-    let folder = match written.origin {
-        Origin::Flag => None,
-        _ => raw.file.parent(),
-    };
-    folder.unwrap_or(Path::new("")).join(path)
-}
-
-/// The file that `key` names, which must be there.
-fn existing_file(raw: &Raw, key: &Key, written: &Written) -> Result<HostPath, ConfigError> {
-    let bad = |why: String| raw.bad(key, written, why);
-    let text = text(written, key).map_err(bad)?;
-    if text.is_empty() {
-        return Err(bad(must_be(key)));
-    }
-    let path = beside(raw, written, text);
-    let at = quoted(&path.to_string_lossy());
-    match fs::metadata(&path) {
-        Ok(found) => match describe(found.file_type()) {
-            None => Ok(HostPath(path)),
-            Some(what) => Err(bad(format!("{at} is {what}, and it must be a regular file"))),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(bad(format!("there is no file {at}")))
-        }
-        Err(error) => Err(bad(format!("{at} cannot be used: {}", reason(&error)))),
-    }
-}
+#[cfg(test)]
+mod tests;

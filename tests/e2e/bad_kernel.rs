@@ -1,0 +1,118 @@
+//! Kernels, initial ramdisks and command lines that cannot be booted, tried on the real program: exit code 2 and one line
+//! that names config and key. The boot loader finds these, after the config itself was found fine.
+
+use std::path::Path;
+
+use tests::{Scratch, Slat, assert_refused};
+
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
+
+/// The commands that look into a kernel.
+const COMMANDS: &[&str] = &["check", "run"];
+
+/// Where the RAM of these machines ends.
+const RAM_END: u64 = 64 << 20;
+
+/// An ELF64 kernel of one segment: `memory` bytes from guest-physical `start`, where it is also entered.
+fn elf(start: u64, memory: u64) -> Vec<u8> {
+    const CODE: &[u8] = &[0xf4]; // hlt
+    const HEADERS: u64 = 64 + 56;
+    let mut file = Vec::new();
+    // Identification: 64 bits, little-endian, version 1.
+    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    // ET_EXEC for x86-64, version 1.
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    for word in [start, 64, 0] {
+        file.extend(word.to_le_bytes()); // entry, program headers, no section headers
+    }
+    file.extend([0; 4]); // flags
+    for half in [64_u16, 56, 1, 64, 0, 0] {
+        file.extend(half.to_le_bytes()); // sizes and counts of headers
+    }
+    // One PT_LOAD, readable and executable.
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for word in [HEADERS, start, start, CODE.len() as u64, memory, 0x1000] {
+        file.extend(word.to_le_bytes()); // offset, vaddr, paddr, file size, memory size, alignment
+    }
+    assert_eq!(file.len() as u64, HEADERS);
+    file.extend(CODE);
+    file
+}
+
+/// Writes a config with `keys` under `[boot]`, and asserts that every command refuses it, naming the config and `says`.
+fn assert_bad_boot(scratch: &Scratch, keys: &str, says: &[&str]) {
+    let config = scratch.write("x.toml", format!("memory.size = \"64M\"\n[boot]\n{keys}\n"));
+    for command in COMMANDS {
+        let output = SLAT.run([command.as_ref(), config.as_os_str()]);
+        let says: Vec<&str> = says.iter().copied().chain(["x.toml"]).collect();
+        assert_refused(&format!("slat {command} with {keys}"), &output, &says);
+    }
+}
+
+#[test]
+fn files_that_are_no_kernel_are_refused() {
+    let scratch = Scratch::new();
+    let whole = elf(1 << 20, 4096);
+    scratch.write("empty", "");
+    scratch.write("text", "this is not a kernel\n".repeat(100));
+    scratch.write("magic", b"\x7fELF");
+    scratch.write("header", &whole[..64]);
+    scratch.write("segment", &whole[..whole.len() - 1]);
+    scratch.write("zeros", vec![0; 64 << 10]);
+    // The boot sector's signature, and nothing behind it.
+    let mut sector = vec![0; 512];
+    sector[0x1fe..].copy_from_slice(&[0x55, 0xaa]);
+    scratch.write("sector", sector);
+    for name in [
+        "empty", "text", "magic", "header", "segment", "zeros", "sector",
+    ] {
+        assert_bad_boot(
+            &scratch,
+            &format!("kernel = \"{name}\""),
+            &["boot.kernel", name],
+        );
+    }
+    assert_bad_boot(&scratch, "kernel = \".\"", &["boot.kernel", "directory"]);
+}
+
+#[test]
+fn kernels_that_reach_out_of_ram_are_refused() {
+    let scratch = Scratch::new();
+    for (name, start, memory) in [
+        ("over", RAM_END - 4096, 8192),
+        ("behind", RAM_END, 4096),
+        ("hole", 0xC000_0000, 4096),
+        ("wraps", u64::MAX - 4095, 8192),
+    ] {
+        scratch.write(name, elf(start, memory));
+        assert_bad_boot(&scratch, &format!("kernel = \"{name}\""), &["boot.kernel"]);
+    }
+}
+
+#[test]
+fn an_initrd_that_does_not_fit_is_refused() {
+    let scratch = Scratch::new();
+    scratch.write("kernel", elf(1 << 20, 4096));
+    let initrd = scratch.write("initrd", "");
+    grow(&initrd, RAM_END);
+    assert_bad_boot(
+        &scratch,
+        "kernel = \"kernel\"\ninitrd = \"initrd\"",
+        &["boot.initrd"],
+    );
+}
+
+#[test]
+fn a_command_line_that_the_protocol_has_no_room_for_is_refused() {
+    let scratch = Scratch::new();
+    scratch.write("kernel", elf(1 << 20, 4096));
+    let keys = format!("kernel = \"kernel\"\ncmdline = \"{}\"", "x".repeat(2048));
+    assert_bad_boot(&scratch, &keys, &["boot.cmdline"]);
+}
+
+/// Makes a file `length` bytes long without writing them.
+fn grow(path: &Path, length: u64) {
+    let file = std::fs::File::options().write(true).open(path);
+    file.and_then(|file| file.set_len(length))
+        .expect("a sparse file can be made");
+}
