@@ -1,1 +1,3 @@
 //! The microVM monitor.
+
+pub mod guests;
