@@ -15,6 +15,9 @@ pub const STACK_SIZE: usize = 16 << 10;
 const APIC: u64 = 0xfee0_0000;
 const APIC_ID: u64 = 0x20;
 const APIC_VERSION: u64 = 0x30;
+const SPURIOUS: u64 = 0xf0;
+/// Software enable, and the vector that reset leaves. Interrupts stay off, so it is never used.
+const SPURIOUS_ENABLE: u32 = 1 << 8 | 0xff;
 const ICR_LOW: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 /// Delivery mode INIT, level asserted.
@@ -119,6 +122,8 @@ fn start_others(boot: &Boot, cpus: usize) -> Result<(), StartError> {
     if apic_read(APIC_VERSION) == u32::MAX {
         return Err(StartError::NoApic);
     }
+    // Reset leaves it software-disabled (SDM vol. 3, 12.4.7.1), and not every monitor sends the IPIs of such an APIC.
+    apic_write(SPURIOUS, SPURIOUS_ENABLE);
     let page = place_trampoline(boot).ok_or(StartError::NoLowPage)?;
     let me = (apic_read(APIC_ID) >> 24) as u8;
     let table = mp_table::find();
@@ -151,7 +156,7 @@ fn place_trampoline(boot: &Boot) -> Option<u64> {
     Some(page)
 }
 
-/// SDM vol. 3, 10.4.4.1, without its fixed delays, which are for processors without KVM's patience.
+/// SDM vol. 3, 10.4.4.1, without its fixed delays, which are for processors of the last century.
 fn start(index: usize, id: u8, page: u64) -> Result<(), StartError> {
     let before = STARTED.load(Ordering::Relaxed);
     let stack_top = (&raw const stacks) as u64 + ((index + 1) * STACK_SIZE) as u64;
