@@ -13,7 +13,14 @@ const GUESTS: [&str; 3] = ["hello", "touch", "smp"];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");
-    for input in ["Cargo.toml", "Cargo.lock", "build.rs", "link.ld", "rt", "bin"] {
+    for input in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "build.rs",
+        "link.ld",
+        "rt",
+        "bin",
+    ] {
         println!("cargo::rerun-if-changed={}", dir.join(input).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
@@ -35,12 +42,20 @@ fn main() {
         .arg(&out);
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => fail(&format!("the built-in guests do not build ({status}): see cargo's messages above; to reproduce: {cargo:?}")),
-        Err(error) => fail(&format!("cargo did not start, to build the built-in guests: {error}")),
+        Ok(status) => fail(&format!(
+            "the built-in guests do not build ({status}): see cargo's messages above; to reproduce: {cargo:?}"
+        )),
+        Err(error) => fail(&format!(
+            "cargo did not start, to build the built-in guests: {error}"
+        )),
     }
     for guest in GUESTS {
         let elf = out.join(TARGET).join("release").join(guest);
-        println!("cargo::rustc-env=SLAT_GUEST_{}={}", guest.to_uppercase(), elf.display());
+        println!(
+            "cargo::rustc-env=SLAT_GUEST_{}={}",
+            guest.to_uppercase(),
+            elf.display()
+        );
     }
 }
 
@@ -56,12 +71,14 @@ fn leaks(name: &str) -> bool {
         "DEP_",
         "LLVM_PROFILE_FILE",
     ];
-    let rustc = name.contains("RUSTFLAGS") || (name.starts_with("RUSTC_") && name.contains("WRAPPER"));
+    let rustc =
+        name.contains("RUSTFLAGS") || (name.starts_with("RUSTC_") && name.contains("WRAPPER"));
     rustc || name == "CARGO_PRIMARY_PACKAGE" || OUTER.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn var(name: &str) -> OsString {
-    env::var_os(name).unwrap_or_else(|| fail(&format!("{name} is not set: build.rs is run by cargo")))
+    env::var_os(name)
+        .unwrap_or_else(|| fail(&format!("{name} is not set: build.rs is run by cargo")))
 }
 
 fn fail(message: &str) -> ! {

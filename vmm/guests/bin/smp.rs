@@ -48,7 +48,10 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
     let line = boot.cmdline();
     let cpus = smp::count(boot)?;
     match mp_table::find() {
-        Some(table) => println!("smp: {cpus} cpus by the command line, {} by the MP table", table.count),
+        Some(table) => println!(
+            "smp: {cpus} cpus by the command line, {} by the MP table",
+            table.count
+        ),
         None => println!("smp: {cpus} cpus by the command line, no MP table"),
     }
     let plan = Plan {
@@ -57,7 +60,11 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
         passes: line.number_in("passes", 1, u64::MAX, 2)?,
         order: line.choice(
             "order",
-            &[("mixed", Order::Mixed), ("same", Order::Same), ("own", Order::Own)],
+            &[
+                ("mixed", Order::Mixed),
+                ("same", Order::Same),
+                ("own", Order::Own),
+            ],
             Order::Mixed,
             "mixed, same or own",
         )?,
@@ -70,7 +77,11 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
     }
     let cycles = tsc::now() - start;
     let wrong = plan.check();
-    println!("smp: cpus={cpus} pages={} passes={} wrong={wrong} cycles={cycles}", plan.pages.len(), plan.passes);
+    println!(
+        "smp: cpus={cpus} pages={} passes={} wrong={wrong} cycles={cycles}",
+        plan.pages.len(),
+        plan.passes
+    );
     Ok(if wrong == 0 { 0 } else { exit::FAILED })
 }
 
@@ -86,7 +97,8 @@ impl Plan {
                     let page = first + order.apply(i);
                     let words = self.pages.words(page);
                     words[COUNTER].fetch_add(1, Relaxed);
-                    words[OWN + cpu as usize].store(own(self.pages.address(page), cpu, pass), Relaxed);
+                    words[OWN + cpu as usize]
+                        .store(own(self.pages.address(page), cpu, pass), Relaxed);
                 }
             }
         }
@@ -114,7 +126,10 @@ impl Plan {
                 }
                 wrong += 1;
                 if wrong <= MAX_REPORTS {
-                    println!("smp: wrong at {:#x}: expected {expected:#x}, found {found:#x}", address + 8 * word as u64);
+                    println!(
+                        "smp: wrong at {:#x}: expected {expected:#x}, found {found:#x}",
+                        address + 8 * word as u64
+                    );
                 }
             };
             expect(COUNTER, self.cpus as u64 * self.passes);

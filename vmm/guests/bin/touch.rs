@@ -21,7 +21,7 @@ const MAX_REPORTS: u64 = 20;
 /// Distance, in pages, of neighbours in `order=stride`: a 2 MiB block.
 const COLUMN: u64 = 512;
 
-static FIRST_TOUCH: [Histogram; MAX_CPUS] = [Histogram::EMPTY; MAX_CPUS];
+static FIRST_TOUCH: [Histogram; MAX_CPUS] = [const { Histogram::new() }; MAX_CPUS];
 static WRONG: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Copy)]
@@ -70,7 +70,11 @@ fn main(boot: &Boot) -> u8 {
         println!("touch: {error}");
         return exit::FAILED;
     }
-    if WRONG.load(Relaxed) == 0 { 0 } else { exit::FAILED }
+    if WRONG.load(Relaxed) == 0 {
+        0
+    } else {
+        exit::FAILED
+    }
 }
 
 impl Plan {
@@ -79,7 +83,11 @@ impl Plan {
         let step = line.number_in("stride", PAGE, 1 << 39, PAGE)?;
         if !step.is_multiple_of(PAGE) {
             let value = line.get("stride").unwrap_or("");
-            return Err(BadValue { key: "stride", value, expected: "a multiple of 4096" });
+            return Err(BadValue {
+                key: "stride",
+                value,
+                expected: "a multiple of 4096",
+            });
         }
         let limit = line.number("limit")?.unwrap_or(u64::MAX);
         let pages = Pages::above_image(boot, step, limit);
@@ -88,13 +96,28 @@ impl Plan {
             cpus: smp::count(boot)?,
             order: line.choice(
                 "order",
-                &[("seq", Order::Sequential), ("rev", Order::Reverse), ("random", random), ("stride", Order::Stride)],
+                &[
+                    ("seq", Order::Sequential),
+                    ("rev", Order::Reverse),
+                    ("random", random),
+                    ("stride", Order::Stride),
+                ],
                 Order::Sequential,
                 "seq, rev, random or stride",
             )?,
             passes: line.number_in("passes", 1, u64::MAX, 1)?,
-            fill: line.choice("fill", &[("word", Fill::Word), ("page", Fill::Page)], Fill::Word, "word or page")?,
-            first: line.choice("first", &[("write", First::Write), ("read", First::Read)], First::Write, "write or read")?,
+            fill: line.choice(
+                "fill",
+                &[("word", Fill::Word), ("page", Fill::Page)],
+                Fill::Word,
+                "word or page",
+            )?,
+            first: line.choice(
+                "first",
+                &[("write", First::Write), ("read", First::Read)],
+                First::Write,
+                "write or read",
+            )?,
             zero: line.switch("zero", true)?,
             verify: line.switch("verify", true)?,
             frequency: Frequency::find(line)?,
@@ -106,7 +129,9 @@ impl Plan {
     fn work(&self, cpu: usize, barrier: &Barrier) {
         let mut first_pass = 0;
         for pass in 0..self.passes {
-            let written = timed(barrier, || self.each_page(cpu, |page| self.write(page, pass, &FIRST_TOUCH[cpu])));
+            let written = timed(barrier, || {
+                self.each_page(cpu, |page| self.write(page, pass, &FIRST_TOUCH[cpu]));
+            });
             let read = timed(barrier, || {
                 if self.verify {
                     self.each_page(cpu, |page| self.read_back(page, pass));
@@ -186,17 +211,27 @@ impl Plan {
     }
 
     fn report_pass(&self, pass: u64, written: u64, read: u64) {
-        println!("touch: pass {pass}: write {}, verify {}", self.time(written), self.time(read));
+        println!(
+            "touch: pass {pass}: write {}, verify {}",
+            self.time(written),
+            self.time(read)
+        );
     }
 
     fn time(&self, cycles: u64) -> Time {
-        Time { cycles, ns: self.frequency.nanoseconds(cycles), rate: self.frequency.per_second(self.pages.len(), cycles) }
+        Time {
+            cycles,
+            ns: self.frequency.nanoseconds(cycles),
+            rate: self.frequency.per_second(self.pages.len(), cycles),
+        }
     }
 
     /// The last line is for programs: keys are only ever added.
     fn report(&self, cycles: u64) {
         let all = &FIRST_TOUCH[0];
-        FIRST_TOUCH[1..self.cpus].iter().for_each(|other| all.merge(other));
+        FIRST_TOUCH[1..self.cpus]
+            .iter()
+            .for_each(|other| all.merge(other));
         let optional = |value: Option<u64>| value.unwrap_or(0);
         println!(
             "touch: pages={} wrong={} first_touch_p50_cycles={} p99={} max={} cycles={} ns={} pages_per_s={} cpus={}",
@@ -270,6 +305,9 @@ fn check(page: u64, word: usize, expected: u64, found: u64) {
         return;
     }
     if WRONG.fetch_add(1, Relaxed) < MAX_REPORTS {
-        println!("touch: wrong at {:#x}: expected {expected:#018x}, found {found:#018x}", page + 8 * word as u64);
+        println!(
+            "touch: wrong at {:#x}: expected {expected:#018x}, found {found:#018x}",
+            page + 8 * word as u64
+        );
     }
 }

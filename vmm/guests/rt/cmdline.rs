@@ -34,21 +34,37 @@ impl<'a> Cmdline<'a> {
 
     /// The value of `key` as a number: decimal or 0x, with K, M or G for powers of 1024.
     pub fn number(self, key: &'static str) -> Result<Option<u64>, BadValue<'a>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match parse(value) {
             Some(n) => Ok(Some(n)),
-            None => Err(BadValue { key, value, expected: "a number" }),
+            None => Err(BadValue {
+                key,
+                value,
+                expected: "a number",
+            }),
         }
     }
 
     /// The value of `key` as a number from `min` to `max`; `default` if there is no such key.
-    pub fn number_in(self, key: &'static str, min: u64, max: u64, default: u64) -> Result<u64, BadValue<'a>> {
+    pub fn number_in(
+        self,
+        key: &'static str,
+        min: u64,
+        max: u64,
+        default: u64,
+    ) -> Result<u64, BadValue<'a>> {
         match self.number(key)? {
             None => Ok(default),
             Some(n) if (min..=max).contains(&n) => Ok(n),
             Some(_) => {
                 let value = self.get(key).unwrap_or("");
-                Err(BadValue { key, value, expected: "a number in its range" })
+                Err(BadValue {
+                    key,
+                    value,
+                    expected: "a number in its range",
+                })
             }
         }
     }
@@ -66,10 +82,16 @@ impl<'a> Cmdline<'a> {
         default: T,
         expected: &'static str,
     ) -> Result<T, BadValue<'a>> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let Some(value) = self.get(key) else {
+            return Ok(default);
+        };
         match choices.iter().find(|(name, _)| *name == value) {
             Some((_, choice)) => Ok(*choice),
-            None => Err(BadValue { key, value, expected }),
+            None => Err(BadValue {
+                key,
+                value,
+                expected,
+            }),
         }
     }
 }

@@ -25,12 +25,17 @@ impl Processors {
 /// Looks where the specification says: the first KiB of the EBDA, the last of base memory, the BIOS ROM.
 pub fn find() -> Option<Processors> {
     const EBDA_SEGMENT: u64 = 0x40e;
-    let ebda = u64::from(u16::from_le_bytes([byte(EBDA_SEGMENT), byte(EBDA_SEGMENT + 1)])) << 4;
+    let ebda = u64::from(u16::from_le_bytes([
+        byte(EBDA_SEGMENT),
+        byte(EBDA_SEGMENT + 1),
+    ])) << 4;
     [(ebda, 1024), (0x9_fc00, 1024), (0xf_0000, 0x1_0000)]
         .into_iter()
         .filter(|&(start, _)| start != 0)
         .flat_map(|(start, len)| (start..start + len).step_by(16))
-        .find(|&at| word(at) == FLOATING_SIGNATURE && sums_to_zero(at, u64::from(byte(at + 8)) * 16))
+        .find(|&at| {
+            word(at) == FLOATING_SIGNATURE && sums_to_zero(at, u64::from(byte(at + 8)) * 16)
+        })
         .and_then(|floating| processors(u64::from(word(floating + 4))))
 }
 
@@ -40,7 +45,10 @@ fn processors(table: u64) -> Option<Processors> {
         return None;
     }
     let entries = word(table + 34) & 0xffff;
-    let mut found = Processors { ids: [0; MAX_CPUS], count: 0 };
+    let mut found = Processors {
+        ids: [0; MAX_CPUS],
+        count: 0,
+    };
     let mut at = table + HEADER;
     for _ in 0..entries {
         if byte(at) != PROCESSOR {

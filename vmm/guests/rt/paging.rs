@@ -34,7 +34,11 @@ pub fn reach(range: Range) {
     if range.is_empty() {
         return;
     }
-    assert!(range.end <= SPAN, "cannot reach {:#x}: the identity map ends at {SPAN:#x}", range.end - 1);
+    assert!(
+        range.end <= SPAN,
+        "cannot reach {:#x}: the identity map ends at {SPAN:#x}",
+        range.end - 1
+    );
     for gib in range.start / GIB..=(range.end - 1) / GIB {
         let entry = &pdpt[gib as usize];
         if entry.load(Ordering::Relaxed) != 0 {
