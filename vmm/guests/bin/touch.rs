@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rt::boot_params::Boot;
-use rt::cmdline::BadValue;
+use rt::cmdline::{BadValue, Expected};
 use rt::histogram::Histogram;
 use rt::permutation::{Permutation, hash};
 use rt::ram::{PAGE, Pages, WORDS};
@@ -86,7 +86,7 @@ impl Plan {
             return Err(BadValue {
                 key: "stride",
                 value,
-                expected: "a multiple of 4096",
+                expected: Expected::Words("a multiple of 4096"),
             });
         }
         let limit = line.number("limit")?.unwrap_or(u64::MAX);

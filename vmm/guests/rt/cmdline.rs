@@ -14,7 +14,26 @@ pub struct BadValue<'a> {
     /// What was given.
     pub value: &'a str,
     /// What would have been understood.
-    pub expected: &'static str,
+    pub expected: Expected,
+}
+
+/// What a key can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// In words.
+    Words(&'static str),
+    /// A number from the first to the second.
+    Number(u64, u64),
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Expected::Words(words) => f.write_str(words),
+            Expected::Number(min, u64::MAX) => write!(f, "a number from {min}"),
+            Expected::Number(min, max) => write!(f, "a number from {min} to {max}"),
+        }
+    }
 }
 
 impl fmt::Display for BadValue<'_> {
@@ -42,7 +61,7 @@ impl<'a> Cmdline<'a> {
             None => Err(BadValue {
                 key,
                 value,
-                expected: "a number",
+                expected: Expected::Number(0, u64::MAX),
             }),
         }
     }
@@ -63,7 +82,7 @@ impl<'a> Cmdline<'a> {
                 Err(BadValue {
                     key,
                     value,
-                    expected: "a number in its range",
+                    expected: Expected::Number(min, max),
                 })
             }
         }
@@ -90,7 +109,7 @@ impl<'a> Cmdline<'a> {
             None => Err(BadValue {
                 key,
                 value,
-                expected,
+                expected: Expected::Words(expected),
             }),
         }
     }
@@ -139,5 +158,9 @@ mod tests {
     fn a_bad_value_says_what_would_do() {
         let bad = Cmdline("zero=yes").switch("zero", true).unwrap_err();
         assert_eq!(bad.to_string(), "zero=yes: expected 0 or 1");
+        let bad = Cmdline("exit=256")
+            .number_in("exit", 0, 255, 0)
+            .unwrap_err();
+        assert_eq!(bad.to_string(), "exit=256: expected a number from 0 to 255");
     }
 }
