@@ -1,0 +1,121 @@
+//! A log-linear histogram: 16 buckets to each power of two, so a quantile is read to within 1/16 of its value.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+const SUB: usize = 16;
+/// 16 exact buckets below 16, then 16 for each of the exponents 4 to 63.
+const BUCKETS: usize = SUB + 60 * SUB;
+
+/// Counts of values. All relaxed: written by one CPU, read by another after a barrier.
+pub struct Histogram {
+    buckets: [AtomicU32; BUCKETS],
+    max: AtomicU64,
+}
+
+impl Histogram {
+    /// Nothing counted.
+    #[allow(clippy::new_without_default)] // Only ever made in a static.
+    pub const fn new() -> Histogram {
+        Histogram {
+            buckets: [const { AtomicU32::new(0) }; BUCKETS],
+            max: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts `value`.
+    pub fn record(&self, value: u64) {
+        self.buckets[bucket(value)].fetch_add(1, Relaxed);
+        self.max.fetch_max(value, Relaxed);
+    }
+
+    /// Adds the counts of `other`.
+    pub fn merge(&self, other: &Histogram) {
+        for (mine, theirs) in self.buckets.iter().zip(&other.buckets) {
+            mine.fetch_add(theirs.load(Relaxed), Relaxed);
+        }
+        self.max.fetch_max(other.max.load(Relaxed), Relaxed);
+    }
+
+    /// The value that `percent` of all values do not exceed, as the upper edge of its bucket; 0 if nothing was counted.
+    pub fn percentile(&self, percent: u64) -> u64 {
+        let total: u64 = self
+            .buckets
+            .iter()
+            .map(|b| u64::from(b.load(Relaxed)))
+            .sum();
+        let wanted = (total * percent).div_ceil(100);
+        let mut seen = 0;
+        for (i, count) in self.buckets.iter().enumerate() {
+            seen += u64::from(count.load(Relaxed));
+            if seen >= wanted && seen > 0 {
+                return upper_edge(i).min(self.max());
+            }
+        }
+        0
+    }
+
+    /// The largest value, exactly.
+    pub fn max(&self) -> u64 {
+        self.max.load(Relaxed)
+    }
+}
+
+fn bucket(value: u64) -> usize {
+    if value < SUB as u64 {
+        return value as usize;
+    }
+    let exponent = 63 - value.leading_zeros() as usize;
+    let sub = (value >> (exponent - 4)) as usize & (SUB - 1);
+    (exponent - 3) * SUB + sub
+}
+
+fn upper_edge(bucket: usize) -> u64 {
+    if bucket < SUB {
+        return bucket as u64;
+    }
+    let exponent = bucket / SUB + 3;
+    let low = (SUB + bucket % SUB) as u64;
+    // Written so that the topmost edge, 2^64 - 1, does not overflow.
+    (low << (exponent - 4)) + ((1 << (exponent - 4)) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_lies_below_the_edge_of_its_bucket_by_a_sixteenth_at_most() {
+        for value in (0..64).flat_map(|e| {
+            [
+                1u64 << e,
+                (1u64 << e) + 1,
+                (1u64 << e).wrapping_sub(1),
+                u64::MAX >> e,
+            ]
+        }) {
+            let edge = upper_edge(bucket(value));
+            assert!(
+                edge >= value && edge - value <= value / 16,
+                "{value}: {edge}"
+            );
+        }
+        assert!(bucket(u64::MAX) == BUCKETS - 1);
+    }
+
+    #[test]
+    fn percentiles_of_two_halves() {
+        let (a, b) = (Histogram::new(), Histogram::new());
+        (1..=50).for_each(|v| a.record(v * 100));
+        (51..=100).for_each(|v| b.record(v * 100));
+        a.merge(&b);
+        for percent in [1, 50, 99] {
+            let (got, exact) = (a.percentile(percent), percent * 100);
+            assert!(
+                got >= exact && got <= exact + exact / 16,
+                "p{percent}={got}"
+            );
+        }
+        assert_eq!(a.max(), 10_000);
+        assert_eq!(Histogram::new().percentile(50), 0);
+    }
+}
