@@ -13,14 +13,7 @@ const GUESTS: [&str; 3] = ["hello", "touch", "smp"];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");
-    for input in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "build.rs",
-        "link.ld",
-        "rt",
-        "bin",
-    ] {
+    for input in ["Cargo.toml", "Cargo.lock", "build.rs", "link.ld", "rt", "bin"] {
         println!("cargo::rerun-if-changed={}", dir.join(input).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
@@ -45,17 +38,11 @@ fn main() {
         Ok(status) => fail(&format!(
             "the built-in guests do not build ({status}): see cargo's messages above; to reproduce: {cargo:?}"
         )),
-        Err(error) => fail(&format!(
-            "cargo did not start, to build the built-in guests: {error}"
-        )),
+        Err(error) => fail(&format!("cargo did not start, to build the built-in guests: {error}")),
     }
     for guest in GUESTS {
         let elf = out.join(TARGET).join("release").join(guest);
-        println!(
-            "cargo::rustc-env=SLAT_GUEST_{}={}",
-            guest.to_uppercase(),
-            elf.display()
-        );
+        println!("cargo::rustc-env=SLAT_GUEST_{}={}", guest.to_uppercase(), elf.display());
     }
 }
 

@@ -35,22 +35,14 @@ pub const ALL: [Guest; 3] = [
         summary: "says who it is and ends the way it is asked to",
         elf: include_bytes!(env!("SLAT_GUEST_HELLO")),
         keys: &[
-            Key {
-                name: "exit",
-                values: "0..255",
-                meaning: "the verdict",
-            },
+            Key { name: "exit", values: "0..255", meaning: "the verdict" },
             Key {
                 name: "then",
                 values: "exit|halt|reset|triple|jump|echo|spin",
                 meaning: "how to end: verdict, cli+hlt, i8042 reset, triple fault, jump to undefined bytes, echo the console \
                           until Ctrl-D and exit, loop for ever",
             },
-            Key {
-                name: "read",
-                values: "ADDRESS",
-                meaning: "read the byte there and print it",
-            },
+            Key { name: "read", values: "ADDRESS", meaning: "read the byte there and print it" },
             Key {
                 name: "write",
                 values: "ADDRESS",
@@ -73,16 +65,8 @@ pub const ALL: [Guest; 3] = [
                 values: "4096|BYTES",
                 meaning: "distance of the pages that are touched",
             },
-            Key {
-                name: "limit",
-                values: "BYTES",
-                meaning: "walk so much RAM only",
-            },
-            Key {
-                name: "passes",
-                values: "1|N",
-                meaning: "write (and verify) so many times",
-            },
+            Key { name: "limit", values: "BYTES", meaning: "walk so much RAM only" },
+            Key { name: "passes", values: "1|N", meaning: "write (and verify) so many times" },
             Key {
                 name: "fill",
                 values: "word|page",
@@ -98,11 +82,7 @@ pub const ALL: [Guest; 3] = [
                 values: "1|0",
                 meaning: "check that what is written for the first time was zero",
             },
-            Key {
-                name: "verify",
-                values: "1|0",
-                meaning: "read everything back after each pass",
-            },
+            Key { name: "verify", values: "1|0", meaning: "read everything back after each pass" },
         ],
     },
     Guest {
@@ -115,11 +95,7 @@ pub const ALL: [Guest; 3] = [
                 values: "2|N",
                 meaning: "times that every CPU touches every page",
             },
-            Key {
-                name: "limit",
-                values: "BYTES",
-                meaning: "use so much RAM only",
-            },
+            Key { name: "limit", values: "BYTES", meaning: "use so much RAM only" },
             Key {
                 name: "order",
                 values: "mixed|same|own",
@@ -146,10 +122,7 @@ mod tests {
     #[test]
     fn guests_are_found_by_name() {
         for guest in &ALL {
-            assert_eq!(
-                find(guest.name).map(|found| found.elf.len()),
-                Some(guest.elf.len())
-            );
+            assert_eq!(find(guest.name).map(|found| found.elf.len()), Some(guest.elf.len()));
         }
         assert!(find("nobody").is_none());
     }
@@ -159,12 +132,7 @@ mod tests {
         for guest in &ALL {
             let elf = guest.elf;
             assert_eq!(&elf[..5], b"\x7fELF\x02", "{}", guest.name);
-            assert_eq!(
-                u16::from_le_bytes(field(elf, 16)),
-                2,
-                "{}: ET_EXEC",
-                guest.name
-            );
+            assert_eq!(u16::from_le_bytes(field(elf, 16)), 2, "{}: ET_EXEC", guest.name);
             assert!(elf.len() < 96 << 10, "{}: {} bytes", guest.name, elf.len());
             let headers = u64::from_le_bytes(field(elf, 32)) as usize;
             let count = usize::from(u16::from_le_bytes(field(elf, 56)));
@@ -173,12 +141,7 @@ mod tests {
                 .filter(|&at| u32::from_le_bytes(field(elf, at)) == 1)
                 .map(|at| u64::from_le_bytes(field(elf, at + 24)))
                 .min();
-            assert_eq!(
-                first,
-                Some(0x10_0000),
-                "{}: lowest load address",
-                guest.name
-            );
+            assert_eq!(first, Some(0x10_0000), "{}: lowest load address", guest.name);
         }
     }
 }

@@ -1,3 +1,10 @@
 //! The microVM monitor.
 
+pub mod boot;
+pub mod cli;
+pub mod config;
 pub mod guests;
+pub mod kvm;
+pub mod machine;
+pub mod ram;
+pub mod vcpu;

@@ -1,7 +1,5 @@
-//! slat.
+//! slat: a KVM microVM monitor on a guest memory service.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     vmm::cli::main()
 }

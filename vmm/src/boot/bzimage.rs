@@ -133,9 +133,7 @@ impl<'a> BzImage<'a> {
             .checked_next_multiple_of(alignment.into())
             .and_then(|runtime| runtime.checked_add(len.max(self.header.init_size.into())))
             .ok_or_else(|| {
-                bad(format!(
-                    "its preferred address {start:#x} is at the end of the address space"
-                ))
+                bad(format!("its preferred address {start:#x} is at the end of the address space"))
             })?;
         check_reach(start, end, ram)?;
         Loader::load(

@@ -43,15 +43,8 @@ fn kernel() -> Vec<u8> {
     put(ELF_START, [LOOK_AT_ZERO_PAGE, VERDICT]);
     put(ELF_START + ROOM as u64, [LOOK_AT_START_INFO, VERDICT]);
     assert_eq!(code.len(), samples::CODE.len());
-    let mut file = samples::patched(
-        samples::elf(),
-        samples::ehdr::ENTRY,
-        &ELF_START.to_le_bytes(),
-    );
-    let at = file
-        .windows(code.len())
-        .position(|bytes| bytes == samples::CODE)
-        .unwrap();
+    let mut file = samples::patched(samples::elf(), samples::ehdr::ENTRY, &ELF_START.to_le_bytes());
+    let at = file.windows(code.len()).position(|bytes| bytes == samples::CODE).unwrap();
     file[at..at + code.len()].copy_from_slice(&code);
     file
 }
@@ -63,15 +56,11 @@ fn run(protocol: Protocol) -> Option<u8> {
         return None;
     };
     let file = kernel();
-    let image = load(&BootRequest {
-        protocol,
-        ..BootRequest::new(&file, RamLayout::new(RAM).unwrap())
-    })
-    .unwrap();
+    let image =
+        load(&BootRequest { protocol, ..BootRequest::new(&file, RamLayout::new(RAM).unwrap()) })
+            .unwrap();
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
-    image
-        .for_each_page(|at, page| memory.write_slice(page, at))
-        .unwrap();
+    image.for_each_page(|at, page| memory.write_slice(page, at)).unwrap();
 
     let vm = kvm.create_vm().unwrap();
     let slot = kvm_userspace_memory_region {
@@ -82,8 +71,7 @@ fn run(protocol: Protocol) -> Option<u8> {
     // SAFETY: the slot is one mapping of RAM bytes, which outlives the VM: `memory` is dropped after `vcpu` and `vm`.
     unsafe { vm.set_user_memory_region(slot) }.unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap())
-        .unwrap();
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
     let mut sregs = vcpu.get_sregs().unwrap();
     image.entry.fill_sregs(&mut sregs);
     vcpu.set_sregs(&sregs).unwrap();
@@ -101,9 +89,6 @@ fn a_guest_started_by_the_64_bit_protocol_finds_its_zero_page_and_gdt() {
 
 #[test]
 fn a_guest_started_by_pvh_finds_its_start_info_and_gdt() {
-    assert_eq!(
-        (ELF_ENTRY, u64::from(PVH_ENTRY)),
-        (ELF_START + 0x10, ELF_START + ROOM as u64)
-    );
+    assert_eq!((ELF_ENTRY, u64::from(PVH_ENTRY)), (ELF_START + 0x10, ELF_START + ROOM as u64));
     assert!(matches!(run(Protocol::Pvh), None | Some(GOOD)));
 }

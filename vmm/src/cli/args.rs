@@ -22,6 +22,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the microVM that a config describes; its console is on standard output.
+    Run(RunArgs),
     /// Check a config and show the machine that it describes; nothing is created.
     Check(CheckArgs),
 }

@@ -4,15 +4,19 @@
 
 mod args;
 mod check;
+mod run;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 
 pub use args::{BenchFaultArgs, CheckArgs, Cli, Command, ConfigArgs, MapArgs, RunArgs};
 
 use crate::config::{ConfigError, Host, MachineConfig};
+use crate::machine::MachineError;
 
 /// The job failed.
 const FAILED: u8 = 1;
@@ -22,6 +26,7 @@ const BAD_INPUT: u8 = 2;
 
 /// Runs the program: reads the arguments, does what they say, reports errors.
 pub fn main() -> ExitCode {
+    let started = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -31,10 +36,11 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Check(args) => check::run(&args),
+        Command::Check(args) => check::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => run::run(&args, started),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => failure.report(),
     }
 }
@@ -44,6 +50,15 @@ pub fn main() -> ExitCode {
 enum Failure {
     /// The config is bad.
     Config(ConfigError),
+    /// The machine could not be built or run.
+    Machine(MachineError),
+    /// A file could not be written.
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The output could not be written.
     Output(io::Error),
 }
@@ -53,6 +68,11 @@ impl Failure {
     fn report(&self) -> ExitCode {
         let (what, code) = match self {
             Failure::Config(error) => (error.to_string(), BAD_INPUT),
+            Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
+            Failure::Machine(error) => (error.to_string(), FAILED),
+            Failure::Write { path, source } => {
+                (format!("cannot write {}: {source}", path.display()), FAILED)
+            }
             // `slat check … | head`: the reader has what it wanted.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return ExitCode::SUCCESS;
@@ -70,6 +90,12 @@ impl Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Failure::Config(error)
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        Failure::Machine(error)
     }
 }
 

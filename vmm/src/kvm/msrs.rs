@@ -15,8 +15,11 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 /// # Errors
 /// [`KvmError::Call`], or [`KvmError::Lacks`] when KVM does not know one of them.
 pub fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    let entries = [MISC_ENABLE, MTRR_DEF_TYPE]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() });
+    let entries = [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..kvm_msr_entry::default()
+    });
     let msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Lacks("room for MSRs"))?;
     let set = vcpu.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
     if set < entries.len() { Err(KvmError::Lacks("IA32_MTRR_DEF_TYPE")) } else { Ok(()) }

@@ -26,12 +26,15 @@ impl Trigger for Interrupt {
 }
 
 /// The serial port that `config` describes.
-pub(super) fn serial(config: &config::Serial, interrupt: Interrupt) -> Result<Serial, MachineError> {
+pub(super) fn serial(
+    config: &config::Serial,
+    interrupt: Interrupt,
+) -> Result<Serial, MachineError> {
     let output: Box<dyn Write + Send> = match config {
         // Unbuffered: the device says when a byte goes out, and it goes at once.
         config::Serial::Stdio => Box::new(File::from(stdout()?)),
         config::Serial::Off => Box::new(sink()),
-        config::Serial::File(path) => Box::new(File::create(path).map_err(|source| {
+        config::Serial::File(path) => Box::new(File::create(&**path).map_err(|source| {
             MachineError::File { key: "console.serial", path: path.to_path_buf(), source }
         })?),
     };
@@ -40,7 +43,10 @@ pub(super) fn serial(config: &config::Serial, interrupt: Interrupt) -> Result<Se
 
 fn stdout() -> Result<OwnedFd, MachineError> {
     let what = "duplicating standard output";
-    io::stdout().as_fd().try_clone_to_owned().map_err(|source| MachineError::System { what, source })
+    io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| MachineError::System { what, source })
 }
 
 /// Whether what is typed reaches the guest.

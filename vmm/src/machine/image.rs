@@ -5,7 +5,8 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::boot::{
-    self, BootError, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages, Packing, Protocol, RamLayout,
+    self, BootError, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages, Packing,
+    Protocol, RamLayout,
 };
 use crate::config::{self, Boot, Image, MachineConfig};
 use crate::guests;
@@ -35,7 +36,8 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
     let Boot { image, cmdline } = &config.boot;
     match &image.value {
         Image::Guest(name) => {
-            let guest = guests::find(name.as_str()).expect("the config names guests that there are");
+            let guest =
+                guests::find(name.as_str()).expect("the config names guests that there are");
             let cmdline = format!("{} cpus={vcpus} tsc_khz={}", cmdline.value, facts.tsc_khz);
             let mut request = BootRequest::new(guest.elf, ram);
             request.cmdline = cmdline.trim_start();
@@ -77,9 +79,9 @@ fn key(error: &BootError) -> &'static str {
     match error {
         BootError::RamSize { .. } | BootError::MemoryMapFull { .. } => "memory.size",
         BootError::EmptyInitrd | BootError::InitrdTooLarge { .. } => "boot.initrd",
-        BootError::CmdlineTooLong { .. } | BootError::CmdlineByte { .. } | BootError::Cmdline { .. } => {
-            "boot.cmdline"
-        }
+        BootError::CmdlineTooLong { .. }
+        | BootError::CmdlineByte { .. }
+        | BootError::Cmdline { .. } => "boot.cmdline",
         BootError::CpuCount { .. } => "machine.vcpus",
         _ => "boot.kernel",
     }
@@ -87,7 +89,9 @@ fn key(error: &BootError) -> &'static str {
 
 fn wrong(config: &MachineConfig, key: &'static str, source: BootError) -> MachineError {
     let file = match (&config.boot.image.value, key) {
-        (Image::Kernel(kernel), "boot.initrd") => kernel.initrd.as_ref().map(|path| path.value.clone()),
+        (Image::Kernel(kernel), "boot.initrd") => {
+            kernel.initrd.as_ref().map(|path| path.value.clone())
+        }
         (Image::Kernel(kernel), "boot.kernel") => Some(kernel.path.clone()),
         _ => None,
     };
@@ -99,7 +103,9 @@ fn read(path: &Path, key: &'static str) -> Result<Vec<u8>, MachineError> {
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     if size > FILE_MAX {
-        return Err(failed(std::io::Error::other("larger than 2 GiB, which is no kernel or initrd")));
+        return Err(failed(std::io::Error::other(
+            "larger than 2 GiB, which is no kernel or initrd",
+        )));
     }
     let mut bytes = Vec::with_capacity(size as usize);
     file.take(FILE_MAX).read_to_end(&mut bytes).map_err(failed)?;

@@ -109,7 +109,10 @@ pub enum MachineError {
 impl MachineError {
     /// Whether the config or a file that it names is to blame, rather than the host.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, MachineError::Boot { .. } | MachineError::File { .. } | MachineError::Guarded { .. })
+        matches!(
+            self,
+            MachineError::Boot { .. } | MachineError::File { .. } | MachineError::Guarded { .. }
+        )
     }
 }
 
@@ -121,7 +124,6 @@ pub struct Machine {
     threads: Arc<Threads>,
     devices: Arc<Devices>,
     serial: Arc<Mutex<Serial>>,
-    bell: EventFd,
     vm: Vm,
     ram: Arc<ServedRam>,
     takes_input: bool,
@@ -136,8 +138,9 @@ impl Machine {
     /// [`MachineError`]; nothing is left behind.
     pub fn new(config: &MachineConfig, started: Instant) -> Result<Machine, MachineError> {
         let kvm = kvm::open()?;
-        let bell = event("the end of a run")?;
-        let stage = Arc::new(Stage::new(clone(&bell)?));
+        let stage = Stage::new()
+            .map_err(|source| MachineError::System { what: "an event for the end", source })?;
+        let stage = Arc::new(stage);
         let threads = Arc::new(Threads::default());
         let ram = {
             let (stage, threads) = (Arc::clone(&stage), Arc::clone(&threads));
@@ -177,7 +180,6 @@ impl Machine {
             threads,
             devices,
             serial,
-            bell,
             vm,
             ram,
             takes_input,
@@ -197,7 +199,7 @@ impl Machine {
     /// No thread can be started, or no signal handled: nothing has run.
     pub fn run(self) -> Result<Outcome, MachineError> {
         let system = |what| move |source| MachineError::System { what, source };
-        let Machine { vcpus, stage, threads, devices, serial, bell, vm, ram, .. } = self;
+        let Machine { vcpus, stage, threads, devices, serial, vm, ram, .. } = self;
         Kick::prepare()
             .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
         let signals = signals::listen().map_err(system("handling signals"))?;
@@ -207,7 +209,6 @@ impl Machine {
         monitor::Monitor {
             stage: &stage,
             threads: &threads,
-            bell: &bell,
             signals: &signals,
             progress: &progress,
             serial: &serial,
@@ -293,9 +294,4 @@ fn ports(config: &MachineConfig, serial: &Arc<Mutex<Serial>>) -> Result<PioBus, 
 
 fn event(what: &'static str) -> Result<EventFd, MachineError> {
     EventFd::new(EFD_NONBLOCK).map_err(|source| MachineError::System { what, source })
-}
-
-fn clone(event: &EventFd) -> Result<EventFd, MachineError> {
-    let what = "duplicating an event";
-    event.try_clone().map_err(|source| MachineError::System { what, source })
 }

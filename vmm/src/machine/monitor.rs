@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use devices::serial::Serial;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::vcpu::{Ending, Progress, Stage};
 
@@ -25,7 +24,6 @@ const INPUT_RETRY: Duration = Duration::from_millis(2);
 pub(super) struct Monitor<'a> {
     pub(super) stage: &'a Stage,
     pub(super) threads: &'a Threads,
-    pub(super) bell: &'a EventFd,
     pub(super) signals: &'a Signals,
     pub(super) progress: &'a [Arc<Progress>],
     pub(super) serial: &'a Mutex<Serial>,
@@ -73,7 +71,7 @@ impl Monitor<'_> {
     fn wait(&self, listening: bool, wait: Duration) -> Ready {
         let stdin = std::io::stdin();
         let mut sources = vec![
-            PollFd::new(self.bell, PollFlags::IN),
+            PollFd::new(self.stage.bell(), PollFlags::IN),
             PollFd::new(&self.signals.inbox, PollFlags::IN),
         ];
         if listening {
@@ -82,9 +80,8 @@ impl Monitor<'_> {
         let wait = Timespec::try_from(wait).ok();
         // Interrupted is as good as timed out: the caller looks at everything again.
         let _ = poll(&mut sources, wait.as_ref());
-        let is_ready = |index: usize| {
-            sources.get(index).is_some_and(|source| !source.revents().is_empty())
-        };
+        let is_ready =
+            |index: usize| sources.get(index).is_some_and(|source| !source.revents().is_empty());
         Ready { signal: is_ready(1), input: is_ready(2) }
     }
 

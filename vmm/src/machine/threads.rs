@@ -23,7 +23,8 @@ impl Threads {
         let mut threads = self.lock();
         for vcpu in vcpus {
             let name = format!("vcpu{}", vcpu.index);
-            threads.push(Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || vcpu.run())?);
+            threads
+                .push(Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || vcpu.run())?);
         }
         Ok(())
     }

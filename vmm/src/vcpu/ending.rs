@@ -1,11 +1,13 @@
 //! How a machine's run can end. The first thread that has a reason to end it decides.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use devices::bus::{Direction, UnclaimedAccess};
 use guest_mm::fault::FaultError;
-use vmm_sys_util::eventfd::EventFd;
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::report::CpuReport;
 
@@ -77,14 +79,20 @@ impl Ending {
     pub fn is_orderly(&self) -> bool {
         matches!(
             self,
-            Ending::Verdict(_) | Ending::Reset | Ending::Halted | Ending::Escape | Ending::Signal(_)
+            Ending::Verdict(_)
+                | Ending::Reset
+                | Ending::Halted
+                | Ending::Escape
+                | Ending::Signal(_)
         )
     }
 
     /// The state of the vCPU that ended it, where one did.
     pub fn cpu(&self) -> Option<&CpuReport> {
         match self {
-            Ending::TripleFault(cpu) | Ending::Unclaimed { cpu, .. } | Ending::Kvm { cpu, .. } => Some(cpu),
+            Ending::TripleFault(cpu) | Ending::Unclaimed { cpu, .. } | Ending::Kvm { cpu, .. } => {
+                Some(cpu)
+            }
             _ => None,
         }
     }
@@ -120,20 +128,29 @@ impl fmt::Display for Ending {
 #[derive(Debug)]
 pub struct Stage {
     ending: OnceLock<Ending>,
-    bell: EventFd,
+    bell: OwnedFd,
 }
 
 impl Stage {
-    /// A run that has not ended, rung by `bell`.
-    pub fn new(bell: EventFd) -> Stage {
-        Stage { ending: OnceLock::new(), bell }
+    /// A run that has not ended.
+    ///
+    /// # Errors
+    /// No descriptor is left for its bell.
+    pub fn new() -> std::io::Result<Stage> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Stage { ending: OnceLock::new(), bell })
+    }
+
+    /// Readable once the run has ended.
+    pub fn bell(&self) -> &OwnedFd {
+        &self.bell
     }
 
     /// Ends the run, unless it has ended.
     pub fn end(&self, ending: Ending) {
         if self.ending.set(ending).is_ok() {
             // A bell that cannot be rung would need 2^64 rings.
-            let _ = self.bell.write(1);
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
     }
 

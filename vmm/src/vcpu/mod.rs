@@ -7,8 +7,8 @@ mod report;
 mod run;
 
 pub use ending::Ending;
+pub use ending::Stage;
 pub use kick::Kick;
 pub use lapic::set_virtual_wire;
 pub use report::CpuReport;
-pub use ending::Stage;
 pub use run::{Devices, Progress, Vcpu};

@@ -154,7 +154,9 @@ impl Vcpu {
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 Outcome::Failed(format!("the processor refused the guest's state ({reason:#x})"))
             }
-            Ok(exit) => Outcome::Failed(format!("KVM exited with {exit:?}, which nothing asked for")),
+            Ok(exit) => {
+                Outcome::Failed(format!("KVM exited with {exit:?}, which nothing asked for"))
+            }
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => Outcome::Kicked,
                 _ => Outcome::Failed(format!("KVM_RUN failed: {error}")),
