@@ -15,13 +15,8 @@ use crate::table::Residency;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AuditError {
     /// A counter differs from what the table holds.
-    #[error("bad resident counter: the books say {counted:?}, the table holds {found:?}")]
-    BadResidentCounter {
-        /// By the books.
-        counted: Residency,
-        /// By the table.
-        found: Residency,
-    },
+    #[error("bad resident counter: the books say {:?}, the table holds {:?}", .0.counted, .0.found)]
+    BadResidentCounter(Box<Mismatch>),
     /// Two leaves map one frame that is not shared.
     #[error("frame {frame} is mapped twice: at guest frames {first} and {second}")]
     MappedTwice {
@@ -54,7 +49,7 @@ pub enum AuditError {
     },
     /// After teardown something is left.
     #[error("left after teardown: {0:?}")]
-    Left(Residency),
+    Left(Box<Residency>),
     /// After teardown frames are in use by nobody.
     #[error("{frames} frames leaked: in use, and mapped nowhere")]
     LeakedFrames {
@@ -64,6 +59,15 @@ pub enum AuditError {
     /// The guest could not be taken down.
     #[error("teardown failed: {0}")]
     Teardown(String),
+}
+
+/// Two countings of one tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mismatch {
+    /// By the books.
+    pub counted: Residency,
+    /// By the table.
+    pub found: Residency,
 }
 
 /// Checks one guest; how many frames it maps.
@@ -102,7 +106,7 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditEr
     }
     let counted = space.table.residency();
     if counted != found {
-        return Err(AuditError::BadResidentCounter { counted, found });
+        return Err(AuditError::BadResidentCounter(Box::new(Mismatch { counted, found })));
     }
     Ok(mapped.len() as u64)
 }
@@ -115,7 +119,7 @@ pub(crate) fn audit_torn_down<P: Protocol>(space: &AddressSpace<P>) -> Result<()
     if only_root && left.leaves == [0; 3] && left.markers == [0; 3] {
         Ok(())
     } else {
-        Err(AuditError::Left(left))
+        Err(AuditError::Left(Box::new(left)))
     }
 }
 

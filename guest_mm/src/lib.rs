@@ -35,3 +35,6 @@ pub mod service;
 pub mod stats;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, Service};
+
+#[cfg(all(test, not(loom)))]
+mod property;

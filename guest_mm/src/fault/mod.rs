@@ -150,11 +150,11 @@ fn serve<P: Protocol>(
     let filled = fill(space, &region, cursor, page).map_err(|e| e.at(gpa, access))?;
     debug_assert!(filled == 1);
     if space.policy.pages > PageSize::Size4K {
-        // The block could not be mapped in one piece. What surrounds the page is a convenience: if the
-        // pool has no frames for all of it, the guest may never ask for the rest.
-        let block = GfnRange::entry(gfn, Level::PD).intersection(region.range);
-        let around = block.map_or(Ok(0), |block| populate(space, block));
-        debug_assert!(around.is_ok() || matches!(around, Err(FaultError::Exhausted { .. })));
+        // The block could not be mapped in one piece. What surrounds the page is a convenience: the guest
+        // has what it asked for, may never ask for the rest, and faults again if it does.
+        if let Some(block) = GfnRange::entry(gfn, Level::PD).intersection(region.range) {
+            let _rest = populate(space, block);
+        }
     }
     Ok(Filled::Fresh(PageSize::Size4K))
 }
@@ -205,13 +205,24 @@ fn fill_huge<P: Protocol>(
     // comes second gives its block back.
     let hint = region.preferred_frame(range.start(), space.pool.nr_frames());
     let Some(frame) = space.pool.alloc_run_zeroed(size, hint) else { return Ok(None) };
-    let mut cursor = space.table.cursor_at(gfn, level)?;
+    let mut cursor = match space.table.cursor_at(gfn, level) {
+        Ok(cursor) => cursor,
+        Err(error) => {
+            space.pool.release(frame, size.frames());
+            return Err(error.into());
+        }
+    };
     if cursor.level() != level || cursor.entry(gfn) != Entry::Absent {
         drop(cursor);
         space.pool.release(frame, size.frames());
         return Ok(None);
     }
-    space.mirror.remap(Run { gfn: range.start(), frame, frames: size.frames() })?;
+    let run = Run { gfn: range.start(), frame, frames: size.frames() };
+    if let Err(error) = space.mirror.remap(run) {
+        drop(cursor);
+        space.pool.release(frame, size.frames());
+        return Err(error.into());
+    }
     let published = cursor.map(range.start(), Leaf { frame, prot: RAM });
     // F5, F6
     match install::<P>(published, &*space.mirror)? {

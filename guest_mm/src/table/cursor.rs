@@ -353,6 +353,6 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     fn entries_in(&self, range: GfnRange) -> impl Iterator<Item = Gfn> + use<P> {
         let step = self.level().entry_frames();
         let part = self.range().intersection(range);
-        part.into_iter().flat_map(move |part| part.chunks(step)).map(|entry| entry.start())
+        part.into_iter().flat_map(move |part| part.chunks(step)).map(GfnRange::start)
     }
 }

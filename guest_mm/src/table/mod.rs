@@ -62,7 +62,7 @@ impl<P: Protocol> Table<P> {
         let table = Table {
             arena,
             root,
-            reclaimer: Reclaimer::default(),
+            reclaimer: Reclaimer::new(),
             resident: Resident::default(),
             protocol: PhantomData,
         };

@@ -44,10 +44,14 @@ mod imp {
     );
 
     /// The process-wide epochs of crossbeam.
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(crate) struct Reclaimer;
 
     impl Reclaimer {
+        pub(crate) fn new() -> Reclaimer {
+            Reclaimer
+        }
+
         pub(crate) fn enter(&self) -> Guard {
             Guard(crossbeam_epoch::pin())
         }
@@ -84,13 +88,11 @@ mod imp {
     #[derive(Debug)]
     pub(crate) struct Reclaimer(Arc<Lock<Waiting>>);
 
-    impl Default for Reclaimer {
-        fn default() -> Reclaimer {
+    impl Reclaimer {
+        pub(crate) fn new() -> Reclaimer {
             Reclaimer(Arc::new(Lock::new(Waiting::default())))
         }
-    }
 
-    impl Reclaimer {
         pub(crate) fn enter(&self) -> Guard {
             self.0.lock().walkers += 1;
             Guard(Arc::clone(&self.0))

@@ -6,7 +6,6 @@ use crate::geometry::{FANOUT, Level};
 use crate::protocol::Protocol;
 use crate::sync::Ordering;
 
-use super::reclaim::Guard;
 use super::{Table, decode};
 
 /// One entry that is not absent.
@@ -24,17 +23,11 @@ impl<P: Protocol> Table<P> {
     /// Calls `see` for every entry that is not absent, in the order of addresses, a table before its
     /// entries. Without locks: while others write, each entry is right for some moment of the visit.
     pub(crate) fn visit(&self, mut see: impl FnMut(Visited)) {
-        self.visit_node(&self.enter(), self.root, Level::ROOT, Gfn::new(0), &mut see);
+        let _guard = self.enter();
+        self.visit_node(self.root, Level::ROOT, Gfn::new(0), &mut see);
     }
 
-    fn visit_node(
-        &self,
-        guard: &Guard,
-        node: NodeNo,
-        level: Level,
-        base: Gfn,
-        see: &mut impl FnMut(Visited),
-    ) {
+    fn visit_node(&self, node: NodeNo, level: Level, base: Gfn, see: &mut impl FnMut(Visited)) {
         for index in 0..FANOUT {
             // Acquire, as in `walk`.
             let raw = self.arena.word(node, index).load(Ordering::Acquire);
@@ -44,7 +37,7 @@ impl<P: Protocol> Table<P> {
                 see(Visited { gfn, level, entry });
             }
             if let (Entry::Table(child), Some(below)) = (entry, level.below()) {
-                self.visit_node(guard, child, below, gfn, see);
+                self.visit_node(child, below, gfn, see);
             }
         }
     }

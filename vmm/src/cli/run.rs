@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::machine::{Machine, Outcome};
+use crate::vcpu::CpuReport;
 
 use super::Failure;
 use super::args::RunArgs;
@@ -31,7 +32,7 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
     let wrong_books = outcome.report.audit != "clean";
     if !outcome.ending.is_orderly() || wrong_books {
         lines.push(format!("error: {}", outcome.ending));
-        lines.extend(outcome.ending.cpu().into_iter().flat_map(|cpu| cpu.register_lines()));
+        lines.extend(outcome.ending.cpu().into_iter().flat_map(CpuReport::register_lines));
     }
     if wrong_books {
         lines.push(format!("error: the memory service's audit failed: {}", outcome.report.audit));

@@ -6,7 +6,7 @@ use kvm_bindings::{kvm_regs, kvm_run, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 /// The longest instruction of the architecture, in bytes (SDM vol. 2A, 2.3.11).
-pub const INSTRUCTION_BYTES: usize = 15;
+const INSTRUCTION_BYTES: usize = 15;
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: the emulator does not know the instruction.
 const SUBERROR_EMULATION: u32 = 1;
@@ -30,7 +30,7 @@ pub struct CpuReport {
 
 impl CpuReport {
     /// The state of `vcpu`; `read` copies guest-physical memory, as far as it is there.
-    pub fn of(vcpu: &VcpuFd, index: u8, read: &dyn Fn(u64, &mut [u8]) -> bool) -> CpuReport {
+    pub(super) fn of(vcpu: &VcpuFd, index: u8, read: &dyn Fn(u64, &mut [u8]) -> bool) -> CpuReport {
         // A vCPU that cannot even be asked is reported with zeroes.
         let regs = vcpu.get_regs().unwrap_or_default();
         let sregs = vcpu.get_sregs().unwrap_or_default();
@@ -64,7 +64,7 @@ impl fmt::Display for CpuReport {
 }
 
 /// What `KVM_EXIT_INTERNAL_ERROR` says.
-pub fn internal_error(run: &kvm_run) -> String {
+pub(super) fn internal_error(run: &kvm_run) -> String {
     #[allow(unsafe_code, reason = "the exit's part of a union")]
     // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, whose part of the union this is.
     let internal = unsafe { run.__bindgen_anon_1.internal };
