@@ -1,5 +1,6 @@
 //! The microVM monitor.
 
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod config;

@@ -24,6 +24,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the microVM that a config describes; its console is on standard output.
     Run(RunArgs),
+    /// Measure, against a baseline in the same run.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Check a config and show the machine that it describes; nothing is created.
     Check(CheckArgs),
 }
@@ -108,7 +111,16 @@ pub struct MapArgs {
     pub svg: Option<PathBuf>,
 }
 
-/// `slat bench fault`
+/// `slat bench`
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// What a page fault of the guest costs, and how fast memory is populated.
+    Fault(BenchOptions),
+    /// How long `hello` takes from exec to its first byte, and what the monitor keeps in memory.
+    Boot(BenchOptions),
+}
+
+/// What every benchmark takes.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
 Every figure comes with its baseline from the same run, and as a ratio.
@@ -116,7 +128,7 @@ Every figure comes with its baseline from the same run, and as a ratio.
 Examples:
   slat bench fault
   slat bench fault --quick --json | jq '.rows[] | select(.holds | not)'")]
-pub struct BenchFaultArgs {
+pub struct BenchOptions {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -137,7 +149,6 @@ mod tests {
     enum All {
         Run(RunArgs),
         Map(MapArgs),
-        BenchFault(BenchFaultArgs),
     }
 
     #[test]

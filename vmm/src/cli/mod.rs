@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the job failed, 2 bad usage or bad config. An error is one sentence on standard error.
 
 mod args;
+mod bench;
 mod check;
 mod run;
 
@@ -13,8 +14,9 @@ use std::time::Instant;
 
 use clap::Parser;
 
-pub use args::{BenchFaultArgs, CheckArgs, Cli, Command, ConfigArgs, MapArgs, RunArgs};
+pub use args::{BenchCommand, BenchOptions, CheckArgs, Cli, Command, ConfigArgs, MapArgs, RunArgs};
 
+use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
 use crate::machine::MachineError;
 
@@ -27,6 +29,13 @@ const BAD_INPUT: u8 = 2;
 /// Runs the program: reads the arguments, does what they say, reports errors.
 pub fn main() -> ExitCode {
     let started = Instant::now();
+    // The benchmark's baseline, before anything else that this program does.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == BARE_HELLO) {
+        return match bare_hello() {
+            Ok(verdict) => ExitCode::from(verdict),
+            Err(error) => Failure::Bench(error).report(),
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -35,9 +44,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let done = match cli.command {
-        Command::Check(args) => check::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Run(args) => run::run(&args, started),
+    let done = match &cli.command {
+        Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => run::run(args, started),
     };
     match done {
         Ok(code) => code,
@@ -50,6 +60,8 @@ pub fn main() -> ExitCode {
 enum Failure {
     /// The config is bad.
     Config(ConfigError),
+    /// Nothing could be measured.
+    Bench(BenchError),
     /// The machine could not be built or run.
     Machine(MachineError),
     /// A file could not be written.
@@ -68,6 +80,7 @@ impl Failure {
     fn report(&self) -> ExitCode {
         let (what, code) = match self {
             Failure::Config(error) => (error.to_string(), BAD_INPUT),
+            Failure::Bench(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
             Failure::Write { path, source } => {
@@ -90,6 +103,12 @@ impl Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Failure::Config(error)
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        Failure::Bench(error)
     }
 }
 

@@ -21,14 +21,14 @@ pub struct ServedRam {
 }
 
 /// Called when an access cannot be served; returns once no vCPU runs guest code.
-pub(super) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
+pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
 impl ServedRam {
     /// The memory that `config` describes, untouched but for its guard pages.
     ///
     /// # Errors
     /// The pool or the window cannot be had.
-    pub(super) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam, MachineError> {
+    pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam, MachineError> {
         let pages = match config.pages.value {
             config::PageSize::Size4K => PageSize::Size4K,
             config::PageSize::Size2M => PageSize::Size2M,
@@ -72,7 +72,7 @@ impl ServedRam {
     ///
     /// # Errors
     /// [`MachineError::Load`]: the pool is too small for the image, or a guard page lies in it.
-    pub(super) fn load(&self, image: &BootImage) -> Result<(), MachineError> {
+    pub(crate) fn load(&self, image: &BootImage) -> Result<(), MachineError> {
         // Neighbours go together: one batch costs what one page costs.
         let mut start = 0;
         let mut bytes: Vec<u8> = Vec::new();

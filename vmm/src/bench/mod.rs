@@ -1,0 +1,59 @@
+//! Benchmarks: every figure with its baseline from the same run, as a ratio, against its goal.
+//!
+//! The machines that this runs on are shared and noisy. Rounds alternate between what is measured and its
+//! baseline, and the median round counts.
+
+mod bare;
+mod boot;
+mod fault;
+mod table;
+mod touch;
+
+use crate::boot::BootError;
+use crate::kvm::KvmError;
+use crate::machine::MachineError;
+
+pub use boot::{BARE_HELLO, bare_hello, boot};
+pub use fault::fault;
+pub use table::{Goal, Row, Table};
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// A first look.
+    Quick,
+    /// Figures to quote.
+    Full,
+}
+
+impl Rounds {
+    fn count(self) -> usize {
+        match self {
+            Rounds::Quick => 3,
+            Rounds::Full => 9,
+        }
+    }
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The boot image.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The buses.
+    #[error(transparent)]
+    Bus(#[from] devices::bus::BusError),
+    /// The system.
+    #[error("the benchmark could not be set up: {0}")]
+    System(std::io::Error),
+    /// The guest.
+    #[error("the benchmark's guest failed: {0}")]
+    Guest(String),
+}

@@ -1,0 +1,38 @@
+//! `slat bench`
+
+use std::io::{IsTerminal, Write, stderr};
+
+use crate::bench::{self, Rounds, Table};
+
+use super::args::{BenchCommand, BenchOptions};
+use super::{Failure, print};
+
+/// Measures, and prints the table.
+pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
+    let (options, measure): (&BenchOptions, fn(Rounds, &dyn Fn(&str)) -> Result<Table, _>) =
+        match command {
+            BenchCommand::Fault(options) => (options, bench::fault),
+            BenchCommand::Boot(options) => (options, bench::boot),
+        };
+    let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
+    let table = measure(rounds, &progress)?;
+    clear();
+    if options.json {
+        let json = serde_json::to_string(&table).map_err(|e| Failure::Output(e.into()))?;
+        return print(&format!("{json}\n"));
+    }
+    print(&table.text())
+}
+
+/// One line that is written over, for a person who waits.
+fn progress(what: &str) {
+    if stderr().is_terminal() {
+        let _ = write!(stderr(), "\r\x1b[Kmeasuring: {what}");
+    }
+}
+
+fn clear() {
+    if stderr().is_terminal() {
+        let _ = write!(stderr(), "\r\x1b[K");
+    }
+}
