@@ -12,7 +12,7 @@ use crate::pool::Pool;
 use crate::prot::Access;
 use crate::protocol::historical::{FreeWithoutGrace, InstallAfterUnlock, LockWithoutRecheck};
 use crate::protocol::{Protocol, Sound};
-use crate::space::{AddressSpace, Counters, FaultPolicy, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::sync::Arc;
 use crate::table::{Residency, Table};
 use crate::unmap::unmap;
@@ -38,6 +38,7 @@ fn world<P: Protocol>(pages: PageSize) -> (Arc<AddressSpace<P>>, Fake) {
         pool: Arc::new(Pool::model(4)),
         policy: FaultPolicy { pages },
         counters: Counters::default(),
+        fill_locks: FillLocks::new(),
     });
     (space, mirror)
 }
