@@ -104,9 +104,7 @@ impl Outcome {
         };
         let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
         let output = serial.output_stats();
-        let ending = Arc::try_unwrap(stage).ok().and_then(Stage::into_ending);
-        // Every vCPU thread ends a run that has not ended, so there is one.
-        let ending = ending.unwrap_or(Ending::Halted);
+        let ending = stage.ending().cloned().expect("vCPU threads end only once the run has ended");
         let report = Report {
             ending: ending.name(),
             reason: ending.to_string(),
