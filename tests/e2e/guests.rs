@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tests::{Output, Report, Running, Scratch, Slat, require_guests, tree};
+use tests::{Output, Report, Running, Scratch, Slat, require_guests, skip, tree};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(120));
 
@@ -159,6 +159,44 @@ fn smp_loses_no_increment_and_finds_its_cpus_in_the_mp_table() {
         let (output, _) = run("smp.toml", &[&set, "memory.size=16M", "boot.cmdline=order=same"]);
         assert_ended(&output, 0, &[&format!("{vcpus} by the MP table"), " wrong=0 "]);
     }
+}
+
+/// Whatever the pool lies on. What this host does not have is refused in one sentence, before anything runs.
+#[test]
+fn every_backing_is_memory_or_says_what_it_lacks() {
+    if !require_guests() {
+        return;
+    }
+    let config = configs().join("touch.toml");
+    for (backing, pages) in
+        [("memfd", "4k"), ("memfd", "2m"), ("tmpfs", "4k"), ("tmpfs", "2m"), ("hugetlb", "2m")]
+    {
+        let mut command = SLAT.command(["run", "--set", "memory.size=8M"]);
+        command.arg(&config).args(["--set", &format!("memory.backing={backing}")]);
+        command.args(["--set", &format!("memory.pages={pages}")]);
+        let output = SLAT.start(command).finish();
+        if output.code == Some(1) && output.stdout.is_empty() {
+            assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+            assert!(output.stderr.starts_with("error: memory.backing: "), "{output:?}");
+            skip(output.stderr.trim_end());
+        } else {
+            assert_ended(&output, 0, &[" wrong=0 ", backing, "audit clean"]);
+        }
+    }
+}
+
+/// A pool that is larger than all huge pages of the host: the refusal comes at once, and is no crash later on.
+#[test]
+fn more_huge_pages_than_there_are_is_refused_with_the_remedy() {
+    if !require_guests() {
+        return;
+    }
+    let config = configs().join("quickstart.toml");
+    let mut command = SLAT.command(["run", "--set", "memory.backing=hugetlb"]);
+    command.arg(config).args(["--set", "memory.size=64G"]);
+    let output = SLAT.start(command).finish();
+    assert_ended(&output, 1, &["error: memory.backing: ", "vm.nr_hugepages"]);
+    assert_eq!((output.stdout.as_str(), output.stderr.lines().count()), ("", 1), "{output:?}");
 }
 
 #[test]
