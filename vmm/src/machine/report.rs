@@ -33,6 +33,8 @@ pub struct Report {
     pub ending: &'static str,
     /// The same as a sentence.
     pub reason: String,
+    /// Whether neither the guest nor the operator wanted it so.
+    pub error: bool,
     /// The exit code of the program.
     pub exit_code: u8,
     /// From the program's start to the guest's first byte of output, in microseconds.
@@ -108,6 +110,7 @@ impl Outcome {
         let report = Report {
             ending: ending.name(),
             reason: ending.to_string(),
+            error: !ending.is_orderly(),
             exit_code: if audit.is_ok() { ending.exit_code() } else { ending.exit_code().max(1) },
             first_output_us: output.first_byte.map(|at| micros(at.duration_since(started))),
             ran_us: micros(ran),
@@ -138,16 +141,20 @@ impl Report {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
             None => "no guest output".into(),
         };
+        // What went wrong has a line of its own.
+        let ending = match self.error {
+            false => self.reason.clone(),
+            true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
+        };
         format!(
             "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {} in a {} pool; {first}; \
-             audit {}; {}",
+             audit {}; {ending}",
             memory.violations(),
             memory.prefilled,
             memory.resident.frames(),
             memory.pool.frames,
             self.pool.split(" (").next().unwrap_or_default(),
             self.audit,
-            self.reason,
         )
     }
 }
