@@ -24,6 +24,8 @@ pub struct Outcome {
     pub map: MemoryMap,
     /// What went wrong with the console, in a sentence.
     pub console_error: Option<String>,
+    /// What went wrong with the control socket, in a sentence.
+    pub control_error: Option<String>,
 }
 
 /// What happened in a run, for machines to read.
@@ -84,6 +86,7 @@ pub(super) struct Ingredients {
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
+    pub(super) control_error: Option<String>,
     pub(super) started: Instant,
     pub(super) ran: Duration,
 }
@@ -91,7 +94,8 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, serial, ram, progress, started, ran } = left;
+        let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
+            left;
         let memory = ram.guest().stats();
         let map = ram.guest().memory_map();
         let pool = ram.describe_pool();
@@ -120,7 +124,7 @@ impl Outcome {
             cpu: ending.cpu().cloned(),
         };
         let console_error = serial.take_error().map(|error| error.to_string());
-        Outcome { ending, report, map, console_error }
+        Outcome { ending, report, map, console_error, control_error }
     }
 }
 
