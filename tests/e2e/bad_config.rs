@@ -11,7 +11,7 @@ use tests::{Scratch, Slat, assert_refused};
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
 /// The commands that read a config. `every_command_that_reads_a_config_is_tried` fails where one is missing.
-const COMMANDS: &[&str] = &["check"];
+const COMMANDS: &[&str] = &["check", "run"];
 
 const HELLO: &str = "[boot]\nguest = \"hello\"\n";
 

@@ -303,7 +303,8 @@ fn a_socket_of_something_else_fails_the_job() {
     let path = scratch.path().join("s");
     let listener = UnixListener::bind(&path).expect("a socket can be made");
     for (answer, says) in [
-        (&b"220 mail ready\n"[..], "not JSON"),
+        (&b"220 mail ready\n"[..], "not a memory map"),
+        (b"ready\n", "not JSON"),
         (b"{\"slat\":1,\"error\":\"no\"}\n", "the monitor said: no"),
         (b"", "not running"),
     ] {

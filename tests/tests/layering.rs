@@ -76,7 +76,7 @@ const CRATES: &[Crate] = &[
 ];
 
 /// Files that look at several modules from outside: tests and models.
-const OUTSIDE: [&str; 2] = ["tests", "model"];
+const OUTSIDE: [&str; 3] = ["tests", "model", "property"];
 
 impl Crate {
     fn floor_of(&self, module: &str) -> Option<usize> {

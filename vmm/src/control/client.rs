@@ -39,9 +39,11 @@ pub enum AskError {
 /// [`AskError`].
 pub fn ask(path: &Path, command: Command) -> Result<Vec<u8>, AskError> {
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-            AskError::NotRunning(path.to_owned())
-        }
+        // The last two: it ended while this client waited for its turn.
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => AskError::NotRunning(path.to_owned()),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silent(path.to_owned()),
         _ => AskError::System { path: path.to_owned(), source },
     };

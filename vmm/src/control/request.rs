@@ -38,6 +38,7 @@ pub enum BadRequest {
     Unknown(String),
 }
 
+/// The fields of a request that are known.
 #[derive(Deserialize)]
 struct Line {
     slat: u64,

@@ -219,8 +219,8 @@ impl Machine {
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let entered = Instant::now();
         threads.start(vcpus).map_err(system("starting a vCPU thread"))?;
-        let answer = answers::of(self.name, &ram);
-        let server = control.map(|listener| control::Server::start(listener, answer)).transpose();
+        let serve = |listener| control::Server::start(listener, answers::of(self.name, &ram));
+        let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
             threads: &threads,

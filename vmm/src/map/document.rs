@@ -38,6 +38,7 @@ pub enum State {
 
 /// A memory map of one machine at one time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct Document {
     slat: u32,
     kind: String,
@@ -137,6 +138,7 @@ impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Document, MapError> {
         /// What every version has, and what an answer has instead.
         #[derive(Deserialize)]
+        #[serde(expecting = "an object")]
         struct Head {
             slat: Option<u64>,
             error: Option<String>,

@@ -149,7 +149,7 @@ impl Picture<'_> {
             let share = percent(self.counts.of(kind), self.counts.pages);
             writeln!(
                 out,
-                "<text x=\"{}\" y=\"{y}\" font-size=\"13\">{} <tspan fill=\"{PALE_INK}\">{} · {}</tspan></text>",
+                "<text x=\"{}\" y=\"{y}\" font-size=\"13\">{} <tspan dx=\"6\" fill=\"{PALE_INK}\">{} · {}</tspan></text>",
                 x + 64,
                 kind.name(),
                 human(self.counts.bytes_of(kind)),
