@@ -17,7 +17,7 @@ use crate::pool::{BackingChoice, BackingKind, Pool};
 use crate::prot::{Access, Prot};
 use crate::protect::protect;
 use crate::protocol::Sound;
-use crate::space::{AddressSpace, Counters, FaultPolicy, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::split::split;
 use crate::sync::Arc;
 use crate::table::Table;
@@ -82,6 +82,7 @@ impl World {
             pool: Arc::new(pool),
             policy: FaultPolicy { pages },
             counters: Counters::default(),
+            fill_locks: FillLocks::new(),
         };
         World { space, mirror, oracle: BTreeMap::new(), next_value: 1 }
     }

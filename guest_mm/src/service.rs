@@ -14,7 +14,7 @@ use crate::pool::{BackingChoice, BackingError, Pool, PoolUsage};
 use crate::prot::{Access, Prot};
 use crate::protect::{self, ProtectError};
 use crate::protocol::{Protocol, Sound};
-use crate::space::{AddressSpace, Counters, FaultPolicy, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::split;
 use crate::stats::Stats;
 use crate::sync::{Arc, Lock};
@@ -130,6 +130,7 @@ impl<P: Protocol> Service<P> {
             pool: Arc::clone(&self.pool),
             policy: config.policy,
             counters: Counters::default(),
+            fill_locks: FillLocks::new(),
         });
         self.guests.lock().spaces.push(Shared::downgrade(&space));
         let handler: Arc<_> = {
@@ -295,8 +296,18 @@ impl<P: Protocol> Guest<P> {
     /// # Errors
     /// What is left, or wrong.
     pub fn close(mut self) -> Result<(), AuditError> {
-        audit(&self.space)?;
-        self.take_down()
+        self.rest();
+        let books = audit(&self.space);
+        self.take_down()?;
+        books.map(|_| ())
+    }
+
+    /// Serves no fault any more, and waits for those that are being served: a fault thread may still be
+    /// filling the rest of a block when its vCPU has ended long ago. No vCPU may run.
+    pub fn rest(&mut self) {
+        if let Some(threads) = &mut self.threads {
+            threads.stop();
+        }
     }
 
     fn take_down(&mut self) -> Result<(), AuditError> {

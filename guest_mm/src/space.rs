@@ -5,7 +5,7 @@ use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
 use crate::mirror::Mirror;
 use crate::pool::Pool;
 use crate::protocol::Protocol;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, Held, Lock, Ordering};
 use crate::table::Table;
 
 /// A run of guest frames that is RAM.
@@ -40,6 +40,28 @@ pub(crate) struct Counters {
     pub(crate) scattered: AtomicU64,
 }
 
+/// The right to fill a block or a GiB: whoever means to take a whole run of frames for it asks here first.
+/// Without it two faults on one block would both take a run, and the second might find the pool
+/// exhausted while the first, about to lose, still holds what it needs. (Linux has the same table for
+/// the same reason: `hugetlb_fault_mutex_table`.) Taken before any table's lock.
+#[derive(Debug)]
+pub(crate) struct FillLocks(Box<[Lock<()>]>);
+
+/// Few enough to be small, enough that eight vCPUs in different blocks seldom meet.
+const FILL_LOCKS: usize = if cfg!(loom) { 1 } else { 64 };
+
+impl FillLocks {
+    pub(crate) fn new() -> FillLocks {
+        FillLocks((0..FILL_LOCKS).map(|_| Lock::default()).collect())
+    }
+
+    /// Takes the right for the run of `size` around `gfn`.
+    pub(crate) fn lock(&self, gfn: Gfn, size: PageSize) -> Held<'_, ()> {
+        let run = gfn.as_u64() / size.frames();
+        self.0[run as usize % FILL_LOCKS].lock()
+    }
+}
+
 /// One guest's memory.
 #[derive(Debug)]
 pub(crate) struct AddressSpace<P: Protocol> {
@@ -49,6 +71,7 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) pool: Arc<Pool>,
     pub(crate) policy: FaultPolicy,
     pub(crate) counters: Counters,
+    pub(crate) fill_locks: FillLocks,
 }
 
 impl<P: Protocol> AddressSpace<P> {

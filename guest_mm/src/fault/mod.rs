@@ -194,6 +194,7 @@ fn fill_huge<P: Protocol>(
 ) -> Result<Option<Filled>, FaultError> {
     let Some(level) = size.level() else { return Ok(None) };
     let range = GfnRange::entry(gfn, level);
+    let _right = space.fill_locks.lock(gfn, size);
     let untouched = {
         let walked = space.table.walk(&space.table.enter(), gfn);
         walked.entry == Entry::Absent && walked.level >= level
@@ -201,8 +202,8 @@ fn fill_huge<P: Protocol>(
     if !untouched || !region.range.covers(range) {
         return Ok(None);
     }
-    // F3 comes first here: zeroing a block takes 100 us, and the lock spans all blocks of a GiB. Who
-    // comes second gives its block back.
+    // F3 comes first here: zeroing a block takes 100 us and more, and the lock spans all blocks of a
+    // GiB. Only who maps single pages here meanwhile makes it in vain.
     let hint = region.preferred_frame(range.start(), space.pool.nr_frames());
     let Some(frame) = space.pool.alloc_run_zeroed(size, hint) else { return Ok(None) };
     let mut cursor = match space.table.cursor_at(gfn, level) {

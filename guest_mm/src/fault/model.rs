@@ -1,5 +1,5 @@
 //! The protocols of faulting, unmapping and walking, under every interleaving of two threads on a tree
-//! of two levels of two entries.
+//! of two levels of two entries, with no bound on preemptions.
 
 use loom::thread;
 
@@ -12,20 +12,12 @@ use crate::pool::Pool;
 use crate::prot::Access;
 use crate::protocol::historical::{FreeWithoutGrace, InstallAfterUnlock, LockWithoutRecheck};
 use crate::protocol::{Protocol, Sound};
-use crate::space::{AddressSpace, Counters, FaultPolicy, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::sync::Arc;
 use crate::table::{Residency, Table};
 use crate::unmap::unmap;
 
 use super::fault;
-
-/// Explores a model: every interleaving with at most three preemptions, which is where the known
-/// interleavings need one or two.
-fn explore(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound.get_or_insert(3);
-    builder.check(model);
-}
 
 /// Two blocks of two pages, and a frame for each.
 fn world<P: Protocol>(pages: PageSize) -> (Arc<AddressSpace<P>>, Fake) {
@@ -38,6 +30,7 @@ fn world<P: Protocol>(pages: PageSize) -> (Arc<AddressSpace<P>>, Fake) {
         pool: Arc::new(Pool::model(4)),
         policy: FaultPolicy { pages },
         counters: Counters::default(),
+        fill_locks: FillLocks::new(),
     });
     (space, mirror)
 }
@@ -82,7 +75,7 @@ fn the_books_are_right<P: Protocol>(space: &AddressSpace<P>) {
 }
 
 fn continue_vs_zap<P: Protocol>(pages: PageSize) {
-    explore(move || {
+    loom::model(move || {
         let (space, mirror) = world::<P>(pages);
         let faulting = {
             let space = Arc::clone(&space);
@@ -112,7 +105,7 @@ fn continue_vs_zap_fails_when_the_install_comes_after_the_unlock() {
 }
 
 fn lock_vs_detach<P: Protocol>() {
-    explore(|| {
+    loom::model(|| {
         let (space, mirror) = world::<P>(PageSize::Size4K);
         // A table to detach, with nothing of it in the window.
         let page = GfnRange::new(Gfn::new(1), 1).unwrap();
@@ -140,7 +133,7 @@ fn lock_vs_detach_fails_when_a_locked_table_is_taken_for_attached() {
 }
 
 fn walk_vs_free<P: Protocol>() {
-    explore(|| {
+    loom::model(|| {
         let (space, _) = world::<P>(PageSize::Size4K);
         touch(&space, 0);
         let walking = {
@@ -171,7 +164,7 @@ fn walk_vs_free_fails_when_a_table_is_reused_at_once() {
 }
 
 fn two_faults(pages: PageSize) {
-    explore(move || {
+    loom::model(move || {
         let (space, mirror) = world::<Sound>(pages);
         let other = {
             let space = Arc::clone(&space);

@@ -41,6 +41,9 @@ pub(crate) struct Backing {
     pub(crate) file: OwnedFd,
     pub(crate) kind: BackingKind,
     pub(crate) why: String,
+    /// Whether it gives huge folios to mappings that advise them. Not hugetlb, whose pages are always huge
+    /// and are mapped as such without more ado.
+    pub(crate) huge_folios: bool,
 }
 
 /// Why no memory could be had.
@@ -136,7 +139,12 @@ impl Backing {
             BackingKind::Tmpfs => private_tmpfs_file(bytes).map_err(|(step, e)| failed(step, e))?,
         };
         ftruncate(&file, bytes).map_err(|e| failed("ftruncate", e))?;
-        Ok(Backing { file, kind, why })
+        let huge_folios = match kind {
+            BackingKind::Memfd => memfd_is_huge(),
+            BackingKind::Tmpfs => true,
+            BackingKind::Hugetlb => false,
+        };
+        Ok(Backing { file, kind, why, huge_folios })
     }
 }
 

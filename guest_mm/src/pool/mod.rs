@@ -73,6 +73,11 @@ impl Pool {
         self.backing.kind
     }
 
+    /// Whether a block of it is one folio of the host's, if memory is not too scattered for that.
+    pub(crate) fn has_huge_folios(&self) -> bool {
+        self.backing.huge_folios
+    }
+
     /// One line: what was chosen, and why.
     pub fn describe(&self) -> String {
         format!("{} ({})", self.backing.kind, self.backing.why)

@@ -8,6 +8,7 @@
 //! * [`visit`]: the whole tree, for audits and maps.
 //!
 //! # Lock order
+//! 0. the right to fill a block (`space::FillLocks`);
 //! 1. a table page before its children, the root first; never two of one level;
 //! 2. a mirror's own locks;
 //! 3. the pool's lock.

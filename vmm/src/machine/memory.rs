@@ -98,6 +98,11 @@ impl ServedRam {
         self.guest.write(gpa, bytes).map_err(|missing| MachineError::Guarded { gpa: missing.gpa })
     }
 
+    /// Serves no fault any more. No vCPU may run.
+    pub(super) fn rest(&mut self) {
+        self.guest.rest();
+    }
+
     /// Takes the memory down; whether the books were right.
     ///
     /// # Errors

@@ -96,13 +96,15 @@ impl Outcome {
     pub(super) fn new(left: Ingredients) -> Outcome {
         let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
             left;
-        let memory = ram.guest().stats();
-        let map = ram.guest().memory_map();
         let pool = ram.describe_pool();
+        let look = |ram: &ServedRam| (ram.guest().stats(), ram.guest().memory_map());
         // Others may still hold it to look at; then it is checked here and taken down by the last.
-        let audit = match Arc::try_unwrap(ram) {
-            Ok(ram) => ram.close(),
-            Err(shared) => shared.guest().audit(),
+        let ((memory, map), audit) = match Arc::try_unwrap(ram) {
+            Ok(mut ram) => {
+                ram.rest();
+                (look(&ram), ram.close())
+            }
+            Err(shared) => (look(&shared), shared.guest().audit()),
         };
         let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
         let output = serial.output_stats();

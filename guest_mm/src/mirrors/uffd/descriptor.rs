@@ -6,21 +6,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general::{
-    _UFFDIO_CONTINUE, UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_EXACT_ADDRESS,
-    UFFD_FEATURE_MINOR_HUGETLBFS, UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_MISSING_HUGETLBFS,
-    UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
-    UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_REGISTER_MODE_MINOR,
-    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, uffd_msg, uffdio_api, uffdio_continue,
-    uffdio_range, uffdio_register, uffdio_writeprotect,
+    _UFFDIO_CONTINUE, UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_EVENT_REMAP,
+    UFFD_FEATURE_EXACT_ADDRESS, UFFD_FEATURE_MINOR_HUGETLBFS, UFFD_FEATURE_MINOR_SHMEM,
+    UFFD_FEATURE_MISSING_HUGETLBFS, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE,
+    UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, uffd_msg,
+    uffdio_api, uffdio_continue, uffdio_range, uffdio_register, uffdio_writeprotect,
 };
 use linux_raw_sys::ioctl::{
-    UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_REGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT,
+    UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE,
+    UFFDIO_WRITEPROTECT,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
 use crate::addr::Hva;
+use crate::geometry::FRAME_BYTES;
 use crate::prot::{Access, Prot};
 
 /// `_IO(0xAA, 0)`: `/dev/userfaultfd` makes a new descriptor, its flags the argument.
@@ -37,7 +39,9 @@ const FEATURES: u32 = UFFD_FEATURE_PAGEFAULT_FLAG_WP
     | UFFD_FEATURE_MINOR_SHMEM
     | UFFD_FEATURE_MINOR_HUGETLBFS
     | UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-    | UFFD_FEATURE_EXACT_ADDRESS;
+    | UFFD_FEATURE_EXACT_ADDRESS
+    // A moved mapping stays registered (`Window::map`).
+    | UFFD_FEATURE_EVENT_REMAP;
 
 /// Messages that one read takes at most.
 pub(super) const BATCH: usize = 16;
@@ -97,6 +101,13 @@ impl Descriptor {
         if arg.ioctls >> _UFFDIO_CONTINUE & 1 == 0 { Err(Errno::OPNOTSUPP) } else { Ok(()) }
     }
 
+    /// Lets the host fill `bytes` at `start` from the file without asking, and wakes who waits there.
+    pub(super) fn unregister(&self, start: Hva, bytes: u64) -> Result<(), Errno> {
+        let range = range(start, bytes);
+        // SAFETY: UFFDIO_UNREGISTER reads one `uffdio_range`.
+        unsafe { ioctl(&self.0, Setter::<{ UFFDIO_UNREGISTER as Opcode }, _>::new(range)) }
+    }
+
     /// Maps the file's pages at `start` into the window and wakes who waits there. Pages that are mapped
     /// already stay.
     pub(super) fn install(
@@ -123,7 +134,8 @@ impl Descriptor {
                     self.wake(start.add(done), page)?;
                     done += page;
                 }
-                Err(Errno::AGAIN) => {}
+                // A mapping is being moved.
+                Err(Errno::AGAIN) => std::thread::yield_now(),
                 Err(error) => return Err(error),
             }
         }
@@ -142,6 +154,7 @@ impl Descriptor {
             if result != Err(Errno::AGAIN) {
                 return result;
             }
+            std::thread::yield_now();
         }
     }
 
@@ -149,6 +162,17 @@ impl Descriptor {
     pub(super) fn wake(&self, start: Hva, bytes: u64) -> Result<(), Errno> {
         // SAFETY: UFFDIO_WAKE reads one `uffdio_range`.
         unsafe { ioctl(&self.0, Setter::<{ UFFDIO_WAKE as Opcode }, _>::new(range(start, bytes))) }
+    }
+
+    /// Reads what is there and lets every access that was reported try again, so that it is reported again.
+    pub(super) fn pass_over_messages(&self) -> Result<(), Errno> {
+        let mut messages = Vec::new();
+        self.read(&mut messages)?;
+        for message in messages {
+            let page = Hva::new(message.address.as_u64() & !(FRAME_BYTES - 1));
+            self.wake(page, FRAME_BYTES)?;
+        }
+        Ok(())
     }
 
     /// Takes up to [`BATCH`] messages, without waiting; how many.

@@ -84,13 +84,20 @@ impl FaultThreads {
     }
 }
 
-impl Drop for FaultThreads {
-    fn drop(&mut self) {
+impl FaultThreads {
+    /// Ends the threads, once each has served what it has read.
+    pub(crate) fn stop(&mut self) {
         // Never read, so every thread sees it.
         let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for FaultThreads {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

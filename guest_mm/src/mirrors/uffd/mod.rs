@@ -7,7 +7,9 @@
 //! | table            | window                                                                     |
 //! |------------------|----------------------------------------------------------------------------|
 //! | install          | `UFFDIO_CONTINUE`: maps the file's page, wakes who waits                   |
-//! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed             |
+//! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch |
+//! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
+//! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
 //! | remap            | `mmap(MAP_FIXED)` of the file elsewhere, and registration again            |
 //!
@@ -132,6 +134,15 @@ impl Mirror for Uffd {
                     continue;
                 }
                 let start = window.hva(part.start());
+                if window.is_open(part.start()) {
+                    self.descriptor.wake(start, part.bytes())?;
+                    continue;
+                }
+                let whole = part.frames() == PageSize::Size2M.frames();
+                if whole && prot == Prot::Rwx && self.pool.has_huge_folios() {
+                    window.open(&self.descriptor, part)?;
+                    continue;
+                }
                 self.descriptor.install(start, part.bytes(), page.bytes(), prot)?;
             }
             Ok(())
@@ -139,11 +150,17 @@ impl Mirror for Uffd {
     }
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
-        self.for_windows(range, "MADV_DONTNEED", Window::drop_translations)
+        self.for_windows(range, "MADV_DONTNEED", |window, part| {
+            window.drop_translations(&self.descriptor, part)
+        })
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {
         self.for_windows(range, "UFFDIO_WRITEPROTECT", |window, part| {
+            if part.chunks(PageSize::Size2M.frames()).any(|block| window.is_open(block.start())) {
+                // A huge page cannot be protected in part. Dropped, it comes back with the new rights.
+                return window.drop_translations(&self.descriptor, part);
+            }
             let start = window.hva(part.start());
             self.descriptor.protect(start, part.bytes(), prot)
         })

@@ -3,12 +3,15 @@
 #![allow(unsafe_code, reason = "maps the pool's file into the window, and drops translations")]
 
 use std::collections::BTreeMap;
+use std::ptr::null_mut;
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 
 use crate::addr::{FrameNo, Gfn, GfnRange, Hva, PageSize};
-use crate::geometry::FRAME_BYTES;
+use crate::geometry::{FRAME_BYTES, Level};
 use crate::pool::Pool;
 use crate::pool::host_range::HostRange;
 use crate::space::RamRegion;
@@ -24,6 +27,8 @@ pub(super) struct Window {
     /// Where each block of the window points, in blocks of the pool. A block's word is written under
     /// the lock of the table page that spans the block, as all of its mirror calls are.
     blocks: Box<[AtomicU32]>,
+    /// Blocks that the host fills by itself. Written like `blocks`.
+    open: Box<[AtomicU64]>,
     /// Pages that point elsewhere than their block does: each is a mapping of its own.
     strays: Lock<BTreeMap<Gfn, FrameNo>>,
     /// How many strays there are, so that nobody looks where there are none.
@@ -48,6 +53,7 @@ impl Window {
             region: region.range,
             host,
             blocks: (0..nr_blocks).map(|_| AtomicU32::new(0)).collect(),
+            open: (0..nr_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             strays: Lock::default(),
             nr_strays: AtomicU64::new(0),
         };
@@ -58,7 +64,8 @@ impl Window {
             let frames = (pool.nr_frames() - frame.index() as u64)
                 .min(region.range.end().as_u64() - next.as_u64());
             let run = GfnRange::new(next, frames).map_err(|_| ("mmap", Errno::INVAL))?;
-            window.point(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
+            window.map_first(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
+            window.note(run, frame);
             next = next.add(frames);
         }
         Ok(window)
@@ -85,6 +92,7 @@ impl Window {
         range: GfnRange,
         frame: FrameNo,
     ) -> Result<(), Errno> {
+        self.close(uffd, range)?;
         let in_place = range.chunks(BLOCK).all(|part| {
             let wanted = frame.add(part.start().as_u64() - range.start().as_u64());
             self.block(part.start()).load(Ordering::Relaxed) == wanted.block().index() as u32
@@ -116,7 +124,7 @@ impl Window {
         gfn: Gfn,
         frame: FrameNo,
     ) -> Result<(), Errno> {
-        let page = GfnRange::entry(gfn, crate::geometry::Level::PT);
+        let page = GfnRange::entry(gfn, Level::PT);
         self.map(uffd, pool, page, frame)?;
         let base = FrameNo::new(self.block(gfn).load(Ordering::Relaxed) * BLOCK as u32);
         let mut strays = self.strays.lock();
@@ -129,8 +137,40 @@ impl Window {
         Ok(())
     }
 
+    /// Opens the block `range`, whole and pointed in place: every page of it is mapped by the table, so
+    /// the host may fill it from the file without asking, with a huge page where the folio is huge.
+    pub(super) fn open(&self, uffd: &Descriptor, range: GfnRange) -> Result<(), Errno> {
+        uffd.unregister(self.hva(range.start()), range.bytes())?;
+        let (word, bit) = self.open_bit(range.start());
+        word.fetch_or(bit, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the block around `gfn` is open.
+    pub(super) fn is_open(&self, gfn: Gfn) -> bool {
+        let (word, bit) = self.open_bit(gfn);
+        word.load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Closes the open blocks of `range`: what they hold stays, what they lose is asked for again.
+    pub(super) fn close(&self, uffd: &Descriptor, range: GfnRange) -> Result<(), Errno> {
+        for part in range.chunks(BLOCK).filter(|part| self.is_open(part.start())) {
+            let block = GfnRange::entry(part.start(), Level::PD);
+            uffd.register(self.hva(block.start()), block.bytes())?;
+            let (word, bit) = self.open_bit(part.start());
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Drops every translation of `range`; the pages stay in the pool.
-    pub(super) fn drop_translations(&self, range: GfnRange) -> Result<(), Errno> {
+    pub(super) fn drop_translations(
+        &self,
+        uffd: &Descriptor,
+        range: GfnRange,
+    ) -> Result<(), Errno> {
+        // First, or the host would fill what is dropped.
+        self.close(uffd, range)?;
         let start = self.hva(range.start()).as_u64() as *mut _;
         // SAFETY: the range lies in the window; on a shared file mapping MADV_DONTNEED changes no byte,
         // and no reference of this process points into a window.
@@ -155,14 +195,51 @@ impl Window {
         frame: FrameNo,
     ) -> Result<(), Errno> {
         self.map(uffd, pool, range, frame)?;
+        self.note(range, frame);
+        Ok(())
+    }
+
+    /// Notes where the blocks of `range` point.
+    fn note(&self, range: GfnRange, frame: FrameNo) {
         for part in range.chunks(BLOCK) {
             let first = frame.add(part.start().as_u64() - range.start().as_u64());
             self.block(part.start()).store(first.block().index() as u32, Ordering::Relaxed);
         }
-        Ok(())
     }
 
-    /// Maps the pool's file over `range`, and registers it before anything can be accessed in it.
+    /// Maps the pool's file over `range` before anyone can access it.
+    fn map_first(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        let (start, bytes) = (self.hva(range.start()), range.bytes());
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range lies in the window, which this type owns, so nothing else's is replaced; no
+        // address in it has left this type yet.
+        unsafe {
+            mmap(
+                start.as_u64() as *mut _,
+                bytes as usize,
+                prot,
+                flags,
+                pool.file(),
+                frame.offset(),
+            )?;
+        }
+        uffd.register(start, bytes)
+    }
+
+    /// Puts a mapping of the pool's file in the place of `range`, in one step as a guest sees it: what it
+    /// accesses meanwhile waits, as before and after.
+    ///
+    /// Mapping the file in place and registering it would leave a moment in which the guest fills pages
+    /// without asking, or, if they are inaccessible for so long, fails. So the mapping is made and
+    /// registered elsewhere and moved. The move waits until its event is read: hence the thread, and
+    /// the reading here, since this may be the only thread that reads.
     fn map(
         &self,
         uffd: &Descriptor,
@@ -170,22 +247,34 @@ impl Window {
         range: GfnRange,
         frame: FrameNo,
     ) -> Result<(), Errno> {
-        let start = self.hva(range.start());
-        let bytes = range.bytes();
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY:
-        // 1. the range lies in the window, which this type owns, so MAP_FIXED replaces nothing else's;
-        // 2. no reference of this process points into a window: guests alone access it.
-        // Until the registration below nothing is populated, and a guest's access in between would fill
-        // from the file without asking: so the mapping is made without access, and opened after it.
-        unsafe {
-            let at = start.as_u64() as *mut _;
-            mmap(at, bytes as usize, ProtFlags::empty(), flags, pool.file(), frame.offset())?;
-            uffd.register(start, bytes)?;
-            let open = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE;
-            rustix::mm::mprotect(at, bytes as usize, open)?;
+        let (to, bytes) = (self.hva(range.start()).as_u64(), range.bytes() as usize);
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new mapping, placed by the kernel, replaces nothing.
+        let staged =
+            unsafe { mmap(null_mut(), bytes, prot, flags, pool.file(), frame.offset())? } as u64;
+        let moved = uffd.register(Hva::new(staged), range.bytes()).and_then(|()| {
+            std::thread::scope(|scope| {
+                // SAFETY:
+                // 1. the staged mapping is ours alone and nothing points into it;
+                // 2. the target lies in the window, which this type owns, so nothing else's is replaced;
+                // 3. no reference of this process points into a window: guests alone access it.
+                let mover = scope.spawn(move || unsafe {
+                    let flags = MremapFlags::MAYMOVE;
+                    mremap_fixed(staged as *mut _, bytes, bytes, flags, to as *mut _).map(|_| ())
+                });
+                while !mover.is_finished() {
+                    uffd.pass_over_messages()?;
+                    std::thread::yield_now();
+                }
+                mover.join().unwrap_or(Err(Errno::INTR))
+            })
+        });
+        if moved.is_err() {
+            // SAFETY: the staged mapping was not moved, and nothing points into it.
+            let _ = unsafe { munmap(staged as *mut _, bytes) };
         }
-        Ok(())
+        moved
     }
 
     /// Forgets the strays of `range`; whether there were any.
@@ -198,6 +287,11 @@ impl Window {
         strays.retain(|&gfn, _| !range.contains(gfn));
         self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
         strays.len() != before
+    }
+
+    fn open_bit(&self, gfn: Gfn) -> (&AtomicU64, u64) {
+        let block = (gfn.as_u64() - self.region.start().as_u64()) / BLOCK;
+        (&self.open[(block / 64) as usize], 1 << (block % 64))
     }
 
     fn block(&self, gfn: Gfn) -> &AtomicU32 {
