@@ -26,31 +26,33 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("the tests' paths are plain")
 }
 
-/// A machine that spins until it is told to end. Killed when dropped.
-struct Spinning(Child);
+/// What makes `hello` run until it is told to end.
+const SPIN: [&str; 2] = ["--set", "boot.cmdline=then=spin"];
 
-impl Spinning {
+/// A machine that runs beside the test. Killed when dropped.
+struct Running(Child);
+
+impl Running {
     /// Starts it, and waits for its socket.
-    fn start(arguments: &[&str], socket: &Path) -> Spinning {
+    fn start(arguments: &[&str], socket: &Path) -> Running {
         let child = Command::new(EXE)
             .arg("run")
             .args(arguments)
-            .args(["--set", "boot.cmdline=then=spin"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("slat can be started");
-        let mut spinning = Spinning(child);
+        let mut running = Running(child);
         let until = Instant::now() + PATIENCE;
         while !socket.exists() {
-            if let Some(status) = spinning.0.try_wait().expect("the child can be waited for") {
-                panic!("{status}: {}", spinning.said());
+            if let Some(status) = running.0.try_wait().expect("the child can be waited for") {
+                panic!("{status}: {}", running.said());
             }
             assert!(Instant::now() < until, "no socket");
             sleep(Duration::from_millis(1));
         }
-        spinning
+        running
     }
 
     /// Ends it with SIGTERM.
@@ -76,7 +78,7 @@ impl Spinning {
     }
 }
 
-impl Drop for Spinning {
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -135,10 +137,9 @@ fn a_running_machine_shows_its_memory_and_leaves_no_socket() {
     let scratch = Scratch::new();
     let socket = scratch.path().join("s");
     let quickstart = config("quickstart.toml");
-    let mut machine = Spinning::start(
-        &[utf8(&quickstart), "--control", utf8(&socket), "--set", "memory.guard=0x2000000+4K"],
-        &socket,
-    );
+    let guard = ["--set", "memory.guard=0x2000000+4K"];
+    let arguments = [&[utf8(&quickstart), "--control", utf8(&socket)][..], &guard, &SPIN].concat();
+    let mut machine = Running::start(&arguments, &socket);
     let file = fs::metadata(&socket).expect("the socket is there");
     assert!(file.file_type().is_socket());
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
@@ -216,7 +217,7 @@ fn a_config_leads_to_its_machine_or_says_that_it_does_not_run() {
     drop(UnixListener::bind(&socket).expect("a socket can be made"));
     assert_not_running();
     let stale = fs::metadata(&socket).expect("it is stale").permissions().mode();
-    let mut machine = Spinning::start(&[utf8(&path)], &socket);
+    let mut machine = Running::start(&[&[utf8(&path)][..], &SPIN].concat(), &socket);
     let until = Instant::now() + PATIENCE;
     while fs::metadata(&socket).is_ok_and(|file| file.permissions().mode() == stale) {
         assert!(Instant::now() < until, "the stale socket is not replaced");
@@ -225,6 +226,35 @@ fn a_config_leads_to_its_machine_or_says_that_it_does_not_run() {
     assert!(succeeded(SLAT.run(["map", utf8(&path)])).contains("vm.toml: running"));
     machine.stop();
     assert_not_running();
+}
+
+#[test]
+fn maps_of_a_guest_that_faults_are_whole_and_do_not_disturb_it() {
+    if !require_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let socket = scratch.path().join("s");
+    let touch = config("touch.toml");
+    let set = ["--set", "boot.cmdline=order=random passes=2", "--set", "console.serial=off"];
+    let arguments = [&[utf8(&touch), "--control", utf8(&socket)][..], &set].concat();
+    let mut machine = Running::start(&arguments, &socket);
+    let mut resident = Vec::new();
+    let status = loop {
+        if let Some(status) = machine.0.try_wait().expect("the child can be waited for") {
+            break status;
+        }
+        let output = SLAT.run(["map", utf8(&socket), "--json"]);
+        // It may have ended since.
+        if output.code == Some(0) {
+            let map = json(output);
+            resident.push(map["totals"]["bytes"]["resident"].as_u64().expect("a number"));
+        }
+    };
+    assert_eq!(status.code(), Some(0));
+    let said = machine.said();
+    assert!(said.contains("audit clean"), "{said}");
+    assert!(resident.len() > 3 && resident.is_sorted(), "{resident:?}");
 }
 
 #[test]
