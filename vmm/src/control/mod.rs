@@ -16,8 +16,9 @@
 //!   socket.rs    the socket's file            client.rs   who asks
 //! ```
 //!
-//! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and no client can keep the machine from ending. Clients are served one after the other. Only the user that
-//! runs the machine can connect (mode 0600).
+//! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and
+//! no client can keep the machine from ending. Clients are served one after the other. Only the user that runs the machine
+//! can connect (mode 0600).
 //!
 //! The answers come from who starts the server: this module knows no machine.
 
