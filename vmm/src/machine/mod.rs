@@ -167,7 +167,7 @@ impl Machine {
         if let Some(event) = &interrupt {
             vm.connect_irq(event, COM1_IRQ)?;
         }
-        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt))?;
+        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt), &stage)?;
         let serial = Arc::new(Mutex::new(serial));
         let devices = Arc::new(Devices {
             pio: ports(config, &serial)?,

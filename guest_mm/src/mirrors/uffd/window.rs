@@ -177,13 +177,13 @@ impl Window {
         unsafe { madvise(start, range.bytes() as usize, Advice::LinuxDontNeed) }
     }
 
-    /// Puts a scratch page of no guest's in place of the one at `gfn`: see `Uffd::abandon`.
-    pub(super) fn scratch(&self, gfn: Gfn) -> Result<(), Errno> {
-        let start = self.hva(gfn).as_u64() as *mut _;
+    /// Puts scratch memory of no guest's in place of `range`: see `Uffd::abandon`.
+    pub(super) fn scratch(&self, range: GfnRange) -> Result<(), Errno> {
+        let start = self.hva(range.start()).as_u64() as *mut _;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         // SAFETY: as in `map`.
-        unsafe { mmap_anonymous(start, FRAME_BYTES as usize, prot, flags)? };
+        unsafe { mmap_anonymous(start, range.bytes() as usize, prot, flags)? };
         Ok(())
     }
 
