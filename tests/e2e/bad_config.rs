@@ -80,8 +80,16 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[console]\nserial = \"file:\"", &["console.serial", "file:PATH"]),
     ("\n[console]\nserial = \"file:.\"", &["console.serial", "directory"]),
     ("\n[console]\nserial = \"file:no/where\"", &["console.serial", "there is no folder"]),
+    // [control]
+    ("\n[control]\nsocket = \"\"", &[":5:", "control.socket is \"\"", "the path of a socket"]),
+    ("\n[control]\nsocket = 1", &["control.socket is 1", "the path of a socket"]),
+    ("\n[control]\nsocket = \".\"", &["control.socket", "this is a directory"]),
+    ("\n[control]\nsocket = \"x.toml\"", &["control.socket", "this is a file"]),
+    ("\n[control]\nsocket = \"no/where\"", &["control.socket", "there is no folder"]),
+    ("\n[control]\nsocket = \"a\\u0000b\"", &["control.socket"]),
+    ("\n[control]\nsokcet = \"s\"", &["control.sokcet is unknown", "did you mean control.socket?"]),
     // The file's shape
-    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, boot and console"]),
+    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, boot, console and control"]),
     ("\n[memroy]\n", &["memroy is unknown", "did you mean [memory]?"]),
     ("\n[memory]\nsise = 1", &[":5:", "memory.sise is unknown", "did you mean memory.size?"]),
     ("vcpus = 1\n", &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"]),

@@ -24,6 +24,8 @@ pub struct Outcome {
     pub map: MemoryMap,
     /// What went wrong with the console, in a sentence.
     pub console_error: Option<String>,
+    /// What went wrong with the control socket, in a sentence.
+    pub control_error: Option<String>,
 }
 
 /// What happened in a run, for machines to read.
@@ -86,6 +88,7 @@ pub(super) struct Ingredients {
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
+    pub(super) control_error: Option<String>,
     pub(super) started: Instant,
     pub(super) ran: Duration,
 }
@@ -93,7 +96,8 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, serial, ram, progress, started, ran } = left;
+        let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
+            left;
         let pool = ram.describe_pool();
         let look = |ram: &ServedRam| (ram.guest().stats(), ram.guest().memory_map());
         // Others may still hold it to look at; then it is checked here and taken down by the last.
@@ -123,7 +127,7 @@ impl Outcome {
             cpu: ending.cpu().cloned(),
         };
         let console_error = serial.take_error().map(|error| error.to_string());
-        Outcome { ending, report, map, console_error }
+        Outcome { ending, report, map, console_error, control_error }
     }
 }
 
