@@ -8,9 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rt::boot_params::Boot;
 use rt::cmdline::{BadValue, Expected};
 use rt::histogram::Histogram;
+use rt::mp_table::MAX_CPUS;
 use rt::permutation::{Permutation, hash};
 use rt::ram::{PAGE, Pages, WORDS};
-use rt::smp::{self, Barrier, MAX_CPUS};
+use rt::smp::{self, Barrier};
 use rt::tsc::{self, Frequency};
 use rt::{exit, println};
 

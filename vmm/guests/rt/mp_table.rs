@@ -1,6 +1,7 @@
 //! The processors that the MP table lists (Intel MultiProcessor Specification 1.4, chapter 4).
 
-use crate::smp::MAX_CPUS;
+/// CPUs that there are stacks and task-state segments for.
+pub const MAX_CPUS: usize = 32;
 
 const FLOATING_SIGNATURE: u32 = u32::from_le_bytes(*b"_MP_");
 const TABLE_SIGNATURE: u32 = u32::from_le_bytes(*b"PCMP");

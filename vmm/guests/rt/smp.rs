@@ -4,10 +4,9 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 
 use crate::boot_params::{Boot, Range};
 use crate::cmdline::BadValue;
+use crate::mp_table::MAX_CPUS;
 use crate::{exit, mp_table, tsc};
 
-/// CPUs that there are stacks and task-state segments for.
-pub const MAX_CPUS: usize = 32;
 /// Bytes of stack for each.
 pub const STACK_SIZE: usize = 16 << 10;
 

@@ -13,6 +13,7 @@ mod counts;
 mod document;
 mod grid;
 mod squares;
+mod style;
 mod svg;
 mod text;
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use super::counts::{Counts, Kind};
 use super::document::Document;
 use super::grid::{Cell, Grid};
-use super::svg::{LABELS, MARGIN, MONO, PALE_INK, colour, escape, fitting, letter};
+use super::style::{LABELS, MARGIN, MONO, PALE_INK, colour, escape, letter};
 use super::{PAGE, human};
 
 /// Where addresses are left out.
@@ -107,4 +107,14 @@ fn tell(counts: &Counts) -> String {
         })
         .collect();
     parts.join(", ")
+}
+
+/// The grid that a picture of this map shows: squares as large as there is room for.
+fn fitting(document: &Document) -> (Grid, usize) {
+    let (columns, pitch) = match document.blocks.len() {
+        0..=64 => (16, 40),
+        65..=512 => (32, 28),
+        _ => (64, 15),
+    };
+    (Grid::new(document, columns, 64), pitch)
 }

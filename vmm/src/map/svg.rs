@@ -5,47 +5,14 @@ use std::fmt::{self, Write};
 
 use super::counts::{Counts, Kind};
 use super::document::{Document, State};
-use super::grid::Grid;
 use super::squares::Squares;
+use super::style::{INK, MARGIN, PALE_INK, SANS, colour, escape, letter};
 use super::{PAGE, human, percent};
 
-/// Around everything.
-pub(super) const MARGIN: usize = 32;
-/// In front of the squares, for the addresses.
-pub(super) const LABELS: usize = 112;
 /// Of the bar that shows the shares.
 const BAR: usize = 12;
 /// A line of the legend.
 const LEGEND_LINE: usize = 26;
-
-pub(super) const INK: &str = "#1f2328";
-pub(super) const PALE_INK: &str = "#656d76";
-pub(super) const SANS: &str =
-    "Inter, 'Segoe UI', 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif";
-pub(super) const MONO: &str = "'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-
-/// Colours that people who see few colours can tell apart (Okabe and Ito's, without the yellow).
-pub(super) fn colour(kind: Kind, fill: usize) -> &'static str {
-    match kind {
-        Kind::Untouched => "#eef1f4",
-        Kind::Small => ["#fbe6bd", "#f6cf80", "#efb43f", "#e69f00"][fill - 1],
-        Kind::Scattered => "#d55e00",
-        Kind::Huge => "#009e73",
-        Kind::Giant => "#0072b2",
-        Kind::Missing => "#cc79a7",
-        Kind::Guard => "#56b4e9",
-        Kind::Poison => "#b3001b",
-    }
-}
-
-/// A letter for what is rare, lest a single square be missed.
-pub(super) fn letter(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Guard => Some("g"),
-        Kind::Poison => Some("×"),
-        _ => None,
-    }
-}
 
 /// The map as an SVG file.
 pub fn picture(document: &Document) -> String {
@@ -183,22 +150,6 @@ impl Picture<'_> {
     }
 }
 
-/// `text` between tags or quotes. XML has no way to write most control characters.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 /// Seconds since 1970 as date and time. Days to dates as in Howard Hinnant's `civil_from_days`: years start in March, so
 /// that the leap day is the last one.
 fn utc(seconds: u64) -> String {
@@ -213,16 +164,6 @@ fn utc(seconds: u64) -> String {
     let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     let year = era * 400 + year + next;
     format!("{year}-{month:02}-{date:02} {:02}:{:02} UTC", time / 3600, time / 60 % 60)
-}
-
-/// The grid that a picture of this map shows: squares as large as there is room for.
-pub(super) fn fitting(document: &Document) -> (Grid, usize) {
-    let (columns, pitch) = match document.blocks.len() {
-        0..=64 => (16, 40),
-        65..=512 => (32, 28),
-        _ => (64, 15),
-    };
-    (Grid::new(document, columns, 64), pitch)
 }
 
 #[cfg(test)]
