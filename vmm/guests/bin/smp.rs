@@ -49,7 +49,7 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
     let cpus = smp::count(boot)?;
     match mp_table::find() {
         Some(table) => {
-            println!("smp: {cpus} cpus by the command line, {} by the MP table", table.count)
+            println!("smp: {cpus} cpus by the command line, {} by the MP table", table.count);
         }
         None => println!("smp: {cpus} cpus by the command line, no MP table"),
     }

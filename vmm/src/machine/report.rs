@@ -35,6 +35,8 @@ pub struct Report {
     pub ending: &'static str,
     /// The same as a sentence.
     pub reason: String,
+    /// Whether neither the guest nor the operator wanted it so.
+    pub error: bool,
     /// The exit code of the program.
     pub exit_code: u8,
     /// From the program's start to the guest's first byte of output, in microseconds.
@@ -108,12 +110,11 @@ impl Outcome {
         };
         let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
         let output = serial.output_stats();
-        let ending = Arc::try_unwrap(stage).ok().and_then(Stage::into_ending);
-        // Every vCPU thread ends a run that has not ended, so there is one.
-        let ending = ending.unwrap_or(Ending::Halted);
+        let ending = stage.ending().cloned().expect("vCPU threads end only once the run has ended");
         let report = Report {
             ending: ending.name(),
             reason: ending.to_string(),
+            error: !ending.is_orderly(),
             exit_code: if audit.is_ok() { ending.exit_code() } else { ending.exit_code().max(1) },
             first_output_us: output.first_byte.map(|at| micros(at.duration_since(started))),
             ran_us: micros(ran),
@@ -144,16 +145,20 @@ impl Report {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
             None => "no guest output".into(),
         };
+        // What went wrong has a line of its own.
+        let ending = match self.error {
+            false => self.reason.clone(),
+            true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
+        };
         format!(
             "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {} in a {} pool; {first}; \
-             audit {}; {}",
+             audit {}; {ending}",
             memory.violations(),
             memory.prefilled,
             memory.resident.frames(),
             memory.pool.frames,
             self.pool.split(" (").next().unwrap_or_default(),
             self.audit,
-            self.reason,
         )
     }
 }
