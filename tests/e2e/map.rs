@@ -5,18 +5,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Output, Scratch, Slat, assert_refused, require_kvm};
+use tests::{Output, Running, Scratch, Slat, assert_refused, require_kvm};
 
-const EXE: &str = env!("CARGO_BIN_EXE_slat");
-const SLAT: Slat = Slat::at(EXE);
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
-/// How long a machine may take to come or go.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What makes `hello` run until it is told to end.
+const SPIN: [&str; 2] = ["--set", "boot.cmdline=then=spin"];
+
+/// The first thing that it says.
+const HELLO: &str = "hello from a slat guest";
 
 fn config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(name)
@@ -26,63 +27,20 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("the tests' paths are plain")
 }
 
-/// What makes `hello` run until it is told to end.
-const SPIN: [&str; 2] = ["--set", "boot.cmdline=then=spin"];
-
-/// A machine that runs beside the test. Killed when dropped.
-struct Running(Child);
-
-impl Running {
-    /// Starts it, and waits for its socket.
-    fn start(arguments: &[&str], socket: &Path) -> Running {
-        let child = Command::new(EXE)
-            .arg("run")
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("slat can be started");
-        let mut running = Running(child);
-        let until = Instant::now() + PATIENCE;
-        while !socket.exists() {
-            if let Some(status) = running.0.try_wait().expect("the child can be waited for") {
-                panic!("{status}: {}", running.said());
-            }
-            assert!(Instant::now() < until, "no socket");
-            sleep(Duration::from_millis(1));
-        }
-        running
-    }
-
-    /// Ends it with SIGTERM.
-    fn stop(&mut self) -> ExitStatus {
-        let pid = self.0.id() as i32;
-        let pid = rustix::process::Pid::from_raw(pid).expect("a child has an id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait().expect("the child can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < until, "SIGTERM does not end it");
-            sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn said(&mut self) -> String {
-        let mut text = String::new();
-        let mut stderr = self.0.stderr.take().expect("standard error is a pipe");
-        stderr.read_to_string(&mut text).expect("standard error is text");
-        text
-    }
+/// Starts a machine that spins, and waits for its first words.
+fn spin(arguments: &[&str]) -> Running {
+    let arguments = [&["run"], arguments, &SPIN].concat();
+    let mut machine = SLAT.start(SLAT.command(arguments));
+    machine.wait_for(HELLO);
+    machine
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Ends it as an operator does; its books have to be right.
+fn stop(machine: Running) {
+    machine.signal(Signal::TERM);
+    let output = machine.finish();
+    assert_eq!(output.code, Some(128 + 15), "{output:?}");
+    assert!(output.stderr.contains("audit clean"), "{output:?}");
 }
 
 fn succeeded(output: Output) -> String {
@@ -138,8 +96,7 @@ fn a_running_machine_shows_its_memory_and_leaves_no_socket() {
     let socket = scratch.path().join("s");
     let quickstart = config("quickstart.toml");
     let guard = ["--set", "memory.guard=0x2000000+4K"];
-    let arguments = [&[utf8(&quickstart), "--control", utf8(&socket)][..], &guard, &SPIN].concat();
-    let mut machine = Running::start(&arguments, &socket);
+    let machine = spin(&[&[utf8(&quickstart), "--control", utf8(&socket)][..], &guard].concat());
     let file = fs::metadata(&socket).expect("the socket is there");
     assert!(file.file_type().is_socket());
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
@@ -189,11 +146,9 @@ fn a_running_machine_shows_its_memory_and_leaves_no_socket() {
     assert!(second.stderr.contains("the socket of a machine that runs"), "{second:?}");
     let _silent = UnixStream::connect(&socket).expect("the machine listens");
     let stopping = Instant::now();
-    machine.stop();
+    stop(machine);
     assert!(stopping.elapsed() < Duration::from_secs(4), "{:?}", stopping.elapsed());
     assert!(!socket.exists(), "the socket is gone");
-    let said = machine.said();
-    assert!(said.contains("audit clean"), "{said}");
 }
 
 #[test]
@@ -216,15 +171,9 @@ fn a_config_leads_to_its_machine_or_says_that_it_does_not_run() {
     // A stale socket is nobody's, and does not keep a machine from starting.
     drop(UnixListener::bind(&socket).expect("a socket can be made"));
     assert_not_running();
-    let stale = fs::metadata(&socket).expect("it is stale").permissions().mode();
-    let mut machine = Running::start(&[&[utf8(&path)][..], &SPIN].concat(), &socket);
-    let until = Instant::now() + PATIENCE;
-    while fs::metadata(&socket).is_ok_and(|file| file.permissions().mode() == stale) {
-        assert!(Instant::now() < until, "the stale socket is not replaced");
-        sleep(Duration::from_millis(1));
-    }
+    let machine = spin(&[utf8(&path)]);
     assert!(succeeded(SLAT.run(["map", utf8(&path)])).contains("vm.toml: running"));
-    machine.stop();
+    stop(machine);
     assert_not_running();
 }
 
@@ -236,24 +185,25 @@ fn maps_of_a_guest_that_faults_are_whole_and_do_not_disturb_it() {
     let scratch = Scratch::new();
     let socket = scratch.path().join("s");
     let touch = config("touch.toml");
-    let set = ["--set", "boot.cmdline=order=random passes=2", "--set", "console.serial=off"];
-    let arguments = [&[utf8(&touch), "--control", utf8(&socket)][..], &set].concat();
-    let mut machine = Running::start(&arguments, &socket);
+    let set = ["--set", "boot.cmdline=order=random passes=2"];
+    let run = [&["run", utf8(&touch), "--control", utf8(&socket)][..], &set].concat();
+    let machine = SLAT.start(SLAT.command(run));
+    let started = Instant::now();
     let mut resident = Vec::new();
-    let status = loop {
-        if let Some(status) = machine.0.try_wait().expect("the child can be waited for") {
-            break status;
-        }
+    loop {
         let output = SLAT.run(["map", utf8(&socket), "--json"]);
-        // It may have ended since.
         if output.code == Some(0) {
             let map = json(output);
             resident.push(map["totals"]["bytes"]["resident"].as_u64().expect("a number"));
+        } else if !resident.is_empty() {
+            // It has ended.
+            break;
         }
-    };
-    assert_eq!(status.code(), Some(0));
-    let said = machine.said();
-    assert!(said.contains("audit clean"), "{said}");
+        assert!(started.elapsed() < Duration::from_secs(30), "{} maps", resident.len());
+    }
+    let output = machine.finish();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stderr.contains("audit clean"), "{output:?}");
     assert!(resident.len() > 3 && resident.is_sorted(), "{resident:?}");
 }
 
