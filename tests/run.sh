@@ -95,7 +95,7 @@ say "tests of the built-in guests' library"
 cargo test "${guests[@]}" --lib
 
 say "tests"
-SLAT_SKIP_LOG=$skips cargo test --workspace
+SLAT_SKIP_LOG=$skips cargo test --workspace --no-fail-fast
 
 say "skipped"
 list_skips
