@@ -35,30 +35,6 @@ pub struct MemoryMap {
     pub blocks: Vec<BlockMap>,
 }
 
-impl BlockMap {
-    /// Pages that nobody has touched.
-    pub fn absent(&self) -> u32 {
-        self.pages - self.small - self.huge - self.giant - self.missing - self.guard - self.poison
-    }
-}
-
-impl MemoryMap {
-    /// The sum over all blocks; its `gpa` says nothing.
-    pub fn total(&self) -> BlockMap {
-        self.blocks.iter().fold(BlockMap::default(), |sum, block| BlockMap {
-            gpa: 0,
-            pages: sum.pages + block.pages,
-            small: sum.small + block.small,
-            huge: sum.huge + block.huge,
-            giant: sum.giant + block.giant,
-            missing: sum.missing + block.missing,
-            guard: sum.guard + block.guard,
-            poison: sum.poison + block.poison,
-            scattered: sum.scattered + block.scattered,
-        })
-    }
-}
-
 const BLOCK: u64 = PageSize::Size2M.frames();
 
 pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {

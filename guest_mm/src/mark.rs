@@ -1,6 +1,6 @@
 //! Pages that are not there for a reason: missing, guard, poisoned.
 
-use crate::addr::{Gfn, GfnRange};
+use crate::addr::{Gfn, GfnRange, PageSize};
 use crate::entry::Marker;
 use crate::geometry::Level;
 use crate::protocol::Protocol;
@@ -16,6 +16,14 @@ pub enum MarkError {
         /// The guest frame.
         gfn: Gfn,
     },
+    /// The pool's pages cannot be told apart so finely.
+    #[error("{range} cannot be marked: the pool is mapped in pages of {granule}")]
+    Granule {
+        /// What was to be marked.
+        range: GfnRange,
+        /// The pool's page.
+        granule: PageSize,
+    },
     /// There is no table page for the entries.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -27,6 +35,11 @@ pub(crate) fn mark<P: Protocol>(
     range: GfnRange,
     marker: Marker,
 ) -> Result<(), MarkError> {
+    let granule = space.pool.granule();
+    let aligned = |frame: u64| frame.is_multiple_of(granule.frames());
+    if !aligned(range.start().as_u64()) || !aligned(range.frames()) {
+        return Err(MarkError::Granule { range, granule });
+    }
     for part in range.chunks(Level::PD.entry_frames()) {
         if part.frames() == Level::PD.entry_frames() {
             let mut cursor = space.table.cursor_at(part.start(), Level::PD)?;

@@ -116,7 +116,7 @@ impl<P: Protocol> Service<P> {
     /// # Errors
     /// [`GuestError`].
     pub fn add_guest(&self, config: GuestConfig) -> Result<Guest<P>, GuestError> {
-        let granule = self.pool.kind().granule();
+        let granule = self.pool.granule();
         if config.policy.pages < granule {
             let (kind, pages) = (self.pool.kind(), config.policy.pages);
             return Err(GuestError::Granule { kind, granule, pages });
@@ -159,8 +159,8 @@ impl<P: Protocol> Service<P> {
                     return Err(GuestError::Unaligned(range));
                 }
                 let kind = self.pool.kind();
-                if !range.frames().is_multiple_of(kind.granule().frames()) {
-                    return Err(GuestError::Ragged { range, kind, granule: kind.granule() });
+                if !range.frames().is_multiple_of(self.pool.granule().frames()) {
+                    return Err(GuestError::Ragged { range, kind, granule: self.pool.granule() });
                 }
                 let blocks = self.pool.nr_frames() / block;
                 let origin = BlockNo::new((guests.next_origin % blocks) as u32);

@@ -13,17 +13,9 @@ use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::prot::{Access, Prot};
 
 use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
+use tests::{require_userfaultfd, skip};
 
 const MIB: u64 = 1 << 20;
-
-/// Whether there is a userfaultfd to test on; says so where there is none.
-fn has_userfaultfd() -> bool {
-    let there = std::path::Path::new("/dev/userfaultfd").exists();
-    if !there {
-        println!("SKIPPED: no /dev/userfaultfd");
-    }
-    there
-}
 
 struct TestGuest {
     guest: Guest,
@@ -95,7 +87,7 @@ fn range(gpa: u64, bytes: u64) -> GfnRange {
 
 #[test]
 fn a_first_touch_reads_zero_and_keeps_what_is_written() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     for pages in [PageSize::Size4K, PageSize::Size2M] {
@@ -127,7 +119,7 @@ fn a_first_touch_reads_zero_and_keeps_what_is_written() {
 
 #[test]
 fn unmapped_memory_reads_zero_again_and_its_frames_are_free() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     for pages in [PageSize::Size4K, PageSize::Size2M] {
@@ -149,7 +141,7 @@ fn unmapped_memory_reads_zero_again_and_its_frames_are_free() {
 
 #[test]
 fn a_split_block_keeps_its_bytes_and_its_place() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(4 * MIB, PageSize::Size2M);
@@ -173,7 +165,7 @@ fn a_split_block_keeps_its_bytes_and_its_place() {
 
 #[test]
 fn a_write_to_a_read_only_page_stops_the_guest_and_hangs_nobody() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(2 * MIB, PageSize::Size4K);
@@ -192,7 +184,7 @@ fn a_write_to_a_read_only_page_stops_the_guest_and_hangs_nobody() {
 
 #[test]
 fn rights_given_back_let_the_guest_write_again() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(4 * MIB, PageSize::Size2M);
@@ -212,7 +204,7 @@ fn rights_given_back_let_the_guest_write_again() {
 
 #[test]
 fn a_guard_page_stops_the_guest_by_name() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(2 * MIB, PageSize::Size2M);
@@ -230,7 +222,7 @@ fn a_guard_page_stops_the_guest_by_name() {
 
 #[test]
 fn an_exhausted_pool_stops_the_guest_that_asked_and_no_other() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(4 * MIB, PageSize::Size4K);
@@ -265,7 +257,7 @@ fn an_exhausted_pool_stops_the_guest_that_asked_and_no_other() {
 
 #[test]
 fn several_vcpus_touch_the_same_blocks_and_lose_nothing() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     for pages in [PageSize::Size4K, PageSize::Size2M] {
@@ -293,7 +285,7 @@ fn several_vcpus_touch_the_same_blocks_and_lose_nothing() {
 
 #[test]
 fn memory_is_taken_away_under_a_running_guest_and_the_books_stay_right() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(8 * MIB, PageSize::Size4K);
@@ -323,7 +315,7 @@ fn memory_is_taken_away_under_a_running_guest_and_the_books_stay_right() {
 
 #[test]
 fn a_boot_image_is_written_before_the_guest_runs() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(4 * MIB, PageSize::Size4K);
@@ -339,7 +331,7 @@ fn a_boot_image_is_written_before_the_guest_runs() {
 
 #[test]
 fn a_gib_is_filled_and_split_in_one_piece() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     const GIB: u64 = 1 << 30;
@@ -357,10 +349,13 @@ fn a_gib_is_filled_and_split_in_one_piece() {
 
 #[test]
 fn hugetlb_pages_are_mapped_whole() {
+    if !require_userfaultfd() {
+        return;
+    }
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     if free < 2 {
-        println!("SKIPPED: fewer than 2 free huge pages (vm.nr_hugepages)");
+        skip("fewer than 2 free huge pages (vm.nr_hugepages)");
         return;
     }
     let choice = BackingChoice::Only(BackingKind::Hugetlb);
@@ -375,7 +370,7 @@ fn hugetlb_pages_are_mapped_whole() {
 
 #[test]
 fn ram_that_starts_inside_a_block_is_refused() {
-    if !has_userfaultfd() {
+    if !require_userfaultfd() {
         return;
     }
     let mm = service(2 * MIB, PageSize::Size4K);

@@ -63,16 +63,33 @@ fn files_that_are_no_kernel_are_refused() {
     let mut sector = vec![0; 512];
     sector[0x1fe..].copy_from_slice(&[0x55, 0xaa]);
     scratch.write("sector", sector);
-    for name in [
-        "empty", "text", "magic", "header", "segment", "zeros", "sector",
-    ] {
-        assert_bad_boot(
-            &scratch,
-            &format!("kernel = \"{name}\""),
-            &["boot.kernel", name],
-        );
+    for name in ["empty", "text", "magic", "header", "segment", "zeros", "sector"] {
+        assert_bad_boot(&scratch, &format!("kernel = \"{name}\""), &["boot.kernel", name]);
     }
     assert_bad_boot(&scratch, "kernel = \".\"", &["boot.kernel", "directory"]);
+}
+
+/// However long a file is, its start says that it is no kernel.
+#[test]
+fn a_file_of_100_mb_that_is_no_kernel_is_refused() {
+    let scratch = Scratch::new();
+    grow(&scratch.write("large", ""), 100 << 20);
+    assert_bad_boot(&scratch, "kernel = \"large\"", &["boot.kernel", "large"]);
+    scratch.write("kernel", elf(1 << 20, 4096));
+    let keys = "kernel = \"kernel\"\ninitrd = \"large\"";
+    assert_bad_boot(&scratch, keys, &["boot.initrd", "large"]);
+}
+
+#[test]
+fn a_kernel_that_is_cut_anywhere_is_refused() {
+    let scratch = Scratch::new();
+    let whole = elf(1 << 20, 4096);
+    for length in 0..whole.len() {
+        scratch.write("cut", &whole[..length]);
+        let config = scratch.write("x.toml", "memory.size = \"64M\"\nboot.kernel = \"cut\"\n");
+        let output = SLAT.run(["check".as_ref(), config.as_os_str()]);
+        assert_refused(&format!("cut at {length}"), &output, &["x.toml", "boot.kernel", "cut"]);
+    }
 }
 
 #[test]
@@ -95,17 +112,27 @@ fn an_initrd_that_does_not_fit_is_refused() {
     scratch.write("kernel", elf(1 << 20, 4096));
     let initrd = scratch.write("initrd", "");
     grow(&initrd, RAM_END);
-    assert_bad_boot(
-        &scratch,
-        "kernel = \"kernel\"\ninitrd = \"initrd\"",
-        &["boot.initrd"],
-    );
+    assert_bad_boot(&scratch, "kernel = \"kernel\"\ninitrd = \"initrd\"", &["boot.initrd"]);
+}
+
+#[test]
+fn what_is_no_initrd_is_refused() {
+    let scratch = Scratch::new();
+    scratch.write("kernel", elf(1 << 20, 4096));
+    scratch.write("empty", "");
+    for (name, says) in [("empty", "is empty"), (".", "directory"), ("nowhere", "no file")] {
+        let keys = format!("kernel = \"kernel\"\ninitrd = \"{name}\"");
+        assert_bad_boot(&scratch, &keys, &["boot.initrd", name, says]);
+    }
 }
 
 #[test]
 fn a_command_line_that_the_protocol_has_no_room_for_is_refused() {
     let scratch = Scratch::new();
     scratch.write("kernel", elf(1 << 20, 4096));
+    let longest = format!("boot.kernel = \"kernel\"\nboot.cmdline = \"{}\"", "x".repeat(2047));
+    let config = scratch.write("fits.toml", longest);
+    assert_eq!(SLAT.run(["check".as_ref(), config.as_os_str()]).code, Some(0));
     let keys = format!("kernel = \"kernel\"\ncmdline = \"{}\"", "x".repeat(2048));
     assert_bad_boot(&scratch, &keys, &["boot.cmdline"]);
 }
@@ -113,6 +140,5 @@ fn a_command_line_that_the_protocol_has_no_room_for_is_refused() {
 /// Makes a file `length` bytes long without writing them.
 fn grow(path: &Path, length: u64) {
     let file = std::fs::File::options().write(true).open(path);
-    file.and_then(|file| file.set_len(length))
-        .expect("a sparse file can be made");
+    file.and_then(|file| file.set_len(length)).expect("a sparse file can be made");
 }

@@ -1,13 +1,18 @@
-//! What the crates' tests share: a runner for `slat`, folders with configs, the KVM gate, and a reader of source trees.
+//! What the crates' tests share: a runner for `slat`, folders with configs, gates for what a machine lacks, and a reader
+//! of source trees.
 
 pub mod imports;
-mod kvm;
 mod refusal;
+mod report;
+mod running;
+mod skip;
 mod slat;
 pub mod tree;
 
-pub use kvm::require_kvm;
 pub use refusal::assert_refused;
+pub use report::Report;
+pub use running::Running;
+pub use skip::{require_guests, require_kvm, require_userfaultfd, skip, skip_unless_refused};
 pub use slat::{Output, Slat};
 
 use std::fs;

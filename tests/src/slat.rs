@@ -1,10 +1,11 @@
 //! Running the program as a user does.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::Running;
+use crate::running::piped;
 
 /// The program under test, with a time limit.
 ///
@@ -44,53 +45,22 @@ impl Slat {
         Slat { limit, ..self }
     }
 
+    /// A command that runs the program with `args`, without input, its outputs piped.
+    pub fn command<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = piped(self.exe);
+        command.args(args);
+        command
+    }
+
+    /// Starts `command`, which is this program's, with this limit. Panics if it cannot be started.
+    pub fn start(self, command: Command) -> Running {
+        Running::start(command, self.limit)
+    }
+
     /// Runs the program with `args` and no input, to its end or to the limit. Panics if it cannot be started.
     pub fn run<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Output {
-        let started = Instant::now();
-        let mut child = Command::new(self.exe)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{} cannot be started: {error}", self.exe));
-        // Both are drained while it runs: a full pipe would stop it.
-        let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
-        let status = self.wait(&mut child, started);
-        Output {
-            code: status.and_then(|status| status.code()),
-            stdout: stdout.join().expect("the reader of stdout does not panic"),
-            stderr: stderr.join().expect("the reader of stderr does not panic"),
-            took: started.elapsed(),
-            timed_out: status.is_none(),
-        }
+        self.start(self.command(args)).finish()
     }
-
-    /// The status, or none after the child was killed at the limit. It is not reaped before, so its id is its own.
-    fn wait(self, child: &mut Child, started: Instant) -> Option<ExitStatus> {
-        loop {
-            if let Some(status) = child.try_wait().expect("the child can be waited for") {
-                return Some(status);
-            }
-            if started.elapsed() >= self.limit {
-                child.kill().expect("the child can be killed");
-                child.wait().expect("the child can be reaped");
-                return None;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            // What was read before an error is still worth showing.
-            let _ = pipe.read_to_end(&mut bytes);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
 }
 
 #[cfg(test)]

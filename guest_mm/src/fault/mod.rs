@@ -19,7 +19,7 @@
 //!             given to another, and the guest still reads it.
 //! ```
 //!
-//! [`Published`](crate::table::zap::Published) borrows the cursor, so code that installs after the
+//! [`Published`] borrows the cursor, so code that installs after the
 //! unlock does not compile unless it says `after_unlock`.
 
 #[cfg(loom)]

@@ -23,7 +23,9 @@ impl DirectMap {
         let range = HostRange::reserve(bytes, PageSize::Size2M.bytes())?;
         let start = range.start().as_u64() as *mut _;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // Without NORESERVE, which other files take no notice of: a hugetlb file sets its pages aside here or
+        // refuses, instead of killing this process at the first page that is not to be had.
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: the range was reserved just now and nothing else names an address in it.
         unsafe { mmap(start, bytes as usize, prot, flags, file, 0)? };
         // Advice only: without it the pool works, with smaller folios or a larger core file.

@@ -73,6 +73,11 @@ impl Pool {
         self.backing.kind
     }
 
+    /// The smallest page that a window on it can hold.
+    pub(crate) fn granule(&self) -> PageSize {
+        self.backing.kind.granule()
+    }
+
     /// Whether a block of it is one folio of the host's, if memory is not too scattered for that.
     pub(crate) fn has_huge_folios(&self) -> bool {
         self.backing.huge_folios
@@ -94,6 +99,11 @@ impl Pool {
     /// A pool of `frames` that hold a word each.
     pub(crate) fn model(frames: u64) -> Pool {
         Pool { memory: DirectMap::new(frames), ledger: Ledger::new(frames) }
+    }
+
+    /// The smallest page that a window on it can hold.
+    pub(crate) fn granule(&self) -> PageSize {
+        PageSize::Size4K
     }
 }
 

@@ -96,8 +96,5 @@ fn write(at: u64, byte: u8) {
 }
 
 fn reach(at: u64) {
-    paging::reach(Range {
-        start: at,
-        end: at.saturating_add(1),
-    });
+    paging::reach(Range { start: at, end: at.saturating_add(1) });
 }

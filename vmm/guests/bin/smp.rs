@@ -48,10 +48,9 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
     let line = boot.cmdline();
     let cpus = smp::count(boot)?;
     match mp_table::find() {
-        Some(table) => println!(
-            "smp: {cpus} cpus by the command line, {} by the MP table",
-            table.count
-        ),
+        Some(table) => {
+            println!("smp: {cpus} cpus by the command line, {} by the MP table", table.count);
+        }
         None => println!("smp: {cpus} cpus by the command line, no MP table"),
     }
     let plan = Plan {
@@ -60,11 +59,7 @@ fn run(boot: &Boot) -> Result<u8, BadValue<'static>> {
         passes: line.number_in("passes", 1, u64::MAX, 2)?,
         order: line.choice(
             "order",
-            &[
-                ("mixed", Order::Mixed),
-                ("same", Order::Same),
-                ("own", Order::Own),
-            ],
+            &[("mixed", Order::Mixed), ("same", Order::Same), ("own", Order::Own)],
             Order::Mixed,
             "mixed, same or own",
         )?,

@@ -8,9 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rt::boot_params::Boot;
 use rt::cmdline::{BadValue, Expected};
 use rt::histogram::Histogram;
+use rt::mp_table::MAX_CPUS;
 use rt::permutation::{Permutation, hash};
 use rt::ram::{PAGE, Pages, WORDS};
-use rt::smp::{self, Barrier, MAX_CPUS};
+use rt::smp::{self, Barrier};
 use rt::tsc::{self, Frequency};
 use rt::{exit, println};
 
@@ -70,11 +71,7 @@ fn main(boot: &Boot) -> u8 {
         println!("touch: {error}");
         return exit::FAILED;
     }
-    if WRONG.load(Relaxed) == 0 {
-        0
-    } else {
-        exit::FAILED
-    }
+    if WRONG.load(Relaxed) == 0 { 0 } else { exit::FAILED }
 }
 
 impl Plan {
@@ -211,11 +208,7 @@ impl Plan {
     }
 
     fn report_pass(&self, pass: u64, written: u64, read: u64) {
-        println!(
-            "touch: pass {pass}: write {}, verify {}",
-            self.time(written),
-            self.time(read)
-        );
+        println!("touch: pass {pass}: write {}, verify {}", self.time(written), self.time(read));
     }
 
     fn time(&self, cycles: u64) -> Time {
@@ -229,9 +222,7 @@ impl Plan {
     /// The last line is for programs: keys are only ever added.
     fn report(&self, cycles: u64) {
         let all = &FIRST_TOUCH[0];
-        FIRST_TOUCH[1..self.cpus]
-            .iter()
-            .for_each(|other| all.merge(other));
+        FIRST_TOUCH[1..self.cpus].iter().for_each(|other| all.merge(other));
         let optional = |value: Option<u64>| value.unwrap_or(0);
         println!(
             "touch: pages={} wrong={} first_touch_p50_cycles={} p99={} max={} cycles={} ns={} pages_per_s={} cpus={}",

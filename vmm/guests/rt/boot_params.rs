@@ -64,10 +64,7 @@ impl Boot {
         // SAFETY: both fields lie in the structure.
         let at = unsafe {
             let low: u32 = boot_params.add(CMD_LINE_PTR).cast::<u32>().read_unaligned();
-            let high: u32 = boot_params
-                .add(EXT_CMD_LINE_PTR)
-                .cast::<u32>()
-                .read_unaligned();
+            let high: u32 = boot_params.add(EXT_CMD_LINE_PTR).cast::<u32>().read_unaligned();
             u64::from(high) << 32 | u64::from(low)
         };
         let bytes = match at {
@@ -75,9 +72,8 @@ impl Boot {
             // SAFETY: a NUL-terminated string, says the protocol; it is read up to its terminator, or the bound.
             _ => unsafe {
                 let start = at as *const u8;
-                let len = (0..CMD_LINE_MAX)
-                    .find(|&i| start.add(i).read() == 0)
-                    .unwrap_or(CMD_LINE_MAX);
+                let len =
+                    (0..CMD_LINE_MAX).find(|&i| start.add(i).read() == 0).unwrap_or(CMD_LINE_MAX);
                 core::slice::from_raw_parts(start, len)
             },
         };
@@ -86,10 +82,7 @@ impl Boot {
             Ok(line) => line,
             Err(bad) => core::str::from_utf8(&bytes[..bad.valid_up_to()]).unwrap_or(""),
         };
-        Boot {
-            boot_params,
-            cmdline,
-        }
+        Boot { boot_params, cmdline }
     }
 
     /// The command line.
@@ -104,27 +97,16 @@ impl Boot {
         let entries = usize::from(unsafe { boot_params.add(E820_ENTRIES).read() }).min(E820_MAX);
         (0..entries).filter_map(move |i| {
             // SAFETY: i < 128, the length of the table in the structure.
-            let entry = unsafe {
-                boot_params
-                    .add(E820_TABLE)
-                    .cast::<E820Entry>()
-                    .add(i)
-                    .read_unaligned()
-            };
+            let entry =
+                unsafe { boot_params.add(E820_TABLE).cast::<E820Entry>().add(i).read_unaligned() };
             let E820Entry { addr, size, kind } = entry;
-            (kind == E820_RAM).then(|| Range {
-                start: addr,
-                end: addr.saturating_add(size),
-            })
+            (kind == E820_RAM).then(|| Range { start: addr, end: addr.saturating_add(size) })
         })
     }
 
     /// Where the structure and the command line lie: not to be written.
     pub fn occupied(&self) -> [Range; 2] {
-        let of = |start: u64, len: u64| Range {
-            start,
-            end: start + len,
-        };
+        let of = |start: u64, len: u64| Range { start, end: start + len };
         [
             of(self.boot_params as u64, 4096),
             of(self.cmdline.as_ptr() as u64, self.cmdline.len() as u64 + 1),
@@ -150,26 +132,13 @@ mod tests {
 
     #[test]
     fn only_ram_is_listed_and_a_wrapping_entry_is_clipped() {
-        let page = page(&[
-            (0, 0x9fc00, 1),
-            (0x9fc00, 0x400, 2),
-            (u64::MAX - 4095, u64::MAX, 1),
-        ]);
+        let page = page(&[(0, 0x9fc00, 1), (0x9fc00, 0x400, 2), (u64::MAX - 4095, u64::MAX, 1)]);
         // SAFETY: a page with the layout of `struct boot_params` and no command line.
         let boot = unsafe { Boot::from_boot_params(page.as_ptr()) };
         let ram: Vec<Range> = boot.ram().collect();
         assert_eq!(
             ram,
-            [
-                Range {
-                    start: 0,
-                    end: 0x9fc00
-                },
-                Range {
-                    start: u64::MAX - 4095,
-                    end: u64::MAX
-                }
-            ]
+            [Range { start: 0, end: 0x9fc00 }, Range { start: u64::MAX - 4095, end: u64::MAX }]
         );
         assert_eq!(boot.cmdline().0, "");
     }

@@ -58,11 +58,7 @@ impl<'a> Cmdline<'a> {
         };
         match parse(value) {
             Some(n) => Ok(Some(n)),
-            None => Err(BadValue {
-                key,
-                value,
-                expected: Expected::Number(0, u64::MAX),
-            }),
+            None => Err(BadValue { key, value, expected: Expected::Number(0, u64::MAX) }),
         }
     }
 
@@ -79,11 +75,7 @@ impl<'a> Cmdline<'a> {
             Some(n) if (min..=max).contains(&n) => Ok(n),
             Some(_) => {
                 let value = self.get(key).unwrap_or("");
-                Err(BadValue {
-                    key,
-                    value,
-                    expected: Expected::Number(min, max),
-                })
+                Err(BadValue { key, value, expected: Expected::Number(min, max) })
             }
         }
     }
@@ -106,11 +98,7 @@ impl<'a> Cmdline<'a> {
         };
         match choices.iter().find(|(name, _)| *name == value) {
             Some((_, choice)) => Ok(*choice),
-            None => Err(BadValue {
-                key,
-                value,
-                expected: Expected::Words(expected),
-            }),
+            None => Err(BadValue { key, value, expected: Expected::Words(expected) }),
         }
     }
 }
@@ -158,9 +146,7 @@ mod tests {
     fn a_bad_value_says_what_would_do() {
         let bad = Cmdline("zero=yes").switch("zero", true).unwrap_err();
         assert_eq!(bad.to_string(), "zero=yes: expected 0 or 1");
-        let bad = Cmdline("exit=256")
-            .number_in("exit", 0, 255, 0)
-            .unwrap_err();
+        let bad = Cmdline("exit=256").number_in("exit", 0, 255, 0).unwrap_err();
         assert_eq!(bad.to_string(), "exit=256: expected a number from 0 to 255");
     }
 }

@@ -18,15 +18,7 @@ pub(crate) struct Frame {
 
 /// Runs at CPL 3, on the exception stack; `entry.S` lets only the first exception of all CPUs come here.
 pub(crate) extern "C" fn report(frame: &Frame, cr2: u64) -> ! {
-    let Frame {
-        vector,
-        error,
-        rip,
-        cs,
-        rflags,
-        rsp,
-        ss,
-    } = frame;
+    let Frame { vector, error, rip, cs, rflags, rsp, ss } = frame;
     // Unlocked: the CPU that took the exception may hold the console's lock.
     let _ = writeln!(
         serial::Raw,

@@ -16,10 +16,7 @@ impl Histogram {
     /// Nothing counted.
     #[allow(clippy::new_without_default)] // Only ever made in a static.
     pub const fn new() -> Histogram {
-        Histogram {
-            buckets: [const { AtomicU32::new(0) }; BUCKETS],
-            max: AtomicU64::new(0),
-        }
+        Histogram { buckets: [const { AtomicU32::new(0) }; BUCKETS], max: AtomicU64::new(0) }
     }
 
     /// Counts `value`.
@@ -38,11 +35,7 @@ impl Histogram {
 
     /// The value that `percent` of all values do not exceed, as the upper edge of its bucket; 0 if nothing was counted.
     pub fn percentile(&self, percent: u64) -> u64 {
-        let total: u64 = self
-            .buckets
-            .iter()
-            .map(|b| u64::from(b.load(Relaxed)))
-            .sum();
+        let total: u64 = self.buckets.iter().map(|b| u64::from(b.load(Relaxed))).sum();
         let wanted = (total * percent).div_ceil(100);
         let mut seen = 0;
         for (i, count) in self.buckets.iter().enumerate() {
@@ -85,19 +78,11 @@ mod tests {
 
     #[test]
     fn a_value_lies_below_the_edge_of_its_bucket_by_a_sixteenth_at_most() {
-        for value in (0..64).flat_map(|e| {
-            [
-                1u64 << e,
-                (1u64 << e) + 1,
-                (1u64 << e).wrapping_sub(1),
-                u64::MAX >> e,
-            ]
-        }) {
+        for value in (0..64)
+            .flat_map(|e| [1u64 << e, (1u64 << e) + 1, (1u64 << e).wrapping_sub(1), u64::MAX >> e])
+        {
             let edge = upper_edge(bucket(value));
-            assert!(
-                edge >= value && edge - value <= value / 16,
-                "{value}: {edge}"
-            );
+            assert!(edge >= value && edge - value <= value / 16, "{value}: {edge}");
         }
         assert!(bucket(u64::MAX) == BUCKETS - 1);
     }
@@ -110,10 +95,7 @@ mod tests {
         a.merge(&b);
         for percent in [1, 50, 99] {
             let (got, exact) = (a.percentile(percent), percent * 100);
-            assert!(
-                got >= exact && got <= exact + exact / 16,
-                "p{percent}={got}"
-            );
+            assert!(got >= exact && got <= exact + exact / 16, "p{percent}={got}");
         }
         assert_eq!(a.max(), 10_000);
         assert_eq!(Histogram::new().percentile(50), 0);

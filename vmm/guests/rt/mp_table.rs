@@ -1,6 +1,7 @@
 //! The processors that the MP table lists (Intel MultiProcessor Specification 1.4, chapter 4).
 
-use crate::smp::MAX_CPUS;
+/// CPUs that there are stacks and task-state segments for.
+pub const MAX_CPUS: usize = 32;
 
 const FLOATING_SIGNATURE: u32 = u32::from_le_bytes(*b"_MP_");
 const TABLE_SIGNATURE: u32 = u32::from_le_bytes(*b"PCMP");
@@ -25,10 +26,7 @@ impl Processors {
 /// Looks where the specification says: the first KiB of the EBDA, the last of base memory, the BIOS ROM.
 pub fn find() -> Option<Processors> {
     const EBDA_SEGMENT: u64 = 0x40e;
-    let ebda = u64::from(u16::from_le_bytes([
-        byte(EBDA_SEGMENT),
-        byte(EBDA_SEGMENT + 1),
-    ])) << 4;
+    let ebda = u64::from(u16::from_le_bytes([byte(EBDA_SEGMENT), byte(EBDA_SEGMENT + 1)])) << 4;
     [(ebda, 1024), (0x9_fc00, 1024), (0xf_0000, 0x1_0000)]
         .into_iter()
         .filter(|&(start, _)| start != 0)
@@ -45,10 +43,7 @@ fn processors(table: u64) -> Option<Processors> {
         return None;
     }
     let entries = word(table + 34) & 0xffff;
-    let mut found = Processors {
-        ids: [0; MAX_CPUS],
-        count: 0,
-    };
+    let mut found = Processors { ids: [0; MAX_CPUS], count: 0 };
     let mut at = table + HEADER;
     for _ in 0..entries {
         if byte(at) != PROCESSOR {

@@ -17,12 +17,7 @@ impl Permutation {
     /// One of many; another `seed` is another order.
     pub fn new(n: u64, seed: u64) -> Permutation {
         let bits = n.max(2).next_power_of_two().trailing_zeros();
-        Permutation {
-            n,
-            mask: (1 << bits) - 1,
-            shift: bits.div_ceil(2),
-            seed: hash(seed),
-        }
+        Permutation { n, mask: (1 << bits) - 1, shift: bits.div_ceil(2), seed: hash(seed) }
     }
 
     /// Where `i` goes.
@@ -72,13 +67,9 @@ mod tests {
     #[test]
     fn neighbours_are_torn_apart() {
         let order = Permutation::new(1 << 16, 1);
-        let near = (1..1 << 16)
-            .filter(|&i| order.apply(i).abs_diff(order.apply(i - 1)) < 512)
-            .count();
+        let near =
+            (1..1 << 16).filter(|&i| order.apply(i).abs_diff(order.apply(i - 1)) < 512).count();
         // 2 * 512 / 65536 of the pairs would be near each other by chance: about 1024.
-        assert!(
-            near < 2048,
-            "{near} of 65535 neighbours stayed within a block of each other"
-        );
+        assert!(near < 2048, "{near} of 65535 neighbours stayed within a block of each other");
     }
 }

@@ -38,15 +38,8 @@ pub struct Pages {
 impl Pages {
     /// Every page whose distance from the start of its range of RAM is a multiple of `step`, in the first `limit` bytes.
     pub fn above_image(boot: &Boot, step: u64, limit: u64) -> Pages {
-        assert!(
-            step >= PAGE && step.is_multiple_of(PAGE),
-            "pages cannot be {step} bytes apart"
-        );
-        let mut pages = Pages {
-            runs: [Run::default(); MAX_RUNS],
-            step,
-            len: 0,
-        };
+        assert!(step >= PAGE && step.is_multiple_of(PAGE), "pages cannot be {step} bytes apart");
+        let mut pages = Pages { runs: [Run::default(); MAX_RUNS], step, len: 0 };
         let mut left = limit;
         let mut slots = pages.runs.iter_mut();
         for ram in boot.ram() {
@@ -65,10 +58,7 @@ impl Pages {
                 panic!("e820 lists more than {MAX_RUNS} ranges of RAM above the image")
             };
             paging::reach(range);
-            *run = Run {
-                start,
-                pages: range.len().div_ceil(step),
-            };
+            *run = Run { start, pages: range.len().div_ceil(step) };
             pages.len += run.pages;
         }
         pages

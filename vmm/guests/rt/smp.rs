@@ -4,10 +4,9 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 
 use crate::boot_params::{Boot, Range};
 use crate::cmdline::BadValue;
+use crate::mp_table::MAX_CPUS;
 use crate::{exit, mp_table, tsc};
 
-/// CPUs that there are stacks and task-state segments for.
-pub const MAX_CPUS: usize = 32;
 /// Bytes of stack for each.
 pub const STACK_SIZE: usize = 16 << 10;
 
@@ -71,14 +70,12 @@ pub enum StartError {
 impl core::fmt::Display for StartError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            StartError::NoApic => write!(
-                f,
-                "no local APIC at {APIC:#x}: other CPUs cannot be started"
-            ),
-            StartError::NoLowPage => write!(
-                f,
-                "no free page of RAM below 1 MiB for the CPUs' first instructions"
-            ),
+            StartError::NoApic => {
+                write!(f, "no local APIC at {APIC:#x}: other CPUs cannot be started")
+            }
+            StartError::NoLowPage => {
+                write!(f, "no free page of RAM below 1 MiB for the CPUs' first instructions")
+            }
             StartError::Silent(id) => write!(f, "the CPU with APIC ID {id} did not start"),
         }
     }
@@ -86,9 +83,7 @@ impl core::fmt::Display for StartError {
 
 /// How many CPUs the monitor says there are: the key `cpus`, else one.
 pub fn count(boot: &Boot) -> Result<usize, BadValue<'static>> {
-    boot.cmdline()
-        .number_in("cpus", 1, MAX_CPUS as u64, 1)
-        .map(|n| n as usize)
+    boot.cmdline().number_in("cpus", 1, MAX_CPUS as u64, 1).map(|n| n as usize)
 }
 
 /// Runs `work(index)` on `cpus` CPUs at once, the caller being CPU 0, and returns when all have finished. Called once.
@@ -148,13 +143,8 @@ fn start_others(boot: &Boot, cpus: usize) -> Result<(), StartError> {
 /// Copies the real-mode code to the highest free page of base memory.
 fn place_trampoline(boot: &Boot) -> Option<u64> {
     let free = |page: &u64| {
-        let range = Range {
-            start: *page,
-            end: page + 4096,
-        };
-        let in_ram = boot
-            .ram()
-            .any(|ram| ram.start <= range.start && range.end <= ram.end);
+        let range = Range { start: *page, end: page + 4096 };
+        let in_ram = boot.ram().any(|ram| ram.start <= range.start && range.end <= ram.end);
         in_ram && !boot.occupied().iter().any(|o| o.overlaps(range))
     };
     // Not page 0: the BIOS data area tells where the MP table is. Not above 640 KiB: that is no base memory.
@@ -174,9 +164,7 @@ fn start(index: usize, id: u8, page: u64) -> Result<(), StartError> {
     let before = STARTED.load(Ordering::Relaxed);
     let stack_top = (&raw const stacks) as u64 + ((index + 1) * STACK_SIZE) as u64;
     ap_boot.rsp.store(stack_top - 8, Ordering::Relaxed);
-    ap_boot
-        .tr
-        .store(0x30 + 16 * index as u64, Ordering::Relaxed);
+    ap_boot.tr.store(0x30 + 16 * index as u64, Ordering::Relaxed);
     ap_boot.index.store(index as u64, Ordering::Relaxed);
     // Everything above, and the trampoline, before the IPI that lets the other CPU read it.
     fence(Ordering::SeqCst);
@@ -223,11 +211,7 @@ pub struct Barrier {
 impl Barrier {
     /// For `cpus` CPUs.
     pub fn new(cpus: usize) -> Barrier {
-        Barrier {
-            cpus: cpus as u32,
-            arrived: AtomicU32::new(0),
-            round: AtomicU32::new(0),
-        }
+        Barrier { cpus: cpus as u32, arrived: AtomicU32::new(0), round: AtomicU32::new(0) }
     }
 
     /// Returns on every CPU once every CPU is here.

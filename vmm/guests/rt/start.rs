@@ -1,7 +1,7 @@
 //! `entry.S`, and the first Rust code at CPL 3.
 
 use crate::boot_params::Boot;
-use crate::{exception, exit, println, smp};
+use crate::{exception, exit, mp_table, println, smp};
 
 /// Where `link.ld` puts the image.
 const IMAGE_BASE: u64 = 0x10_0000;
@@ -9,7 +9,7 @@ const IMAGE_BASE: u64 = 0x10_0000;
 core::arch::global_asm!(
     include_str!("entry.S"),
     IMAGE_BASE = const IMAGE_BASE,
-    MAX_CPUS = const smp::MAX_CPUS,
+    MAX_CPUS = const mp_table::MAX_CPUS,
     STACK_SIZE = const smp::STACK_SIZE,
     HALT_VECTOR = const exit::HALT_VECTOR,
     EXIT_PORT = const exit::PORT,

@@ -25,9 +25,7 @@ impl Frequency {
     /// From the key `tsc_khz`, else from CPUID.
     pub fn find(cmdline: Cmdline<'static>) -> Result<Frequency, BadValue<'static>> {
         let told = cmdline.number("tsc_khz")?.filter(|&khz| khz != 0);
-        Ok(Frequency {
-            khz: told.or_else(from_cpuid),
-        })
+        Ok(Frequency { khz: told.or_else(from_cpuid) })
     }
 
     /// Nanoseconds of `cycles`.
@@ -48,11 +46,8 @@ fn from_cpuid() -> Option<u64> {
     let highest = __cpuid(0).eax;
     if highest >= 0x15 {
         let leaf = __cpuid(0x15);
-        let (denominator, numerator, crystal_hz) = (
-            u64::from(leaf.eax),
-            u64::from(leaf.ebx),
-            u64::from(leaf.ecx),
-        );
+        let (denominator, numerator, crystal_hz) =
+            (u64::from(leaf.eax), u64::from(leaf.ebx), u64::from(leaf.ecx));
         if denominator != 0 && numerator != 0 && crystal_hz != 0 {
             return Some(crystal_hz * numerator / denominator / 1000);
         }

@@ -171,7 +171,7 @@ pub fn bare_hello() -> Result<u8, BenchError> {
     image.for_each_page(|gpa, page| {
         // SAFETY: the loader keeps to RAM, which is mapped; the guest does not run yet.
         unsafe {
-            std::ptr::copy_nonoverlapping(page.as_ptr(), memory.add(gpa.0 as usize), page.len())
+            std::ptr::copy_nonoverlapping(page.as_ptr(), memory.add(gpa.0 as usize), page.len());
         };
         Ok::<(), BenchError>(())
     })?;

@@ -157,10 +157,18 @@ impl Table {
     }
 }
 
-/// Three significant digits, and no exponent.
+/// Three significant digits, and no exponent. By comparisons: a logarithm would bring the mathematics
+/// library into every start of this program.
 fn figure(value: f64) -> String {
-    let magnitude = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
-    let decimals = (2 - magnitude).clamp(0, 6) as usize;
+    let size = value.abs();
+    let decimals = match size {
+        _ if size >= 100.0 => 0,
+        _ if size >= 10.0 => 1,
+        _ if size >= 1.0 || size == 0.0 => 2,
+        _ if size >= 0.1 => 3,
+        _ if size >= 0.01 => 4,
+        _ => 6,
+    };
     format!("{value:.decimals$}")
 }
 

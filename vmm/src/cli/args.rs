@@ -29,6 +29,8 @@ pub enum Command {
     Bench(BenchCommand),
     /// Check a config and show the machine that it describes; nothing is created.
     Check(CheckArgs),
+    /// Show a machine's memory by block, while it runs or after.
+    Map(MapArgs),
 }
 
 /// A config file and what is changed in it: what `check` and `run` share.
@@ -85,28 +87,37 @@ pub struct RunArgs {
     #[arg(long, short)]
     pub quiet: bool,
 
-    /// Write the memory map at the end of the run to this file.
+    /// Write the memory map at the end of the run to this file: JSON for `slat map`, or a picture if its name ends in .svg.
     #[arg(long, value_name = "FILE")]
     pub memory_map: Option<PathBuf>,
+
+    /// Answer `slat map` at this socket while the machine runs: short for --set control.socket=PATH.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<String>,
 }
 
 /// `slat map`
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = "\
+A character is a block of 2 MiB, a row 128 MiB; of large guests, several blocks are a character. Colours are for terminals,
+and not where NO_COLOR is set.
+
 Examples:
-  slat map configs/debian.toml              where RAM will lie
-  slat map map.json --svg map.svg           a picture of what `slat run --memory-map` wrote
-  slat map /run/slat.sock --json            a running machine")]
+  slat run configs/touch.toml --control /run/slat.sock
+  slat map /run/slat.sock                   that machine, while it runs
+  slat map vm.toml --json                   the running machine of a config that sets control.socket
+  slat run configs/touch.toml --memory-map map.json
+  slat map map.json --svg map.svg           a picture of a machine that has ended")]
 pub struct MapArgs {
-    /// A config, a memory map that a run wrote, or the socket of a running machine.
-    #[arg(value_name = "CONFIG|FILE|SOCKET")]
+    /// The socket of a running machine, a config that names one, or a memory map that a run wrote.
+    #[arg(value_name = "SOCKET|CONFIG|FILE")]
     pub source: PathBuf,
 
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
 
-    /// Write a picture to this file.
+    /// Write a picture to this file, and no text.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }
@@ -144,22 +155,14 @@ mod tests {
 
     use super::*;
 
-    /// The commands whose arguments are ready before they are.
-    #[derive(Debug, Parser)]
-    enum All {
-        Run(RunArgs),
-        Map(MapArgs),
-    }
-
     #[test]
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
-        All::command().debug_assert();
     }
 
     #[test]
     fn set_may_be_repeated_and_stands_anywhere() {
-        let Ok(All::Run(args)) = All::try_parse_from([
+        let Ok(Cli { command: Command::Run(args) }) = Cli::try_parse_from([
             "slat",
             "run",
             "--set",
@@ -174,5 +177,24 @@ mod tests {
         assert_eq!(args.config.overrides, ["memory.size=1M", "boot.cmdline=a b"]);
         assert_eq!(args.config.config, PathBuf::from("x.toml"));
         assert!(args.quiet);
+    }
+
+    #[test]
+    fn a_map_needs_a_source_and_a_socket_a_path() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from(["slat"].iter().chain(args)).map(|cli| cli.command);
+        let Ok(Command::Map(args)) = parse(&["map", "s", "--json", "--svg", "x.svg"]) else {
+            panic!("`map` did not parse");
+        };
+        assert_eq!((args.source, args.json, args.svg), ("s".into(), true, Some("x.svg".into())));
+        let Ok(Command::Run(args)) = parse(&["run", "x.toml", "--control", "s"]) else {
+            panic!("`run` did not parse");
+        };
+        assert_eq!(args.control.as_deref(), Some("s"));
+        for bad in
+            [&["map"][..], &["map", "a", "b"], &["map", "a", "--svg"], &["run", "x", "--control"]]
+        {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -2,18 +2,20 @@
 
 use std::io::{IsTerminal, Write, stderr};
 
-use crate::bench::{self, Rounds, Table};
+use crate::bench::{self, BenchError, Rounds, Table};
 
 use super::args::{BenchCommand, BenchOptions};
 use super::{Failure, print};
 
+/// One of the benchmarks.
+type Measure = fn(Rounds, &dyn Fn(&str)) -> Result<Table, BenchError>;
+
 /// Measures, and prints the table.
 pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
-    let (options, measure): (&BenchOptions, fn(Rounds, &dyn Fn(&str)) -> Result<Table, _>) =
-        match command {
-            BenchCommand::Fault(options) => (options, bench::fault),
-            BenchCommand::Boot(options) => (options, bench::boot),
-        };
+    let (options, measure): (&BenchOptions, Measure) = match command {
+        BenchCommand::Fault(options) => (options, bench::fault),
+        BenchCommand::Boot(options) => (options, bench::boot),
+    };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
     let table = measure(rounds, &progress)?;
     clear();

@@ -1,4 +1,5 @@
-//! `slat check`: the machine that a config describes, and who set each value.
+//! `slat check`: the machine that a config describes, and who set each value. What is booted is looked into as `run` would,
+//! and thrown away.
 
 use std::fmt::{self, Display, Write};
 
@@ -6,10 +7,15 @@ use serde::Serialize;
 
 use super::{CheckArgs, Failure, print};
 use crate::config::{Image, MachineConfig, Origin, RamRange, Serial, Setting};
+use crate::machine::{self, Facts};
 
-/// Prints the machine, or says what is wrong with its config.
+/// A vCPU's facts where there is none: those that leave a boot image the least room.
+const WORST: Facts = Facts { tsc_khz: u32::MAX, one_gib_pages: false };
+
+/// Prints the machine, or says what is wrong with its config or with a file that it names.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let config = args.config.load()?;
+    machine::image(&config, WORST)?;
     if args.json { print(&json(&config)) } else { print(&Report(&config).to_string()) }
 }
 
@@ -47,7 +53,7 @@ struct Report<'a>(&'a MachineConfig);
 
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MachineConfig { file, machine, memory, boot, console } = self.0;
+        let MachineConfig { file, machine, memory, boot, console, control } = self.0;
         writeln!(f, "{}: fine", file.display())?;
 
         writeln!(f, "\nmachine")?;
@@ -102,9 +108,15 @@ impl Display for Report<'_> {
         writeln!(f, "\nconsole")?;
         let serial = &console.serial;
         match &serial.value {
-            Serial::Stdio => line(f, "serial", "stdio", serial.origin),
-            Serial::Off => line(f, "serial", "off", serial.origin),
-            Serial::File(path) => line(f, "serial", path.display(), serial.origin),
+            Serial::Stdio => line(f, "serial", "stdio", serial.origin)?,
+            Serial::Off => line(f, "serial", "off", serial.origin)?,
+            Serial::File(path) => line(f, "serial", path.display(), serial.origin)?,
+        }
+
+        writeln!(f, "\ncontrol")?;
+        match &control.socket {
+            Some(socket) => line(f, "socket", socket.value.display(), socket.origin),
+            None => line(f, "socket", "none", Origin::Default),
         }
     }
 }
@@ -151,6 +163,7 @@ mod tests {
             "pool           2 MiB (line 3)",
             "RAM to pool 2560.00, overcommit",
             "guest          hello (line 6)",
+            "socket         none (default)",
         ] {
             assert!(report.contains(says), "{says:?} is not in\n{report}");
         }
@@ -166,6 +179,7 @@ mod tests {
         assert_eq!(value["machine"]["irqchip"]["origin"], "default");
         assert_eq!(value["machine"]["cpu"]["value"], "host");
         assert_eq!(value["boot"]["image"]["value"]["guest"], "hello");
+        assert!(value["control"]["socket"].is_null());
         assert_eq!(value["layout"]["ram"][1]["start"], 1_u64 << 32);
         assert_eq!(value["layout"]["overcommit"], 2560.0);
     }

@@ -5,10 +5,12 @@
 mod args;
 mod bench;
 mod check;
+mod map;
 mod run;
 
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -19,6 +21,7 @@ pub use args::{BenchCommand, BenchOptions, CheckArgs, Cli, Command, ConfigArgs, 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
 use crate::machine::MachineError;
+use map::MapFailure;
 
 /// The job failed.
 const FAILED: u8 = 1;
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Run(args) => run::run(args, started),
     };
     match done {
@@ -62,6 +66,8 @@ enum Failure {
     Config(ConfigError),
     /// Nothing could be measured.
     Bench(BenchError),
+    /// There is no memory map.
+    Map(MapFailure),
     /// The machine could not be built or run.
     Machine(MachineError),
     /// A file could not be written.
@@ -81,10 +87,12 @@ impl Failure {
         let (what, code) = match self {
             Failure::Config(error) => (error.to_string(), BAD_INPUT),
             Failure::Bench(error) => (error.to_string(), FAILED),
+            Failure::Map(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
+            Failure::Map(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
             Failure::Write { path, source } => {
-                (format!("cannot write {}: {source}", path.display()), FAILED)
+                (format!("{} cannot be written: {source}", shown(path)), FAILED)
             }
             // `slat check … | head`: the reader has what it wanted.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -112,6 +120,12 @@ impl From<BenchError> for Failure {
     }
 }
 
+impl From<MapFailure> for Failure {
+    fn from(error: MapFailure) -> Self {
+        Failure::Map(error)
+    }
+}
+
 impl From<MachineError> for Failure {
     fn from(error: MachineError) -> Self {
         Failure::Machine(error)
@@ -132,4 +146,26 @@ impl ConfigArgs {
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// Writes a whole file or none: beside it first, then in its place. What is no regular file, like `/dev/stdout`, is written
+/// where it is.
+fn write_whole(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let failed = |source| Failure::Write { path: path.to_owned(), source };
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, contents).map_err(failed);
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.tmp", std::process::id()));
+    let beside = PathBuf::from(beside);
+    fs::write(&beside, contents).and_then(|()| fs::rename(&beside, path)).map_err(|source| {
+        // What is left of a disk that is full, say.
+        let _ = fs::remove_file(&beside);
+        failed(source)
+    })
+}
+
+/// `path` on one line.
+fn shown(path: &Path) -> String {
+    path.display().to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -1,29 +1,34 @@
 //! `slat run`
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::machine::{Machine, Outcome};
+use crate::map::{Document, State, picture};
 use crate::vcpu::CpuReport;
 
-use super::Failure;
 use super::args::RunArgs;
+use super::{Failure, write_whole};
 
 /// Runs the machine; the exit code is the guest's verdict.
 pub(super) fn run(args: &RunArgs, started: Instant) -> Result<ExitCode, Failure> {
+    let mut args = args.clone();
+    // The last one wins, and what is typed for this alone is meant.
+    args.config.overrides.extend(args.control.iter().map(|path| format!("control.socket={path}")));
     let config = args.config.load()?;
     let outcome = Machine::new(&config, started)?.run()?;
-    tell(args, &outcome);
+    tell(&args, &outcome);
     if let Some(path) = &args.json_report {
         write_json(path, &outcome.report)?;
     }
+    let exit_code = outcome.report.exit_code;
     if let Some(path) = &args.memory_map {
-        write_json(path, &outcome.map)?;
+        let machine = config.file.display().to_string();
+        write_map(path, &Document::new(machine, State::Finished, outcome.map))?;
     }
-    Ok(ExitCode::from(outcome.report.exit_code))
+    Ok(ExitCode::from(exit_code))
 }
 
 /// What a person wants to know, on standard error: standard output is the guest's.
@@ -38,6 +43,8 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
         lines.push(format!("error: the memory service's audit failed: {}", outcome.report.audit));
     }
     lines.extend(outcome.console_error.iter().map(|error| format!("error: {error}")));
+    let control = outcome.control_error.iter();
+    lines.extend(control.map(|error| format!("error: the control socket was not served: {error}")));
     if !args.quiet {
         lines.push(format!("slat: {}", outcome.report.summary()));
     }
@@ -48,11 +55,16 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
     }
 }
 
-/// Writes `value` whole or not at all: beside the file first, then in its place.
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
     let failed = |source| Failure::Write { path: path.to_owned(), source };
     let text = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
-    let beside = path.with_extension("tmp");
-    fs::write(&beside, text).map_err(failed)?;
-    fs::rename(&beside, path).map_err(failed)
+    write_whole(path, &text)
+}
+
+/// JSON, or a picture by the file's name.
+fn write_map(path: &Path, document: &Document) -> Result<(), Failure> {
+    let is_picture =
+        path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    let text = if is_picture { picture(document) } else { document.to_lines() };
+    write_whole(path, text.as_bytes())
 }

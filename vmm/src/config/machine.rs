@@ -186,6 +186,8 @@ pub struct MachineConfig {
     pub boot: Boot,
     /// `[console]`
     pub console: Console,
+    /// `[control]`
+    pub control: Control,
 }
 
 /// `[machine]`
@@ -282,8 +284,15 @@ pub enum Serial {
     File(HostPath),
 }
 
+/// `[control]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Control {
+    /// The socket where the running machine answers questions. Its folder was there when the config was read.
+    pub socket: Option<Setting<HostPath>>,
+}
+
 /// A path on the host, relative to the folder that the monitor runs in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostPath(pub PathBuf);
 
 impl std::ops::Deref for HostPath {

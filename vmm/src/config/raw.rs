@@ -297,12 +297,12 @@ mod tests {
             (
                 "\n[memroy]\nsize = 1",
                 "x.toml:2: memroy is unknown (did you mean [memory]?): \
-                 the tables are machine, memory, boot and console",
+                 the tables are machine, memory, boot, console and control",
             ),
             (
                 "vcpus = 2",
                 "x.toml:1: vcpus is unknown (did you mean machine.vcpus?): \
-                 the tables are machine, memory, boot and console",
+                 the tables are machine, memory, boot, console and control",
             ),
             (
                 "[machine]\nvcpus = \"two\"",
@@ -348,7 +348,7 @@ mod tests {
             (
                 "size=1M",
                 "--set: size is unknown (did you mean memory.size?): \
-                 the tables are machine, memory, boot and console",
+                 the tables are machine, memory, boot, console and control",
             ),
             (
                 "machine.vcpus=two",

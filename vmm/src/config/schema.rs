@@ -33,7 +33,7 @@ impl fmt::Display for Key {
 }
 
 /// The tables, in the order of the reference.
-pub(super) const TABLES: [&str; 4] = ["machine", "memory", "boot", "console"];
+pub(super) const TABLES: [&str; 5] = ["machine", "memory", "boot", "console", "control"];
 
 /// Declares each key as a constant and all of them as [`KEYS`].
 macro_rules! keys {
@@ -67,6 +67,7 @@ keys! {
     INITRD = "boot" "initrd" Text "the path of a file";
     CMDLINE = "boot" "cmdline" Text "a string";
     SERIAL = "console" "serial" Text "stdio, off or file:PATH";
+    SOCKET = "control" "socket" Text "the path of a socket";
 }
 
 /// The keys of a table.

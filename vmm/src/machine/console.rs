@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{self, Write, sink};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use devices::serial::{Serial, Trigger};
-use rustix::fs::OFlags;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config;
+use crate::vcpu::Stage;
 
 use super::MachineError;
 
@@ -29,10 +30,11 @@ impl Trigger for Interrupt {
 pub(super) fn serial(
     config: &config::Serial,
     interrupt: Interrupt,
+    stage: &Arc<Stage>,
 ) -> Result<Serial, MachineError> {
     let output: Box<dyn Write + Send> = match config {
         // Unbuffered: the device says when a byte goes out, and it goes at once.
-        config::Serial::Stdio => Box::new(File::from(stdout()?)),
+        config::Serial::Stdio => Box::new(Stdout { fd: stdout()?, stage: Arc::clone(stage) }),
         config::Serial::Off => Box::new(sink()),
         config::Serial::File(path) => Box::new(File::create(&**path).map_err(|source| {
             MachineError::File { key: "console.serial", path: path.to_path_buf(), source }
@@ -49,17 +51,40 @@ fn stdout() -> Result<OwnedFd, MachineError> {
         .map_err(|source| MachineError::System { what, source })
 }
 
+/// Standard output. Once the run has ended, nobody waits any more for a reader that does not read.
+#[derive(Debug)]
+struct Stdout {
+    fd: OwnedFd,
+    stage: Arc<Stage>,
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::io::write(&self.fd, bytes) {
+                // A kick.
+                Err(rustix::io::Errno::INTR) if self.stage.ending().is_none() => {}
+                Err(rustix::io::Errno::INTR) => return Err(io::ErrorKind::TimedOut.into()),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Whether what is typed reaches the guest.
 pub(super) fn takes_input(config: &config::Serial) -> bool {
     *config == config::Serial::Stdio
 }
 
-/// Standard input as the guest's keyboard: unbuffered, unechoed, and without blocking. As it was before
-/// when this is dropped, on every way out.
+/// Standard input as the guest's keyboard: unbuffered and unechoed. As it was before when this is
+/// dropped, on every way out.
 #[derive(Debug)]
 pub(super) struct Keyboard {
     before: Option<Termios>,
-    flags: OFlags,
     escaping: bool,
 }
 
@@ -81,7 +106,6 @@ impl Keyboard {
     /// Takes standard input; a terminal is made raw, so that what is typed reaches the guest as it is.
     pub(super) fn take() -> io::Result<Keyboard> {
         let stdin = io::stdin();
-        let flags = rustix::fs::fcntl_getfl(&stdin)?;
         let mut before = None;
         if isatty(&stdin) {
             let was = tcgetattr(&stdin)?;
@@ -92,7 +116,7 @@ impl Keyboard {
             tcsetattr(&stdin, OptionalActions::Now, &raw)?;
             before = Some(was);
         }
-        Ok(Keyboard { before, flags, escaping: false })
+        Ok(Keyboard { before, escaping: false })
     }
 
     /// Takes up to `room` bytes that were typed. Call it when input is ready, so that it does not wait.
@@ -127,11 +151,9 @@ impl Keyboard {
 
 impl Drop for Keyboard {
     fn drop(&mut self) {
-        let stdin = io::stdin();
         if let Some(before) = &self.before {
-            let _ = tcsetattr(&stdin, OptionalActions::Now, before);
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
-        let _ = rustix::fs::fcntl_setfl(&stdin, self.flags);
     }
 }
 
@@ -140,12 +162,12 @@ mod tests {
     use super::*;
 
     fn keyboard() -> Keyboard {
-        Keyboard { before: None, flags: OFlags::empty(), escaping: false }
+        Keyboard { before: None, escaping: false }
     }
 
     #[test]
     fn the_prefix_twice_is_one_and_with_x_ends_the_run() {
-        let mut keyboard = std::mem::ManuallyDrop::new(keyboard());
+        let mut keyboard = keyboard();
         assert_eq!(keyboard.unescape(b"a\x01\x01b"), Typed::Bytes(b"a\x01b".to_vec()));
         assert_eq!(keyboard.unescape(b"c\x01"), Typed::Bytes(b"c".to_vec()));
         assert_eq!(keyboard.unescape(b"x"), Typed::Escape);

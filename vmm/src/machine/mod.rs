@@ -4,13 +4,16 @@
 //!   memory.rs   RAM from the service        threads.rs   vCPU threads, kicking and joining them
 //!   image.rs    what is booted              monitor.rs   the main thread: input, signals, the end
 //!   console.rs  where the serial leads      report.rs    what is said afterwards
+//!   answers.rs  what it tells who asks at the control socket
 //! ```
 //!
 //! # Order of set-up
 //! Time to the guest's first byte is a figure of this project. Memory slots come before the interrupt
 //! controller, which would make each of them wait for an RCU grace period; nothing that can wait until
-//! the guest runs comes before it runs.
+//! the guest runs comes before it runs. The control socket is made first, where there is one, because a
+//! path that cannot be had should be known before anything else is done; it is served once the guest runs.
 
+mod answers;
 mod console;
 mod image;
 mod memory;
@@ -34,6 +37,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::BootError;
 use crate::config::{HostPath, Irqchip, MachineConfig};
+use crate::control::{self, BindError, Listener};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Vcpu, set_virtual_wire};
@@ -93,6 +97,9 @@ pub enum MachineError {
     /// The boot image does not fit the pool.
     #[error("loading the boot image: {0}")]
     Load(#[from] guest_mm::fault::FaultError),
+    /// No control socket.
+    #[error("control.socket: {0}")]
+    Control(#[from] BindError),
     /// Two devices at one place.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -119,6 +126,7 @@ impl MachineError {
 /// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
+    control: Option<Listener>,
     vcpus: Vec<Vcpu>,
     stage: Arc<Stage>,
     threads: Arc<Threads>,
@@ -128,6 +136,7 @@ pub struct Machine {
     ram: Arc<ServedRam>,
     takes_input: bool,
     has_irqchip: bool,
+    name: String,
     started: Instant,
 }
 
@@ -137,6 +146,8 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; nothing is left behind.
     pub fn new(config: &MachineConfig, started: Instant) -> Result<Machine, MachineError> {
+        let control = config.control.socket.as_ref();
+        let control = control.map(|path| Listener::bind(&path.value)).transpose()?;
         let kvm = kvm::open()?;
         let stage = Stage::new()
             .map_err(|source| MachineError::System { what: "an event for the end", source })?;
@@ -156,7 +167,7 @@ impl Machine {
         if let Some(event) = &interrupt {
             vm.connect_irq(event, COM1_IRQ)?;
         }
-        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt))?;
+        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt), &stage)?;
         let serial = Arc::new(Mutex::new(serial));
         let devices = Arc::new(Devices {
             pio: ports(config, &serial)?,
@@ -175,6 +186,7 @@ impl Machine {
         enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
         let takes_input = console::takes_input(&config.console.serial.value);
         Ok(Machine {
+            control,
             vcpus,
             stage,
             threads,
@@ -184,6 +196,7 @@ impl Machine {
             ram,
             takes_input,
             has_irqchip,
+            name: config.file.display().to_string(),
             started,
         })
     }
@@ -199,13 +212,15 @@ impl Machine {
     /// No thread can be started, or no signal handled: nothing has run.
     pub fn run(self) -> Result<Outcome, MachineError> {
         let system = |what| move |source| MachineError::System { what, source };
-        let Machine { vcpus, stage, threads, devices, serial, vm, ram, .. } = self;
+        let Machine { control, vcpus, stage, threads, devices, serial, vm, ram, .. } = self;
         Kick::prepare()
             .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
         let signals = signals::listen().map_err(system("handling signals"))?;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let entered = Instant::now();
         threads.start(vcpus).map_err(system("starting a vCPU thread"))?;
+        let serve = |listener| control::Server::start(listener, answers::of(self.name, &ram));
+        let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
             threads: &threads,
@@ -218,6 +233,10 @@ impl Machine {
         .watch();
         threads.join();
         let ran = entered.elapsed();
+        // Before the memory is taken down: the server looks at it, and no client may keep it.
+        let (server, control_error) =
+            server.map_or_else(|e| (None, Some(e.to_string())), |s| (s, None));
+        drop(server);
         // No vCPU runs from here on: the memory is at rest, and KVM lets go of it before it goes.
         drop(vm);
         Ok(Outcome::new(report::Ingredients {
@@ -226,6 +245,7 @@ impl Machine {
             serial,
             ram,
             progress,
+            control_error,
             started: self.started,
             ran,
         }))

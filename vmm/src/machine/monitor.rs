@@ -1,7 +1,7 @@
 //! What the main thread does while the vCPUs run: it passes input on, heeds signals, and notices a guest
 //! that sleeps for ever.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use devices::serial::Serial;
@@ -39,7 +39,7 @@ impl Monitor<'_> {
         let mut last_exits: Vec<u64> = Vec::new();
         let mut next_check = Instant::now() + SLEEP_CHECK;
         while self.stage.ending().is_none() {
-            let room = self.serial().fifo_capacity();
+            let room = self.room();
             let wait = if keyboard.is_some() && room == 0 {
                 INPUT_RETRY
             } else {
@@ -54,9 +54,7 @@ impl Monitor<'_> {
                 && let Some(typing) = &mut keyboard
             {
                 match typing.read(room) {
-                    Typed::Bytes(bytes) => {
-                        self.serial().enqueue(&bytes);
-                    }
+                    Typed::Bytes(bytes) => self.enqueue(&bytes),
                     Typed::Escape => self.stage.end(Ending::Escape),
                     Typed::End => keyboard = None,
                 }
@@ -114,8 +112,18 @@ impl Monitor<'_> {
         *last_exits = exits;
     }
 
-    fn serial(&self) -> std::sync::MutexGuard<'_, Serial> {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How much input the guest can take; none while a vCPU is writing, perhaps to a reader that does not
+    /// read: the monitor must not wait for that.
+    fn room(&self) -> usize {
+        match self.serial.try_lock() {
+            Ok(serial) => serial.fifo_capacity(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().fifo_capacity(),
+            Err(TryLockError::WouldBlock) => 0,
+        }
+    }
+
+    fn enqueue(&self, bytes: &[u8]) {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes);
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Outcome {
     pub map: MemoryMap,
     /// What went wrong with the console, in a sentence.
     pub console_error: Option<String>,
+    /// What went wrong with the control socket, in a sentence.
+    pub control_error: Option<String>,
 }
 
 /// What happened in a run, for machines to read.
@@ -33,6 +35,8 @@ pub struct Report {
     pub ending: &'static str,
     /// The same as a sentence.
     pub reason: String,
+    /// Whether neither the guest nor the operator wanted it so.
+    pub error: bool,
     /// The exit code of the program.
     pub exit_code: u8,
     /// From the program's start to the guest's first byte of output, in microseconds.
@@ -84,6 +88,7 @@ pub(super) struct Ingredients {
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
+    pub(super) control_error: Option<String>,
     pub(super) started: Instant,
     pub(super) ran: Duration,
 }
@@ -91,7 +96,8 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, serial, ram, progress, started, ran } = left;
+        let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
+            left;
         let pool = ram.describe_pool();
         let look = |ram: &ServedRam| (ram.guest().stats(), ram.guest().memory_map());
         // Others may still hold it to look at; then it is checked here and taken down by the last.
@@ -104,12 +110,11 @@ impl Outcome {
         };
         let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
         let output = serial.output_stats();
-        let ending = Arc::try_unwrap(stage).ok().and_then(Stage::into_ending);
-        // Every vCPU thread ends a run that has not ended, so there is one.
-        let ending = ending.unwrap_or(Ending::Halted);
+        let ending = stage.ending().cloned().expect("vCPU threads end only once the run has ended");
         let report = Report {
             ending: ending.name(),
             reason: ending.to_string(),
+            error: !ending.is_orderly(),
             exit_code: if audit.is_ok() { ending.exit_code() } else { ending.exit_code().max(1) },
             first_output_us: output.first_byte.map(|at| micros(at.duration_since(started))),
             ran_us: micros(ran),
@@ -122,7 +127,7 @@ impl Outcome {
             cpu: ending.cpu().cloned(),
         };
         let console_error = serial.take_error().map(|error| error.to_string());
-        Outcome { ending, report, map, console_error }
+        Outcome { ending, report, map, console_error, control_error }
     }
 }
 
@@ -140,16 +145,20 @@ impl Report {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
             None => "no guest output".into(),
         };
+        // What went wrong has a line of its own.
+        let ending = match self.error {
+            false => self.reason.clone(),
+            true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
+        };
         format!(
             "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {} in a {} pool; {first}; \
-             audit {}; {}",
+             audit {}; {ending}",
             memory.violations(),
             memory.prefilled,
             memory.resident.frames(),
             memory.pool.frames,
             self.pool.split(" (").next().unwrap_or_default(),
             self.audit,
-            self.reason,
         )
     }
 }

@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::report::CpuReport;
 
 /// Why the run ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Ending {
     /// The guest gave its verdict through the exit port.
     Verdict(u8),
@@ -157,10 +157,5 @@ impl Stage {
     /// Why it ended.
     pub fn ending(&self) -> Option<&Ending> {
         self.ending.get()
-    }
-
-    /// Its ending, for good.
-    pub fn into_ending(self) -> Option<Ending> {
-        self.ending.into_inner()
     }
 }

@@ -72,6 +72,18 @@ pub struct Vcpu {
     pub progress: Arc<Progress>,
 }
 
+/// A vCPU thread that panics has said why; the run must still end.
+struct RingOnPanic(Arc<Stage>);
+
+impl Drop for RingOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let what = "a vCPU thread of the monitor failed".to_owned();
+            self.0.end(Ending::Kvm { what, cpu: CpuReport::default() });
+        }
+    }
+}
+
 /// What one exit led to.
 enum Outcome {
     GoOn,
@@ -89,6 +101,7 @@ impl Vcpu {
     /// Runs until the run ends, here or elsewhere.
     pub fn run(mut self) {
         let _kick = Kick::bound(&mut self.fd);
+        let _bell = RingOnPanic(Arc::clone(&self.stage));
         while self.stage.ending().is_none() {
             let outcome = self.enter();
             self.progress.exits.fetch_add(1, Ordering::Relaxed);

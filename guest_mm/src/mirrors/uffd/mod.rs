@@ -70,9 +70,12 @@ impl Uffd {
     /// run again; it is the one moment when a window holds more than its table.
     pub(crate) fn abandon(&self, gpa: Gpa) {
         let Some(window) = self.window(gpa.gfn()) else { return };
+        // A mapping of huge pages can only be replaced by whole ones.
+        let level = self.pool.granule().level().unwrap_or(Level::PT);
+        let page = GfnRange::entry(gpa.gfn(), level);
         // Failing, the vCPU's signal still ends the wait of all accesses but those that KVM emulates.
-        let _ = window.scratch(gpa.gfn());
-        let _ = self.descriptor.wake(window.hva(gpa.gfn()), crate::geometry::FRAME_BYTES);
+        let _ = window.scratch(page);
+        let _ = self.descriptor.wake(window.hva(page.start()), page.bytes());
     }
 
     fn window(&self, gfn: Gfn) -> Option<&Window> {
@@ -112,7 +115,7 @@ impl Uffd {
 
 impl Mirror for Uffd {
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
-        let page = self.pool.kind().granule();
+        let page = self.pool.granule();
         self.for_windows(run.range(), "UFFDIO_CONTINUE", |window, range| {
             let frame_of = |gfn: Gfn| run.frame.add(gfn.as_u64() - run.gfn.as_u64());
             for part in range.chunks(PageSize::Size2M.frames()) {

@@ -64,7 +64,8 @@ impl Window {
             let frames = (pool.nr_frames() - frame.index() as u64)
                 .min(region.range.end().as_u64() - next.as_u64());
             let run = GfnRange::new(next, frames).map_err(|_| ("mmap", Errno::INVAL))?;
-            window.point(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
+            window.map_first(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
+            window.note(run, frame);
             next = next.add(frames);
         }
         Ok(window)
@@ -176,13 +177,13 @@ impl Window {
         unsafe { madvise(start, range.bytes() as usize, Advice::LinuxDontNeed) }
     }
 
-    /// Puts a scratch page of no guest's in place of the one at `gfn`: see `Uffd::abandon`.
-    pub(super) fn scratch(&self, gfn: Gfn) -> Result<(), Errno> {
-        let start = self.hva(gfn).as_u64() as *mut _;
+    /// Puts scratch memory of no guest's in place of `range`: see `Uffd::abandon`.
+    pub(super) fn scratch(&self, range: GfnRange) -> Result<(), Errno> {
+        let start = self.hva(range.start()).as_u64() as *mut _;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         // SAFETY: as in `map`.
-        unsafe { mmap_anonymous(start, FRAME_BYTES as usize, prot, flags)? };
+        unsafe { mmap_anonymous(start, range.bytes() as usize, prot, flags)? };
         Ok(())
     }
 
@@ -194,11 +195,42 @@ impl Window {
         frame: FrameNo,
     ) -> Result<(), Errno> {
         self.map(uffd, pool, range, frame)?;
+        self.note(range, frame);
+        Ok(())
+    }
+
+    /// Notes where the blocks of `range` point.
+    fn note(&self, range: GfnRange, frame: FrameNo) {
         for part in range.chunks(BLOCK) {
             let first = frame.add(part.start().as_u64() - range.start().as_u64());
             self.block(part.start()).store(first.block().index() as u32, Ordering::Relaxed);
         }
-        Ok(())
+    }
+
+    /// Maps the pool's file over `range` before anyone can access it.
+    fn map_first(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        let (start, bytes) = (self.hva(range.start()), range.bytes());
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range lies in the window, which this type owns, so nothing else's is replaced; no
+        // address in it has left this type yet.
+        unsafe {
+            mmap(
+                start.as_u64() as *mut _,
+                bytes as usize,
+                prot,
+                flags,
+                pool.file(),
+                frame.offset(),
+            )?;
+        }
+        uffd.register(start, bytes)
     }
 
     /// Puts a mapping of the pool's file in the place of `range`, in one step as a guest sees it: what it

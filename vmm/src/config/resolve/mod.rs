@@ -4,6 +4,7 @@ mod read;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use read::{
@@ -11,10 +12,10 @@ use read::{
 };
 
 use super::error::quoted;
-use super::file::reason;
+use super::file::{describe, reason};
 use super::machine::{
-    Backing, Boot, BuiltinGuest, Console, CpuModel, HostPath, Image, Irqchip, Kernel, Machine,
-    MachineConfig, Memory, PageSize, Protocol, Serial, Setting, Unclaimed,
+    Backing, Boot, BuiltinGuest, Console, Control, CpuModel, HostPath, Image, Irqchip, Kernel,
+    Machine, MachineConfig, Memory, PageSize, Protocol, Serial, Setting, Unclaimed,
 };
 use super::raw::{Raw, Value, Written};
 use super::schema;
@@ -29,6 +30,9 @@ const BLOCK: Bytes = Bytes::mib(2);
 /// Linux on x86 keeps 2048 bytes of command line, the last one NUL.
 const LONGEST_CMDLINE: usize = 2047;
 
+/// A Unix socket's address has 108 bytes (`sun_path`), the last one NUL.
+const LONGEST_SOCKET: usize = 107;
+
 /// Fills in and checks everything.
 pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigError> {
     // First, because it is what an empty file lacks, and because defaults depend on it.
@@ -37,7 +41,12 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let memory = memory(raw, host)?;
     let console =
         Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
-    Ok(MachineConfig { file: HostPath(raw.file.clone()), machine, memory, boot, console })
+    let socket = match raw.get(&schema::SOCKET) {
+        Some(_) => Some(setting(raw, &schema::SOCKET, HostPath::default(), |w| socket(raw, w))?),
+        None => None,
+    };
+    let (file, control) = (HostPath(raw.file.clone()), Control { socket });
+    Ok(MachineConfig { file, machine, memory, boot, console, control })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -253,18 +262,47 @@ fn serial(raw: &Raw, written: &Written) -> Result<Serial, String> {
             return Err("it must name a file, and this is a directory".into());
         }
         Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = match path.parent() {
-                Some(folder) if folder != Path::new("") => folder,
-                _ => Path::new("."),
-            };
-            if !folder.is_dir() {
-                return Err(format!("there is no folder {}", quoted(&folder.to_string_lossy())));
-            }
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => require_folder(&path)?,
         Err(error) => return Err(reason(&error)),
     }
     Ok(Serial::File(HostPath(path)))
+}
+
+/// Where a socket is going to be. One that is there may be stale, or the one that somebody asks for.
+fn socket(raw: &Raw, written: &Written) -> Result<HostPath, String> {
+    let name = text(written, &schema::SOCKET)?;
+    if name.is_empty() {
+        return Err(must_be(&schema::SOCKET));
+    }
+    let path = beside(raw, written, name);
+    let length = path.as_os_str().len();
+    if length > LONGEST_SOCKET {
+        return Err(format!(
+            "it must be at most {LONGEST_SOCKET} bytes with its folder, not {length}"
+        ));
+    }
+    match fs::metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => {}
+        Ok(found) => {
+            let what = describe(found.file_type()).unwrap_or("a file");
+            return Err(format!("it must name a socket or nothing, and this is {what}"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => require_folder(&path)?,
+        Err(error) => return Err(reason(&error)),
+    }
+    Ok(HostPath(path))
+}
+
+/// The folder that `path` is going to be in must be there.
+fn require_folder(path: &Path) -> Result<(), String> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(format!("there is no folder {}", quoted(&folder.to_string_lossy())))
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ fn a_guest_is_all_that_a_config_needs() {
     assert_eq!(config.boot.image.value, Image::Guest(BuiltinGuest::Hello));
     assert_eq!(config.boot.cmdline.value, "");
     assert_eq!(config.console.serial.value, Serial::Stdio);
+    assert_eq!(config.control.socket, None);
     assert_eq!(config.memory.size.origin, Origin::Default);
     let on_line_1 = Origin::File { line: 1, column: 6 };
     assert_eq!(config.boot.image.origin, on_line_1);
@@ -115,6 +116,20 @@ fn paths_start_from_the_config_and_in_a_flag_from_here() {
     let in_flag = refused("", &["boot.kernel=nowhere"]);
     assert!(in_flag.starts_with("--set: boot.kernel"), "{in_flag}");
     assert!(in_flag.ends_with("there is no file \"nowhere\""), "{in_flag}");
+}
+
+#[test]
+fn the_socket_lies_beside_the_config_and_in_a_flag_here() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/x.toml");
+    let host = Host { phys_bits: 46 };
+    let text = "boot.guest = 'hello'\ncontrol.socket = 's'";
+    let socket = |overrides: &[String]| {
+        let config = MachineConfig::parse(text, &file, overrides, host).unwrap();
+        config.control.socket.map(|socket| socket.value.0)
+    };
+    assert_eq!(socket(&[]), Some(file.with_file_name("s")));
+    assert_eq!(socket(&["control.socket=t".into()]), Some("t".into()));
+    assert_eq!(socket(&["control.socket=".into()]), None);
 }
 
 #[test]

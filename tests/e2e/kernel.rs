@@ -1,0 +1,132 @@
+//! Debian's stock kernel, booted from its config, watched over its serial console.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::{Output, Report, Scratch, Slat, require_guests, skip_unless_refused, tree};
+
+/// Where KVM emulates the guest's ring 0 the kernel takes about a minute, and longer on a busy host.
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(240));
+
+/// What configs/get-debian.sh has /init print.
+const USERSPACE: &str = "slat: init is up, kernel 6.1";
+
+/// Its shell's.
+const PROMPT: &str = "guest# ";
+
+/// Whether the kernel has been fetched.
+fn require_debian() -> bool {
+    let there = tree::root().join("configs/debian/vmlinuz").exists();
+    if !there {
+        skip_unless_refused("configs/debian is not there (run configs/get-debian.sh)");
+    }
+    there
+}
+
+/// The config as `slat check` sees it.
+fn check(config: &std::path::Path) -> Value {
+    let output = SLAT.run(["check".as_ref(), config.as_os_str(), "--json".as_ref()]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    serde_json::from_str(&output.stdout).expect("what --json prints is JSON")
+}
+
+/// What the kernel says behind `prefix`, whatever time it puts before it.
+fn said<'a>(console: &'a str, prefix: &str) -> Vec<&'a str> {
+    let lines = console.lines().map(str::trim_end);
+    lines.filter_map(|line| line.split_once(prefix).map(|(_, rest)| rest)).collect()
+}
+
+/// The memory map that the kernel of a machine with this RAM prints: RAM less what a PC keeps for its firmware.
+fn memory_map(checked: &Value) -> Vec<String> {
+    /// Conventional memory ends 1 KiB below 640 KiB, where the extended BIOS data area starts.
+    const LOW_END: u64 = 0x9_fc00;
+    const HIGH_START: u64 = 0x10_0000;
+    let line =
+        |start: u64, end: u64, kind: &str| format!("[mem {start:#018x}-{:#018x}] {kind}", end - 1);
+    let mut map = vec![line(0, LOW_END, "usable"), line(LOW_END, HIGH_START, "reserved")];
+    for range in checked["layout"]["ram"].as_array().expect("RAM is a list of ranges") {
+        let start = range["start"].as_u64().expect("an address is a number");
+        let length = range["length"].as_u64().expect("a length is a number");
+        map.push(line(start.max(HIGH_START), start + length, "usable"));
+    }
+    map
+}
+
+/// Asserts that the run ended with a report of what KVM could not do, and where.
+fn assert_reported(output: &Output, report: &Report) {
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert_eq!(report.text("ending"), "kvm-error", "{output:?}");
+    for part in ["error: KVM ", " at rip 0x", "(vcpu 0, ring ", "), bytes ", "rax ", "cr3 "] {
+        assert!(output.stderr.contains(part), "{part:?} is not said: {output:?}");
+    }
+    let bytes = report.at("cpu.bytes").as_array().expect("bytes are a list");
+    assert!(!bytes.is_empty(), "the instruction can be read: {output:?}");
+}
+
+/// On a host with VMX or SVM the kernel gets to its first process, whose shell is told to end, which resets the machine.
+/// Where KVM emulates ring 0 it meets an instruction that the emulator does not know.
+#[test]
+fn debian_boots_to_its_first_process_or_to_what_kvm_cannot_emulate() {
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let config = tree::root().join("configs/debian.toml");
+    let checked = check(&config);
+    let scratch = Scratch::new();
+    let report = scratch.path().join("report.json");
+    let mut command = SLAT.command(["run"]);
+    command.arg(&config).arg("--json-report").arg(&report).stdin(Stdio::piped());
+    let mut running = SLAT.start(command);
+    if running.says(USERSPACE) && running.says(PROMPT) {
+        running.type_in(b"exit\n");
+    }
+    let output = running.finish();
+    assert!(!output.timed_out, "timed out: {output:?}");
+    let report = Report::read(&report);
+    assert_eq!(report.text("audit"), "clean", "{output:?}");
+
+    let console = output.stdout.as_str();
+    assert!(!said(console, "Linux version 6.1").is_empty(), "no banner: {output:?}");
+    let cmdline = checked["boot"]["cmdline"]["value"].as_str().expect("a command line is text");
+    assert!(said(console, "] Command line: ").contains(&cmdline), "{cmdline:?}: {output:?}");
+    assert_eq!(said(console, "BIOS-e820: "), memory_map(&checked), "{output:?}");
+
+    let took = output.took.as_secs_f64();
+    if console.contains(USERSPACE) {
+        assert_eq!((output.code, report.text("ending")), (Some(0), "reset"), "{output:?}");
+        println!("debian reached its first process and reset the machine after {took:.0} s");
+    } else {
+        assert_reported(&output, &report);
+        println!("debian ended after {took:.0} s: {}", report.text("reason"));
+    }
+}
+
+/// The map of a machine whose RAM goes on behind the MMIO hole. The kernel prints it before anything else, so this one is
+/// stopped as soon as it has.
+#[test]
+fn debian_sees_the_ram_on_both_sides_of_the_mmio_hole() {
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let config = tree::root().join("configs/debian.toml");
+    let overrides = ["--set", "memory.size=4G", "--set", "memory.pool=512M"];
+    let mut command = SLAT.command(["check", "--json"]);
+    command.arg(&config).args(overrides);
+    let output = SLAT.start(command).finish();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let checked = serde_json::from_str(&output.stdout).expect("what --json prints is JSON");
+    let expected = memory_map(&checked);
+    assert_eq!(expected.len(), 4, "{expected:?}");
+
+    let mut command = SLAT.command(["run"]);
+    command.arg(&config).args(overrides);
+    let mut running = SLAT.start(command);
+    for line in &expected {
+        running.wait_for(&format!("BIOS-e820: {line}"));
+    }
+    running.signal(rustix::process::Signal::TERM);
+    let output = running.finish();
+    assert_eq!(output.code, Some(143), "{output:?}");
+    assert!(output.stderr.contains("audit clean"), "{output:?}");
+}

@@ -1,0 +1,33 @@
+//! Asking a running machine: a line protocol on a Unix socket.
+//!
+//! One connection, one request line, one response line, both JSON with the protocol's version:
+//!
+//! ```json
+//! → {"slat": 1, "command": "memory-map"}
+//! ← {"slat": 1, "kind": "memory-map", "machine": "x.toml", "state": "running", …}
+//! → {"slat": 1, "command": "stats"}
+//! ← {"slat": 1, "kind": "stats", "memory": {…}, "pool": "…"}
+//! → {"slat": 1, "command": "dance"}
+//! ← {"slat": 1, "error": "there is no command \"dance\", but memory-map and stats"}
+//! ```
+//!
+//! ```text
+//!   request.rs   what can be asked            server.rs   the thread that answers
+//!   socket.rs    the socket's file            client.rs   who asks
+//! ```
+//!
+//! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and
+//! no client can keep the machine from ending. Clients are served one after the other. Only the user that runs the machine
+//! can connect (mode 0600).
+//!
+//! The answers come from who starts the server: this module knows no machine.
+
+mod client;
+mod request;
+mod server;
+mod socket;
+
+pub use client::{AskError, ask};
+pub use request::{BadRequest, Command, LONGEST, VERSION};
+pub use server::{PATIENCE, Server};
+pub use socket::{BindError, Listener};

@@ -1,0 +1,168 @@
+//! What can be asked.
+
+use serde::Deserialize;
+use serde_json::error::Category;
+
+/// The version of the protocol, in the field `slat` of every line.
+pub const VERSION: u64 = 1;
+
+/// Bytes of a request at most, its newline included.
+pub const LONGEST: usize = 4096;
+
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// What each block of the memory holds.
+    MemoryMap,
+    /// What the memory service did.
+    Stats,
+}
+
+/// Why a line is no request. Goes back to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// More than [`LONGEST`] bytes.
+    #[error("a request is one line of at most {LONGEST} bytes")]
+    TooLong,
+    /// Not JSON.
+    #[error("a request is one line of JSON like {}", Command::MemoryMap.to_line().trim_end())]
+    NotJson,
+    /// JSON of another shape.
+    #[error("a request is an object with the number \"slat\" and the string \"command\"")]
+    Shape,
+    /// A version that is not spoken.
+    #[error("version {0} is not spoken here, only {VERSION}")]
+    Version(u64),
+    /// No such command.
+    #[error("there is no command {0:?}, but memory-map and stats")]
+    Unknown(String),
+}
+
+/// The fields of a request that are known.
+#[derive(Deserialize)]
+struct Line {
+    slat: u64,
+    command: String,
+}
+
+impl Command {
+    /// Every command.
+    pub const ALL: [Command; 2] = [Command::MemoryMap, Command::Stats];
+
+    /// Its word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Command::MemoryMap => "memory-map",
+            Command::Stats => "stats",
+        }
+    }
+
+    /// The request that asks for it, its newline included.
+    pub fn to_line(self) -> String {
+        format!("{{\"slat\":{VERSION},\"command\":\"{}\"}}\n", self.name())
+    }
+
+    /// What `line`, with or without its newline, asks for. Fields that are not known are passed over: a later version may
+    /// have more.
+    ///
+    /// # Errors
+    /// [`BadRequest`].
+    pub fn parse(line: &[u8]) -> Result<Command, BadRequest> {
+        if line.len() > LONGEST {
+            return Err(BadRequest::TooLong);
+        }
+        let line: Line = serde_json::from_slice(line).map_err(|error| match error.classify() {
+            Category::Data => BadRequest::Shape,
+            _ => BadRequest::NotJson,
+        })?;
+        if line.slat != VERSION {
+            return Err(BadRequest::Version(line.slat));
+        }
+        let found = Command::ALL.into_iter().find(|command| command.name() == line.command);
+        found.ok_or_else(|| BadRequest::Unknown(line.command.chars().take(32).collect()))
+    }
+}
+
+impl BadRequest {
+    /// The response, its newline included.
+    pub fn to_line(&self) -> String {
+        error_line(&self.to_string())
+    }
+}
+
+/// The response that says `error`, its newline included.
+pub(super) fn error_line(error: &str) -> String {
+    let mut line = serde_json::json!({ "slat": VERSION, "error": error }).to_string();
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_command_reads_back() {
+        for command in Command::ALL {
+            assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_by_name() {
+        let unknown = |name: &str| BadRequest::Unknown(name.into());
+        let name = "y".repeat(100);
+        let long = format!("{{\"slat\":1,\"command\":\"{name}\"}}");
+        for (line, error) in [
+            ("", BadRequest::NotJson),
+            ("memory-map", BadRequest::NotJson),
+            ("{\"slat\":1,\"command\":\"stats\"", BadRequest::NotJson),
+            ("{\"slat\":1,\"command\":\"stats\"} x", BadRequest::NotJson),
+            ("[]", BadRequest::Shape),
+            ("{}", BadRequest::Shape),
+            ("{\"slat\":\"1\",\"command\":\"stats\"}", BadRequest::Shape),
+            ("{\"slat\":1,\"command\":[]}", BadRequest::Shape),
+            ("{\"slat\":-1,\"command\":\"stats\"}", BadRequest::Shape),
+            ("{\"slat\":2,\"command\":\"stats\"}", BadRequest::Version(2)),
+            ("{\"slat\":1,\"command\":\"\"}", unknown("")),
+            (&long, unknown(&"y".repeat(32))),
+        ] {
+            assert_eq!(Command::parse(line.as_bytes()), Err(error), "{line}");
+        }
+        assert_eq!(Command::parse(&[b' '; LONGEST + 1]), Err(BadRequest::TooLong));
+        let more = b"{\"slat\":1,\"command\":\"stats\",\"since\":[3]}\r\n";
+        assert_eq!(Command::parse(more), Ok(Command::Stats));
+    }
+
+    /// The answer to whatever comes is one short line of JSON.
+    fn assert_answer_is_bounded(line: &[u8]) -> Result<(), TestCaseError> {
+        if let Err(error) = Command::parse(line) {
+            let answer = error.to_line();
+            prop_assert!(answer.len() < 512, "{} bytes", answer.len());
+            prop_assert_eq!(answer.matches('\n').count(), 1);
+            prop_assert!(serde_json::from_str::<serde_json::Value>(&answer).is_ok());
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_get_a_short_answer(line in prop::collection::vec(any::<u8>(), 0..2 * LONGEST)) {
+            assert_answer_is_bounded(&line)?;
+        }
+
+        #[test]
+        fn almost_requests_get_a_short_answer(
+            slat in "[0-9a-z\"\\[{-]{0,4}",
+            command in "\\PC{0,60}",
+            nested in 0_usize..LONGEST,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let line = format!("{{\"slat\":{slat},\"command\":{command:?},\"x\":{}}}", "[".repeat(nested));
+            assert_answer_is_bounded(line.as_bytes())?;
+            assert_answer_is_bounded(&line.as_bytes()[..cut.index(line.len())])?;
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The socket's file: made for its user alone, in the place of one that nobody listens on, and removed at the end.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+/// Clients that wait while one is served.
+const BACKLOG: i32 = 16;
+
+/// How long another monitor may take to look after the same folder's sockets.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another machine has it.
+    #[error("{0:?} is the socket of a machine that runs: stop that one, or use another path")]
+    InUse(PathBuf),
+    /// Something else lies there.
+    #[error("{0:?} is there already and is no socket: remove it, or use another path")]
+    NoSocket(PathBuf),
+    /// The system.
+    #[error("the socket {path:?} cannot be made: {source}")]
+    System {
+        /// The path.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A socket that clients can connect to; they wait until a [`Server`](super::Server) takes it. Its file goes when this is
+/// dropped.
+#[derive(Debug)]
+pub struct Listener {
+    pub(super) socket: UnixListener,
+    pub(super) file: SocketFile,
+}
+
+/// The file. Removes it when dropped, unless it has become somebody else's.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`, with mode 0600.
+    ///
+    /// # Errors
+    /// [`BindError`]; what lay at `path` lies there still.
+    pub fn bind(path: &Path) -> Result<Listener, BindError> {
+        let failed = |source| BindError::System { path: path.to_owned(), source };
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        // Two monitors that find the same stale socket would each remove it, and the slower one would remove the other's
+        // new one. Closing the folder lets go of it.
+        let folder = File::open(folder).map_err(failed)?;
+        lock(&folder).map_err(failed)?;
+        let socket = match listening(path) {
+            Err(Errno::ADDRINUSE) => {
+                make_room(path)?;
+                listening(path)
+            }
+            other => other,
+        };
+        let socket = UnixListener::from(socket.map_err(|errno| failed(errno.into()))?);
+        let made = fs::symlink_metadata(path).map_err(failed)?;
+        let file = SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) };
+        Ok(Listener { socket, file })
+    }
+}
+
+/// A socket of which the file has its mode from the start: there is no moment in which others could connect.
+fn listening(path: &Path) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux makes the file with the mode that the socket has, less the umask (net/unix/af_unix.c, `unix_bind_bsd`).
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Removes a socket that nobody listens on.
+fn make_room(path: &Path) -> Result<(), BindError> {
+    let failed = |source| BindError::System { path: path.to_owned(), source };
+    let there = fs::symlink_metadata(path).map_err(failed)?;
+    if !there.file_type().is_socket() {
+        return Err(BindError::NoSocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(BindError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+fn lock(folder: &File) -> io::Result<()> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => sleep(Duration::from_millis(1)),
+            done => return Ok(done?),
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let there = fs::symlink_metadata(&self.path);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity) {
+            // Failing leaves a stale socket, which the next run replaces.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_file_is_for_its_user_and_goes_with_the_listener() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "the standard library leaves it");
+        let listener = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(BindError::InUse(_))));
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(listener);
+    }
+
+    #[test]
+    fn what_is_no_socket_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(BindError::NoSocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        assert!(matches!(Listener::bind(folder.path()), Err(BindError::NoSocket(_))));
+        let nowhere = folder.path().join("no/where");
+        assert!(matches!(Listener::bind(&nowhere), Err(BindError::System { .. })));
+        let long = folder.path().join("s".repeat(200));
+        assert!(matches!(Listener::bind(&long), Err(BindError::System { .. })));
+    }
+
+    #[test]
+    fn a_file_that_has_become_somebody_elses_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn of_many_that_find_a_stale_socket_one_gets_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let bound = std::thread::scope(|scope| {
+                let tries: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| Listener::bind(&path).ok())).collect();
+                let bound: Vec<_> = tries.into_iter().map(|t| t.join().unwrap()).collect();
+                bound.into_iter().flatten().collect::<Vec<_>>()
+            });
+            assert_eq!(bound.len(), 1);
+            assert!(UnixStream::connect(&path).is_ok());
+        }
+    }
+}

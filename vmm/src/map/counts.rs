@@ -1,0 +1,211 @@
+//! Pages by kind, and which kind stands for many.
+
+use guest_mm::map::BlockMap;
+
+use super::PAGE;
+
+/// Pages of some blocks, by what they are. `scattered` pages are among the `small` ones; all others add up to `pages`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pages of RAM.
+    pub pages: u64,
+    /// Mapped by 4 KiB leaves.
+    pub small: u64,
+    /// Mapped by 2 MiB leaves.
+    pub huge: u64,
+    /// Mapped by 1 GiB leaves.
+    pub giant: u64,
+    /// Marked missing.
+    pub missing: u64,
+    /// Marked guard.
+    pub guard: u64,
+    /// Marked poisoned.
+    pub poison: u64,
+    /// Small pages whose frame is not in its place in a block.
+    pub scattered: u64,
+}
+
+/// What a block is shown as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Nobody has touched it.
+    Untouched,
+    /// 4 KiB pages.
+    Small,
+    /// 4 KiB pages, some of them out of their places: no promotion without a copy.
+    Scattered,
+    /// A 2 MiB page.
+    Huge,
+    /// A 1 GiB page.
+    Giant,
+    /// Pages that have not arrived yet.
+    Missing,
+    /// Pages that must not be touched.
+    Guard,
+    /// Pages that are lost.
+    Poison,
+}
+
+impl Kind {
+    /// Every kind, in the order of the legends.
+    pub const ALL: [Kind; 8] = [
+        Kind::Small,
+        Kind::Scattered,
+        Kind::Huge,
+        Kind::Giant,
+        Kind::Missing,
+        Kind::Guard,
+        Kind::Poison,
+        Kind::Untouched,
+    ];
+
+    /// What a legend calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Untouched => "untouched",
+            Kind::Small => "4 KiB pages",
+            Kind::Scattered => "4 KiB pages, scattered",
+            Kind::Huge => "2 MiB pages",
+            Kind::Giant => "1 GiB pages",
+            Kind::Missing => "missing",
+            Kind::Guard => "guard",
+            Kind::Poison => "poisoned",
+        }
+    }
+}
+
+impl Counts {
+    /// The sum over `blocks`.
+    pub fn sum<'a>(blocks: impl IntoIterator<Item = &'a BlockMap>) -> Counts {
+        blocks.into_iter().fold(Counts::default(), |sum, block| sum + Counts::from(block))
+    }
+
+    /// Pages that nobody has touched.
+    pub fn untouched(&self) -> u64 {
+        let known = self.resident() + self.missing + self.guard + self.poison;
+        self.pages.saturating_sub(known)
+    }
+
+    /// Pages that have memory.
+    pub fn resident(&self) -> u64 {
+        self.small + self.huge + self.giant
+    }
+
+    /// Pages of one kind, each page in one kind only: [`Kind::Small`] leaves the scattered ones out.
+    pub fn of(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::Untouched => self.untouched(),
+            Kind::Small => self.small.saturating_sub(self.scattered),
+            Kind::Scattered => self.scattered,
+            Kind::Huge => self.huge,
+            Kind::Giant => self.giant,
+            Kind::Missing => self.missing,
+            Kind::Guard => self.guard,
+            Kind::Poison => self.poison,
+        }
+    }
+
+    /// The same in bytes.
+    pub fn bytes_of(&self, kind: Kind) -> u64 {
+        self.of(kind) * PAGE
+    }
+
+    /// What these pages are shown as when one mark has to do: the worst news if there is any, else what most of the
+    /// resident ones are. None where there is no RAM.
+    pub fn kind(&self) -> Option<Kind> {
+        let news = [Kind::Poison, Kind::Guard, Kind::Missing, Kind::Scattered];
+        let most = [Kind::Giant, Kind::Huge, Kind::Small];
+        if self.pages == 0 {
+            return None;
+        }
+        let worst = news.into_iter().find(|&kind| self.of(kind) > 0);
+        // Of equals the last one: small pages are the ones that somebody may want to change.
+        let most = || most.into_iter().max_by_key(|&kind| self.of(kind));
+        let resident = || most().filter(|_| self.resident() > 0);
+        worst.or_else(resident).or(Some(Kind::Untouched))
+    }
+
+    /// How full the pages are, from 1 to 4: a quarter or less, …, more than three quarters.
+    pub fn fill(&self) -> usize {
+        ((4 * self.resident()).div_ceil(self.pages.max(1)) as usize).clamp(1, 4)
+    }
+}
+
+impl From<&BlockMap> for Counts {
+    fn from(block: &BlockMap) -> Counts {
+        Counts {
+            pages: block.pages.into(),
+            small: block.small.into(),
+            huge: block.huge.into(),
+            giant: block.giant.into(),
+            missing: block.missing.into(),
+            guard: block.guard.into(),
+            poison: block.poison.into(),
+            scattered: block.scattered.into(),
+        }
+    }
+}
+
+impl std::ops::Add for Counts {
+    type Output = Counts;
+
+    fn add(self, other: Counts) -> Counts {
+        Counts {
+            pages: self.pages + other.pages,
+            small: self.small + other.small,
+            huge: self.huge + other.huge,
+            giant: self.giant + other.giant,
+            missing: self.missing + other.missing,
+            guard: self.guard + other.guard,
+            poison: self.poison + other.poison,
+            scattered: self.scattered + other.scattered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: Counts = Counts {
+        pages: 512,
+        small: 0,
+        huge: 0,
+        giant: 0,
+        missing: 0,
+        guard: 0,
+        poison: 0,
+        scattered: 0,
+    };
+
+    #[test]
+    fn the_most_important_kind_stands_for_the_rest() {
+        for (counts, kind) in [
+            (Counts::default(), None),
+            (BLOCK, Some(Kind::Untouched)),
+            (Counts { small: 1, ..BLOCK }, Some(Kind::Small)),
+            (Counts { small: 511, scattered: 1, ..BLOCK }, Some(Kind::Scattered)),
+            (Counts { small: 256, huge: 256, ..BLOCK }, Some(Kind::Small)),
+            (Counts { small: 1, huge: 511, ..BLOCK }, Some(Kind::Huge)),
+            (Counts { giant: 512, ..BLOCK }, Some(Kind::Giant)),
+            (Counts { small: 500, missing: 1, ..BLOCK }, Some(Kind::Missing)),
+            (Counts { missing: 500, guard: 1, ..BLOCK }, Some(Kind::Guard)),
+            (Counts { guard: 500, poison: 1, ..BLOCK }, Some(Kind::Poison)),
+        ] {
+            assert_eq!(counts.kind(), kind, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn fill_goes_by_quarters() {
+        for (small, fill) in [(1, 1), (128, 1), (129, 2), (256, 2), (384, 3), (385, 4), (512, 4)] {
+            assert_eq!(Counts { small, ..BLOCK }.fill(), fill, "{small}");
+        }
+    }
+
+    #[test]
+    fn the_kinds_cover_every_page_once() {
+        let counts = Counts { small: 100, scattered: 30, missing: 5, guard: 1, ..BLOCK };
+        assert_eq!(Kind::ALL.into_iter().map(|kind| counts.of(kind)).sum::<u64>(), 512);
+    }
+}
