@@ -6,6 +6,7 @@
 //! machine                  a whole machine: built, run, taken down with its books checked
 //! vcpu                     a thread for each vCPU, and how a run ends
 //! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along
+//! map  control             the memory map as text, JSON and picture; the socket of a running machine
 //! config                   TOML with an origin for every value, and errors that name file, line and key
 //! ```
 //!
