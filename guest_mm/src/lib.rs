@@ -1,4 +1,30 @@
-//! The guest memory service.
+//! The guest memory service: every page of guest-physical memory behind second-stage tables of its own.
+//!
+//! ```text
+//! F5   service  audit  stats  map                   the face, and whether its books are right
+//! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
+//! F3   fault  unmap  protect  split  mark  copy     the operations; they do not know each other
+//! F2   table  mirror  space                         the radix tree, what keeps a window in step, one guest
+//! F1   pool                                         frames, who owns them, how their bytes are reached
+//! F0   addr  entry  prot  geometry  sync  protocol  words and numbers
+//! ```
+//!
+//! A [`GuestMm`] has a pool and any number of guests. [`Service::add_guest`] makes a [`Guest`] of some RAM, all of it untouched;
+//! [`Guest::windows`] says where that RAM is in this process, for KVM's memory slots. From then on each access that the window
+//! does not translate is served by a fault thread: a zeroed page, a block or a GiB, as [`FaultPolicy`] has it. What cannot be
+//! served stops the guest through [`GuestConfig::on_stop`], with the address and the reason.
+//!
+//! The table is the truth; the window is a cache of it, and may hold less but never more. The protocols that keep it so are
+//! written at the top of the modules that run them, and are model-checked.
+//!
+//! `docs/architecture.md` shows the rooms and the life of a fault, `docs/protocols.md` the races and their rules,
+//! `docs/promises.md` what is promised and which test keeps it, `docs/decisions/` why it is so.
+//!
+//! # Known holes
+//! * No pins, collapse, sharing, images, post-copy or dirty tracking yet.
+//! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
+//! * The RAM ranges of a guest are taken not to overlap; nobody checks.
+//! * Pages that the guest gave up stay in the pool, not with the host.
 
 // F0
 pub mod addr;

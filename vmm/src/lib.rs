@@ -1,4 +1,19 @@
-//! The microVM monitor.
+//! The microVM monitor: from a config file to a machine that runs, and to a report of how it ended.
+//!
+//! ```text
+//! cli                      what can be typed, what is said, exit codes
+//! bench                    figures beside a baseline of the same run
+//! machine                  a whole machine: built, run, taken down with its books checked
+//! vcpu                     a thread for each vCPU, and how a run ends
+//! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along
+//! map  control             the memory map as text, JSON and picture; the socket of a running machine
+//! config                   TOML with an origin for every value, and errors that name file, line and key
+//! ```
+//!
+//! Imports point down, and modules of one line do not know each other. Memory is `guest_mm`'s, device models are `devices`'.
+//! [`ram::Ram`] is all that a vCPU knows of its memory.
+//!
+//! `slat` is [`cli::main`] and nothing else; the library is there for tests and benchmarks.
 
 pub mod bench;
 pub mod boot;
