@@ -172,7 +172,7 @@ impl Write for Output {
             self.stats.lost += len;
             return Ok(data.len());
         }
-        // Standard output has a line buffer of its own, hence the flush.
+        // A sink with a buffer of its own must not keep a prompt.
         match self.sink.write_all(data).and_then(|()| self.sink.flush()) {
             Ok(()) => self.stats.bytes += len,
             Err(error) => {

@@ -140,7 +140,10 @@ impl Gfn {
     /// # Panics
     /// If that is out of range.
     pub const fn add(self, frames: u64) -> Gfn {
-        Gfn::new(self.0 + frames)
+        match self.0.checked_add(frames) {
+            Some(sum) => Gfn::new(sum),
+            None => panic!("guest frame number out of range"),
+        }
     }
 
     /// The first frame of the naturally aligned run of `frames` (a power of two) that holds it.
@@ -200,9 +203,8 @@ impl FrameNo {
     /// # Panics
     /// If there can be no such frame.
     pub const fn add(self, frames: u64) -> FrameNo {
-        let sum = self.0 as u64 + frames;
-        assert!(sum <= u32::MAX as u64, "frame number out of range");
-        FrameNo(sum as u32)
+        assert!(frames <= (u32::MAX - self.0) as u64, "frame number out of range");
+        FrameNo(self.0 + frames as u32)
     }
 
     /// The block that holds it.

@@ -56,6 +56,18 @@ pub enum AuditError {
         /// How many.
         frames: u64,
     },
+    /// Reservations are left though no guest is.
+    #[error("{frames} frames are reserved, and no guest is left")]
+    LeftReserved {
+        /// How many.
+        frames: u64,
+    },
+    /// Frames are mapped that the pool holds for free.
+    #[error("{frames} frames are mapped, and not in use by the pool's books")]
+    NotInUse {
+        /// How many.
+        frames: u64,
+    },
     /// The guest could not be taken down.
     #[error("teardown failed: {0}")]
     Teardown(String),
@@ -82,7 +94,7 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditEr
     space.table.visit(|visited| match visited.entry {
         Entry::Absent => {}
         Entry::Table(_) => found.tables[visited.level.number() as usize - 2] += 1,
-        Entry::Marker(marker) => found.markers[marker as usize] += 1,
+        Entry::Marker(marker) => found.markers[marker.index()] += 1,
         Entry::Leaf(leaf) => {
             found.leaves[visited.level.number() as usize - 1] += 1;
             for i in 0..visited.level.entry_frames() {
@@ -123,11 +135,11 @@ pub(crate) fn audit_torn_down<P: Protocol>(space: &AddressSpace<P>) -> Result<()
     }
 }
 
-/// Frames in use that no guest of a pool maps, once all are at rest.
+/// Holds what the pool has in use against what the guests of it map, once all are at rest.
 pub(crate) fn leaked(used: u64, mapped: u64) -> Result<(), AuditError> {
     match used.checked_sub(mapped) {
         Some(0) => Ok(()),
         Some(frames) => Err(AuditError::LeakedFrames { frames }),
-        None => Err(AuditError::LeakedFrames { frames: mapped - used }),
+        None => Err(AuditError::NotInUse { frames: mapped - used }),
     }
 }

@@ -48,8 +48,12 @@ fn each_page<P: Protocol>(
 ) -> Result<(), NotMapped> {
     let mut done = 0;
     while done < bytes {
-        let at = Gpa::new(gpa.as_u64() + done as u64);
+        let at = gpa.checked_add(done as u64).ok_or(NotMapped { gpa })?;
         let take = (FRAME_BYTES as usize - at.frame_offset()).min(bytes - done);
+        // Also keeps the address inside of what the tables can map.
+        if space.region(at.gfn()).is_none() {
+            return Err(NotMapped { gpa: at });
+        }
         let cursor = space.table.cursor_on(at.gfn(), Level::PT);
         let Entry::Leaf(leaf) = cursor.entry(at.gfn()) else { return Err(NotMapped { gpa: at }) };
         let frame = leaf.frame.add(at.gfn().offset_in(cursor.level().entry_frames()));

@@ -100,7 +100,8 @@ impl Marker {
     /// Every kind.
     pub const ALL: [Marker; 3] = [Marker::Missing, Marker::Guard, Marker::Poison];
 
-    const fn kind(self) -> u64 {
+    /// Its place in [`Marker::ALL`], in counters, and in an entry's bits.
+    pub const fn index(self) -> usize {
         match self {
             Marker::Missing => 0,
             Marker::Guard => 1,
@@ -126,7 +127,7 @@ impl Entry {
                 let size = if level.number() >= 2 { LEAF } else { 0 };
                 READ | prot_bits(leaf.prot) | MEMORY_TYPE_WB | size | leaf.frame.offset()
             }
-            Entry::Marker(marker) => MARKER | (marker.kind() << MARKER_KIND_SHIFT),
+            Entry::Marker(marker) => MARKER | ((marker.index() as u64) << MARKER_KIND_SHIFT),
         }
     }
 

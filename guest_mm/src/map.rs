@@ -52,7 +52,7 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
     let mut base = (Gfn::new(0), 0);
     space.table.visit(|visited| {
         let span = visited.level.entry_frames();
-        let first = visited.gfn.align_down(BLOCK.min(span.max(BLOCK)));
+        let first = visited.gfn.align_down(BLOCK);
         let at = blocks.partition_point(|block| block.gpa < first.gpa().as_u64());
         let spanned = (span / BLOCK).max(1) as usize;
         for block in blocks.iter_mut().skip(at).take(spanned) {

@@ -1,10 +1,10 @@
 //! Pages that are not there for a reason: missing, guard, poisoned.
 
-use crate::addr::{Gfn, GfnRange, PageSize};
+use crate::addr::{Gfn, GfnRange};
 use crate::entry::Marker;
 use crate::geometry::Level;
 use crate::protocol::Protocol;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, CutsPage};
 use crate::table::OutOfTables;
 
 /// Why a range could not be marked. Pages before the one that is named are marked.
@@ -16,14 +16,12 @@ pub enum MarkError {
         /// The guest frame.
         gfn: Gfn,
     },
-    /// The pool's pages cannot be told apart so finely.
-    #[error("{range} cannot be marked: the pool is mapped in pages of {granule}")]
-    Granule {
-        /// What was to be marked.
-        range: GfnRange,
-        /// The pool's page.
-        granule: PageSize,
-    },
+    /// It is not RAM.
+    #[error("{0} cannot be marked: it is not RAM")]
+    NotRam(GfnRange),
+    /// It cuts through a page of the pool.
+    #[error(transparent)]
+    CutsPage(#[from] CutsPage),
     /// There is no table page for the entries.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -35,11 +33,10 @@ pub(crate) fn mark<P: Protocol>(
     range: GfnRange,
     marker: Marker,
 ) -> Result<(), MarkError> {
-    let granule = space.pool.granule();
-    let aligned = |frame: u64| frame.is_multiple_of(granule.frames());
-    if !aligned(range.start().as_u64()) || !aligned(range.frames()) {
-        return Err(MarkError::Granule { range, granule });
+    if !space.is_ram(range) {
+        return Err(MarkError::NotRam(range));
     }
+    space.check_granule(range)?;
     for part in range.chunks(Level::PD.entry_frames()) {
         if part.frames() == Level::PD.entry_frames() {
             let mut cursor = space.table.cursor_at(part.start(), Level::PD)?;

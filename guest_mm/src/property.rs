@@ -13,7 +13,7 @@ use crate::entry::{Entry, Marker};
 use crate::fault::{FaultError, fault, populate};
 use crate::mark::mark;
 use crate::mirrors::fake::Fake;
-use crate::pool::{BackingChoice, BackingKind, Pool};
+use crate::pool::{BackingChoice, BackingKind, Owner, Pool};
 use crate::prot::{Access, Prot};
 use crate::protect::protect;
 use crate::protocol::Sound;
@@ -234,6 +234,11 @@ proptest! {
             if !world.apply(op) {
                 // The window may be ahead of the table: the service stops the guest here. What it must
                 // not have done is hand out the frames.
+                for gfn in (0..RAM).map(Gfn::new) {
+                    if let Some((frame, _)) = world.mirror.translation(gfn) {
+                        prop_assert_eq!(world.space.pool.frame_state(frame).owner, Owner::User);
+                    }
+                }
                 return Ok(());
             }
             world.check();

@@ -6,12 +6,15 @@ use crate::geometry::Level;
 use crate::mirror::MirrorError;
 use crate::prot::Prot;
 use crate::protocol::Protocol;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, CutsPage};
 use crate::table::OutOfTables;
 
 /// Why the rights could not be changed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProtectError {
+    /// It cuts through a page of the pool.
+    #[error(transparent)]
+    CutsPage(#[from] CutsPage),
     /// A huge leaf that is only partly in the range could not be split.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -27,25 +30,26 @@ pub(crate) fn protect<P: Protocol>(
     range: GfnRange,
     prot: Prot,
 ) -> Result<(), ProtectError> {
-    for part in range.chunks(Level::PD.entry_frames()) {
-        let gfn = part.start();
-        loop {
-            let mut cursor = space.table.cursor_on(gfn, Level::PT);
-            let span = GfnRange::entry(gfn, cursor.level());
-            let within = match (cursor.entry(gfn), cursor.level()) {
-                (_, Level::PT) => part,
-                (Entry::Leaf(_), _) if range.covers(span) => span,
-                (Entry::Leaf(_), _) => {
-                    cursor.split(gfn, |frame| space.pool.adopt(frame.block()))?;
-                    continue;
-                }
-                _ => break,
-            };
-            let nothing = cursor.protect(within, prot).flush(&*space.mirror)?;
-            drop(cursor);
-            let _none = nothing.release(&space.pool);
-            break;
+    space.check_granule(range)?;
+    let mut next = range.start();
+    while next < range.end() {
+        let mut cursor = space.table.cursor_on(next, Level::PT);
+        let span = GfnRange::entry(next, cursor.level());
+        let whole = if cursor.level() == Level::PT { cursor.range() } else { span };
+        let Some(part) = whole.intersection(range) else { break };
+        match cursor.entry(next) {
+            Entry::Leaf(_) if cursor.level() > Level::PT && !range.covers(span) => {
+                cursor.split(next, |frame| space.pool.adopt(frame.block()))?;
+                continue;
+            }
+            Entry::Absent | Entry::Marker(_) if cursor.level() > Level::PT => {}
+            _ => {
+                let nothing = cursor.protect(part, prot).flush(&*space.mirror)?;
+                drop(cursor);
+                let _none = nothing.release(&space.pool);
+            }
         }
+        next = part.end();
     }
     Ok(())
 }

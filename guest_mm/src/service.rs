@@ -15,10 +15,10 @@ use crate::prot::{Access, Prot};
 use crate::protect::{self, ProtectError};
 use crate::protocol::{Protocol, Sound};
 use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
-use crate::split;
+use crate::split::{self, SplitError};
 use crate::stats::Stats;
 use crate::sync::{Arc, Lock};
-use crate::table::{OutOfTables, Table};
+use crate::table::Table;
 use crate::unmap::{self, UnmapError};
 
 /// The guest memory service of a process.
@@ -33,7 +33,7 @@ pub struct Service<P: Protocol> {
 
 #[derive(Debug)]
 struct Guests<P: Protocol> {
-    /// Frames that the guests map are found here when one is taken down.
+    /// Every guest that is still there, for the audit of the pool.
     spaces: Vec<std::sync::Weak<AddressSpace<P>>>,
     /// The block that the next guest's RAM prefers to start at.
     next_origin: u64,
@@ -47,8 +47,9 @@ pub struct GuestConfig {
     pub policy: FaultPolicy,
     /// Threads that serve its faults.
     pub fault_threads: usize,
-    /// Called, on a fault thread, for a violation that cannot be served. It has to see to it that no vCPU
-    /// of this guest runs guest code again before it returns; the access that failed is then let go.
+    /// Called, on a fault thread, for a violation that cannot be served. When it returns, the vCPU that
+    /// made the access must have been sent out of the guest, so that it leaves `KVM_RUN` as soon as the
+    /// access is let go, which it then is; the others have to follow soon.
     pub on_stop: Box<dyn Fn(&FaultError) + Send + Sync>,
 }
 
@@ -58,6 +59,9 @@ pub enum GuestError {
     /// A range of RAM starts in the middle of a block.
     #[error("RAM at {0} does not start at a multiple of 2 MiB")]
     Unaligned(GfnRange),
+    /// Two ranges of RAM overlap.
+    #[error("RAM at {0} and at {1} overlaps")]
+    Overlap(GfnRange, GfnRange),
     /// A range of RAM ends in the middle of a page of the pool.
     #[error("RAM at {range} does not end at a multiple of {granule}, the page of a {kind} pool")]
     Ragged {
@@ -133,9 +137,13 @@ impl<P: Protocol> Service<P> {
             fill_locks: FillLocks::new(),
         });
         self.guests.lock().spaces.push(Shared::downgrade(&space));
+        let on_stop = Shared::new(config.on_stop);
+        let on_failure = {
+            let on_stop = Shared::clone(&on_stop);
+            move || on_stop(&FaultError::Failed)
+        };
         let handler: Arc<_> = {
-            let (space, mirror, on_stop) =
-                (Shared::clone(&space), Arc::clone(&mirror), config.on_stop);
+            let (space, mirror, on_stop) = (Shared::clone(&space), Arc::clone(&mirror), on_stop);
             Arc::new(move |gpa: Gpa, access: Access| {
                 if let Err(error) = fault::fault(&space, gpa, access) {
                     on_stop(&error);
@@ -144,14 +152,21 @@ impl<P: Protocol> Service<P> {
             })
         };
         let handler: Arc<dyn Fn(Gpa, Access) + Send + Sync> = handler;
-        let threads = FaultThreads::start(&mirror, config.fault_threads.max(1), &handler)
-            .map_err(GuestError::Thread)?;
+        let threads =
+            FaultThreads::start(&mirror, config.fault_threads.max(1), &handler, on_failure)
+                .map_err(GuestError::Thread)?;
         Ok(Guest { space, mirror, threads: Some(threads) })
     }
 
     /// Gives each range the place in the pool that it prefers: behind one another, round and round.
     fn place(&self, ram: &[GfnRange]) -> Result<Vec<RamRegion>, GuestError> {
         let block = PageSize::Size2M.frames();
+        for (index, &range) in ram.iter().enumerate() {
+            let other = ram[..index].iter().find(|other| other.intersection(range).is_some());
+            if let Some(&other) = other {
+                return Err(GuestError::Overlap(other, range));
+            }
+        }
         let guests = &mut *self.guests.lock();
         ram.iter()
             .map(|&range| {
@@ -182,7 +197,11 @@ impl<P: Protocol> Service<P> {
         for space in guests.spaces.iter().filter_map(std::sync::Weak::upgrade) {
             mapped += audit(&space)?;
         }
-        leaked(self.pool.usage().used, mapped)
+        let usage = self.pool.usage();
+        if guests.spaces.is_empty() && usage.reserved > 0 {
+            return Err(AuditError::LeftReserved { frames: usage.reserved });
+        }
+        leaked(usage.used, mapped)
     }
 }
 
@@ -253,8 +272,8 @@ impl<P: Protocol> Guest<P> {
     /// Splits leaves of `range` that are larger than `size`; how many.
     ///
     /// # Errors
-    /// [`OutOfTables`].
-    pub fn split(&self, range: GfnRange, size: PageSize) -> Result<u64, OutOfTables> {
+    /// [`SplitError`].
+    pub fn split(&self, range: GfnRange, size: PageSize) -> Result<u64, SplitError> {
         split::split(&self.space, range, size)
     }
 

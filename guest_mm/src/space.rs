@@ -86,6 +86,29 @@ impl<P: Protocol> AddressSpace<P> {
     }
 }
 
+/// A range that cuts through a page of the pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("guest-physical {range} cuts through a page: this pool is mapped in pages of {granule}")]
+pub struct CutsPage {
+    /// The range.
+    pub range: GfnRange,
+    /// The pool's page.
+    pub granule: PageSize,
+}
+
+impl<P: Protocol> AddressSpace<P> {
+    /// Whether the window can tell the pages of `range` from its neighbours.
+    ///
+    /// # Errors
+    /// [`CutsPage`].
+    pub(crate) fn check_granule(&self, range: GfnRange) -> Result<(), CutsPage> {
+        let granule = self.pool.granule();
+        let aligned = |frame: u64| frame.is_multiple_of(granule.frames());
+        let whole = aligned(range.start().as_u64()) && aligned(range.frames());
+        if whole { Ok(()) } else { Err(CutsPage { range, granule }) }
+    }
+}
+
 impl RamRegion {
     /// The frame where the page at `gfn` would lie if the whole region lay in order; the pool has
     /// `pool_frames`.

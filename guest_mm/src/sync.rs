@@ -1,5 +1,5 @@
 //! The only door to atomics, fences and locks: the standard library's, or loom's under the model
-//! checker. Nothing else in the crate names either.
+//! checker. Nothing that a model reaches names either by itself.
 //!
 //! loom treats SeqCst accesses as AcqRel ones; only its fences are sequentially consistent. So a
 //! store→load pair is written as Relaxed accesses and a full fence, never as SeqCst accesses. loom does

@@ -5,13 +5,16 @@ use crate::entry::Entry;
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
 use crate::protocol::Protocol;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, CutsPage};
 use crate::table::OutOfTables;
 use crate::table::cursor::Ended;
 
 /// Why memory could not be taken away.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum UnmapError {
+    /// It cuts through a page of the pool.
+    #[error(transparent)]
+    CutsPage(#[from] CutsPage),
     /// A huge leaf that is only partly in the range could not be split.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -25,6 +28,7 @@ pub(crate) fn unmap<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
 ) -> Result<u64, UnmapError> {
+    space.check_granule(range)?;
     let mut frames = 0;
     for part in range.chunks(Level::PD.entry_frames()) {
         frames += unmap_in_block(space, range, part)?;
@@ -54,6 +58,8 @@ fn unmap_in_block<P: Protocol>(
                 cursor.split(gfn, |frame| space.pool.adopt(frame.block()))?;
             }
             Entry::Table(_) if range.covers(span) => {
+                // If the flush fails, the frames stay in use for ever, and so do the reservations around
+                // them: nothing of the block may be handed out.
                 let (zap, ended) = cursor.detach(gfn);
                 let gone = zap.flush(&*space.mirror)?;
                 drop(cursor);

@@ -384,3 +384,116 @@ fn ram_that_starts_inside_a_block_is_refused() {
     let error = mm.add_guest(config).unwrap_err();
     assert_eq!(error.to_string(), "RAM at 0x1000..0x2000 does not start at a multiple of 2 MiB");
 }
+
+/// `Level::index` takes an address modulo the tree, so an address past it would alias low memory.
+#[test]
+fn an_address_past_the_tree_is_not_low_memory() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(2 * MIB, PageSize::Size4K);
+    let test = add(&mm, 2 * MIB, PageSize::Size4K);
+    test.store(0x1000, 7);
+    let alias = Gpa::new((1 << 48) + 0x1000);
+    assert!(test.guest.write(alias, &[1]).is_err());
+    assert!(test.guest.read(alias, &mut [0]).is_err());
+    assert!(test.guest.fault(alias, Access::Read).is_err());
+    assert!(test.guest.write(Gpa::new(u64::MAX), &[1, 2]).is_err());
+    assert_eq!(test.load(0x1000), 7);
+    test.close();
+}
+
+#[test]
+fn ram_that_overlaps_is_refused() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(4 * MIB, PageSize::Size4K);
+    let config = GuestConfig {
+        ram: vec![range(0, 4 * MIB), range(2 * MIB, 2 * MIB)],
+        policy: FaultPolicy { pages: PageSize::Size4K },
+        fault_threads: 1,
+        on_stop: Box::new(|_| {}),
+    };
+    let error = mm.add_guest(config).unwrap_err();
+    assert_eq!(error.to_string(), "RAM at 0x0..0x400000 and at 0x200000..0x400000 overlaps");
+}
+
+#[test]
+fn memory_that_is_no_ram_cannot_be_marked() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(2 * MIB, PageSize::Size4K);
+    let test = add(&mm, 2 * MIB, PageSize::Size4K);
+    assert!(test.guest.mark(range(2 * MIB, 0x1000), Marker::Guard).is_err());
+    test.close();
+}
+
+/// A guard page is no page in use: the block around it still reserves its place in the pool.
+#[test]
+fn a_block_with_a_guard_page_lies_in_order() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for pages in [PageSize::Size4K, PageSize::Size2M] {
+        let mm = service(2 * MIB, pages);
+        let test = add(&mm, 2 * MIB, pages);
+        test.guest.mark(range(0x5000, 0x1000), Marker::Guard).unwrap();
+        for page in (0..512).filter(|page| *page != 5) {
+            test.store(page * 4096, page);
+        }
+        assert_eq!(test.guest.stats().scattered, 0);
+        test.close();
+    }
+}
+
+/// The kernel rounds a part of a hugetlb page down to nothing and reports success: the guest would have
+/// kept memory that was about to be another's.
+#[test]
+fn a_part_of_a_hugetlb_page_cannot_be_taken_away() {
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if free < 2 {
+        skip("fewer than 2 free huge pages (vm.nr_hugepages)");
+        return;
+    }
+    let choice = BackingChoice::Only(BackingKind::Hugetlb);
+    let mm = GuestMm::new(choice, 4 * MIB, PageSize::Size2M).unwrap();
+    let test = add(&mm, 4 * MIB, PageSize::Size2M);
+    test.store(0, 9);
+    assert!(test.guest.unmap(range(0, 0x1000)).is_err());
+    assert!(test.guest.protect(range(0, 0x1000), Prot::R).is_err());
+    assert!(test.guest.split(range(0, 2 * MIB), PageSize::Size4K).is_err());
+    assert_eq!(test.load(0), 9);
+    test.close();
+}
+
+/// Half of a block that the host maps huge is protected, taken away and filled again; the other half keeps
+/// its bytes.
+#[test]
+fn an_open_block_is_changed_in_part() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(4 * MIB, PageSize::Size2M);
+    let test = add(&mm, 4 * MIB, PageSize::Size2M);
+    for page in 0..1024 {
+        test.store(page * 4096, page + 1);
+    }
+    let half = range(0, MIB);
+    test.guest.protect(half, Prot::R).unwrap();
+    for page in 0..1024 {
+        assert_eq!(test.load(page * 4096), page + 1);
+    }
+    test.guest.protect(half, Prot::Rwx).unwrap();
+    test.store(0, 77);
+    assert_eq!(test.guest.unmap(half).unwrap(), 256);
+    test.guest.audit().unwrap();
+    for page in 0..1024 {
+        let expected = if page < 256 { 0 } else { page + 1 };
+        assert_eq!(test.load(page * 4096), expected);
+    }
+    test.guest.audit().unwrap();
+    test.close();
+}

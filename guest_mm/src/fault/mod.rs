@@ -77,7 +77,7 @@ pub enum FaultError {
         gpa: Gpa,
     },
     /// There is no frame for the page.
-    #[error("{access} of guest-physical {gpa}: {cause}; raise memory.pool or lower memory.size")]
+    #[error("{access} of guest-physical {gpa}: {cause}")]
     Exhausted {
         /// Where.
         gpa: Gpa,
@@ -86,6 +86,9 @@ pub enum FaultError {
         /// How large the pool is.
         cause: Exhausted,
     },
+    /// A thread of the service failed, and has said how.
+    #[error("a thread that serves the guest's faults failed")]
+    Failed,
     /// There is no table page for the entry.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -152,8 +155,15 @@ fn serve<P: Protocol>(
     if space.policy.pages > PageSize::Size4K {
         // The block could not be mapped in one piece. What surrounds the page is a convenience: the guest
         // has what it asked for, may never ask for the rest, and faults again if it does.
-        if let Some(block) = GfnRange::entry(gfn, Level::PD).intersection(region.range) {
-            let _rest = populate(space, block);
+        // Nor is it worth other guests' reservations.
+        let block = GfnRange::entry(gfn, Level::PD).intersection(region.range);
+        let cursor = space.table.cursor_at(gfn, Level::PT)?;
+        if let Some(block) = block
+            && cursor.level() == Level::PT
+            && cursor.reservation().is_some()
+        {
+            let rest = fill(space, &region, cursor, block);
+            count(&space.counters.prefilled, rest.unwrap_or(0));
         }
     }
     Ok(Filled::Fresh(PageSize::Size4K))
@@ -318,7 +328,7 @@ fn frame_for<P: Protocol>(
     gfn: Gfn,
 ) -> Result<crate::addr::FrameNo, FillError> {
     let pool: &Pool = &space.pool;
-    if cursor.is_empty() && cursor.reservation().is_none() {
+    if cursor.reservation().is_none() && !cursor.has_leaf() {
         let block = cursor.range();
         let hint = region.preferred_frame(block.start(), pool.nr_frames()).block();
         if let Some(reservation) = pool.reserve(hint) {

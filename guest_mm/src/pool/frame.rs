@@ -117,7 +117,8 @@ impl FrameTable {
         // Only the holder of the pool's lock moves a frame away from the buddy allocator.
         let word = self.word(frame).load(Ordering::Acquire);
         assert!(word & !WRITTEN == 0, "frame {frame} was given out twice");
-        self.word(frame).store((word & WRITTEN) | owner, Ordering::Relaxed);
+        // Release, passing on to a claim what `disown` released: the store ends its release sequence.
+        self.word(frame).store((word & WRITTEN) | owner, Ordering::Release);
     }
 
     /// Drops the last reference of a frame in use; it goes to the reservation or to the buddy allocator.

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
-use crate::sync::{AtomicU32, Lock, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering};
 
 use super::buddy::{Buddy, Order};
-use super::frame::{FrameState, FrameTable, Owner};
+use super::frame::{FrameState, FrameTable};
 
 /// A guest block's preference for a block of the pool. Ended by `unreserve`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +58,8 @@ pub(super) struct Ledger {
     /// The ticket of the reservation that each block has, or 0. Written under `books`; a claim reads
     /// it without, because a claim in a block that has just changed hands is unfair but not wrong.
     tickets: Box<[AtomicU32]>,
+    /// Frames that reservations hold. A statistic: claims change it without the lock.
+    nr_reserved: AtomicU64,
     books: Lock<Books>,
 }
 
@@ -67,6 +69,7 @@ impl Ledger {
         Ledger {
             frames: FrameTable::new(frames as usize),
             tickets: (0..blocks).map(|_| AtomicU32::new(0)).collect(),
+            nr_reserved: AtomicU64::new(0),
             books: Lock::new(Books {
                 buddy: Buddy::new(frames),
                 reservations: VecDeque::new(),
@@ -89,14 +92,8 @@ impl Ledger {
     }
 
     pub(super) fn usage(&self) -> PoolUsage {
-        let books = self.books.lock();
-        let free = books.buddy.nr_free();
-        let reserved = books
-            .reservations
-            .iter()
-            .filter(|r| self.ticket(r.block) == r.ticket)
-            .map(|r| self.frames_of(r.block).filter(|&f| self.is_reserved(f)).count() as u64)
-            .sum();
+        let free = self.books.lock().buddy.nr_free();
+        let reserved = self.nr_reserved.load(Ordering::Relaxed);
         let frames = self.nr_frames();
         PoolUsage { frames, free, reserved, used: frames.saturating_sub(free + reserved) }
     }
@@ -115,6 +112,7 @@ impl Ledger {
         for frame in self.frames_of(first.block()) {
             self.frames.reserve(frame);
         }
+        self.nr_reserved.fetch_add(PageSize::Size2M.frames(), Ordering::Relaxed);
         Some(self.open(books, first.block()))
     }
 
@@ -141,7 +139,9 @@ impl Ledger {
     pub(super) fn claim(&self, reservation: Reservation, offset: u64) -> Option<FrameNo> {
         let frame = reservation.block.first().add(offset);
         let ours = self.ticket(reservation.block) == reservation.ticket;
-        (ours && self.frames.claim(frame)).then_some(frame)
+        let claimed = ours && self.frames.claim(frame);
+        self.nr_reserved.fetch_sub(claimed.into(), Ordering::Relaxed);
+        claimed.then_some(frame)
     }
 
     pub(super) fn alloc_frame(&self) -> Result<FrameNo, Exhausted> {
@@ -184,6 +184,7 @@ impl Ledger {
         self.tickets[reservation.block.index()].store(0, Ordering::Relaxed);
         for frame in self.frames_of(reservation.block) {
             if self.frames.unreserve(frame) {
+                self.nr_reserved.fetch_sub(1, Ordering::Relaxed);
                 books.buddy.free(frame, Order::FRAME);
             }
         }
@@ -204,7 +205,9 @@ impl Ledger {
                 next += whole;
             } else {
                 self.frames.disown(frame, reserved);
-                if !reserved {
+                if reserved {
+                    self.nr_reserved.fetch_add(1, Ordering::Relaxed);
+                } else {
                     books.buddy.free(frame, Order::FRAME);
                 }
                 next += 1;
@@ -214,10 +217,6 @@ impl Ledger {
 
     fn ticket(&self, block: BlockNo) -> u32 {
         self.tickets[block.index()].load(Ordering::Relaxed)
-    }
-
-    fn is_reserved(&self, frame: FrameNo) -> bool {
-        self.frames.state(frame).owner == Owner::Reservation
     }
 
     fn frames_of(&self, block: BlockNo) -> impl Iterator<Item = FrameNo> + use<> {

@@ -53,22 +53,12 @@ impl<P: Protocol> Table<P> {
     /// # Errors
     /// [`OutOfTables`] when the tables on the way cannot be made.
     pub(crate) fn cursor_at(&self, gfn: Gfn, level: Level) -> Result<Cursor<'_, P>, OutOfTables> {
-        for _ in 0..TRIES_FOR_A_TABLE {
-            let mut cursor = self.cursor_on(gfn, level);
-            while cursor.level() > level && cursor.entry(gfn) == Entry::Absent {
-                // The parent stays locked while the child is made and locked: no writer comes between.
-                match cursor.make_child(gfn) {
-                    Some(child) => cursor = child,
-                    None => break,
-                }
-            }
-            if cursor.level() == level || cursor.entry(gfn) != Entry::Absent {
-                return Ok(cursor);
-            }
-            drop(cursor);
-            self.reclaimer.expedite();
+        let mut cursor = self.cursor_on(gfn, level);
+        while cursor.level() > level && cursor.entry(gfn) == Entry::Absent {
+            // The parent stays locked while the child is made and locked: no writer comes between.
+            cursor = cursor.make_child(gfn).ok_or(OutOfTables { gfn: gfn.as_u64() })?;
         }
-        Err(OutOfTables { gfn: gfn.as_u64() })
+        Ok(cursor)
     }
 
     /// Locks the lowest table that exists for `gfn`, at `level` or above.
@@ -90,6 +80,17 @@ impl<P: Protocol> Table<P> {
                 return cursor;
             }
         }
+    }
+
+    /// A table page, waiting for those that wait for their walkers.
+    fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
+        (0..TRIES_FOR_A_TABLE).find_map(|_| {
+            let node = self.arena.alloc(level, base);
+            if node.is_none() {
+                self.reclaimer.expedite();
+            }
+            node
+        })
     }
 
     /// The lowest table for `gfn`, at `level` or above.
@@ -123,6 +124,12 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     /// Whether no entry of the table is set.
     pub(crate) fn is_empty(&self) -> bool {
         self.state.live == 0
+    }
+
+    /// Whether any entry of the table maps memory.
+    pub(crate) fn has_leaf(&self) -> bool {
+        self.state.live > 0
+            && self.entries_in(self.range()).any(|gfn| matches!(self.entry(gfn), Entry::Leaf(_)))
     }
 
     /// The entry for `gfn`.
@@ -224,7 +231,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         let Some(below) = self.level().below() else { panic!("a page has no parts") };
         let base = gfn.align_down(self.level().entry_frames());
         let out = OutOfTables { gfn: gfn.as_u64() };
-        let child = self.table.arena.alloc(below, base).ok_or(out)?;
+        let child = self.table.alloc(below, base).ok_or(out)?;
         let mut state = self.table.arena.lock(child);
         state.live = FANOUT as u32;
         let resident = &self.table.resident;
@@ -331,7 +338,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     /// A new table below the absent entry for `gfn`, locked.
     fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
         let below = self.level().below()?;
-        let child = self.table.arena.alloc(below, gfn.align_down(below.table_frames()))?;
+        let child = self.table.alloc(below, gfn.align_down(below.table_frames()))?;
         let child = self.child(child);
         self.publish(gfn, Entry::Table(child.node));
         self.state.live += 1;

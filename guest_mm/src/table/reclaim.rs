@@ -43,7 +43,9 @@ mod imp {
         #[allow(dead_code, reason = "held for its drop")] crossbeam_epoch::Guard,
     );
 
-    /// The process-wide epochs of crossbeam.
+    /// The process-wide epochs of crossbeam. A page that was retired may wait in a thread's bag long
+    /// after its tree has gone, and keeps the arena's words with it: address space, not memory, but for
+    /// what the last tables touched.
     #[derive(Debug)]
     pub(crate) struct Reclaimer;
 
@@ -61,7 +63,8 @@ mod imp {
             crossbeam_epoch::pin().defer(move || arena.free(node));
         }
 
-        /// Moves retired pages along. Call without a guard, when pages run out.
+        /// Moves retired pages along, when pages run out. Call without a guard; locks of attached tables
+        /// may be held, since what is freed here is detached and locked by nobody for long.
         pub(crate) fn expedite(&self) {
             crossbeam_epoch::pin().flush();
             std::thread::yield_now();

@@ -54,11 +54,11 @@ impl Resident {
     }
 
     pub(super) fn markers_made(&self, marker: Marker, count: u64) {
-        self.markers[marker_index(marker)].fetch_add(count, ORDER);
+        self.markers[marker.index()].fetch_add(count, ORDER);
     }
 
     pub(super) fn marker_gone(&self, marker: Marker) {
-        self.markers[marker_index(marker)].fetch_sub(1, ORDER);
+        self.markers[marker.index()].fetch_sub(1, ORDER);
     }
 
     pub(super) fn snapshot(&self) -> Residency {
@@ -68,14 +68,5 @@ impl Resident {
             tables: self.tables.each_ref().map(load),
             markers: self.markers.each_ref().map(load),
         }
-    }
-}
-
-/// The place of a marker's kind in the counters.
-fn marker_index(marker: Marker) -> usize {
-    match marker {
-        Marker::Missing => 0,
-        Marker::Guard => 1,
-        Marker::Poison => 2,
     }
 }

@@ -19,7 +19,8 @@ pub(crate) struct Walked {
 }
 
 impl<P: Protocol> Table<P> {
-    /// Follows the tables to the entry for `gfn`, without a lock.
+    /// Follows the tables to the entry for `gfn`, without a lock (`reclaim`: W2 and W3; the guard is W1, its
+    /// drop W4).
     pub(crate) fn walk(&self, _guard: &Guard, gfn: Gfn) -> Walked {
         let mut node = self.root;
         let mut level = Level::ROOT;

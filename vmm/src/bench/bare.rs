@@ -142,8 +142,11 @@ fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
     let range = uffdio_range { start: page, len: PAGE };
     let mut arg = uffdio_continue { range, mode: 0, mapped: 0 };
     // SAFETY: UFFDIO_CONTINUE reads and writes one `uffdio_continue`.
-    unsafe { ioctl(uffd, Updater::<{ UFFDIO_CONTINUE as Opcode }, _>::new(&mut arg)) }?;
-    Ok(())
+    match unsafe { ioctl(uffd, Updater::<{ UFFDIO_CONTINUE as Opcode }, _>::new(&mut arg)) } {
+        // A second message of one fault.
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn map(file: &OwnedFd, bytes: u64) -> io::Result<u64> {

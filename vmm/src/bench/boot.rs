@@ -133,7 +133,8 @@ impl Config {
         let text = format!(
             "memory.size = {RAM}\nboot.guest = \"{guest}\"\nboot.cmdline = \"{cmdline}\"\n"
         );
-        File::create(&config.0)?.write_all(text.as_bytes())?;
+        // Not where something is already, be it a link.
+        File::create_new(&config.0)?.write_all(text.as_bytes())?;
         Ok(config)
     }
 }

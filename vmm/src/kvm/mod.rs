@@ -20,7 +20,7 @@ pub enum KvmError {
     #[error("cannot open /dev/kvm ({0}): {advice}", advice = advice(.0))]
     Open(io::Error),
     /// It is not what this monitor needs.
-    #[error("this kernel's KVM lacks {0}: use Linux 5.10 or later")]
+    #[error("this kernel's KVM lacks {0}: use Linux 6.4 or later")]
     Lacks(&'static str),
     /// A call failed.
     #[error("{call} failed: {source}")]

@@ -22,5 +22,9 @@ pub fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
     });
     let msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Lacks("room for MSRs"))?;
     let set = vcpu.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
-    if set < entries.len() { Err(KvmError::Lacks("IA32_MTRR_DEF_TYPE")) } else { Ok(()) }
+    match set {
+        0 => Err(KvmError::Lacks("IA32_MISC_ENABLE")),
+        1 => Err(KvmError::Lacks("IA32_MTRR_DEF_TYPE")),
+        _ => Ok(()),
+    }
 }

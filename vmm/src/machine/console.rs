@@ -119,6 +119,11 @@ impl Keyboard {
         Ok(Keyboard { before, escaping: false })
     }
 
+    /// Whether a person types.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.before.is_some()
+    }
+
     /// Takes up to `room` bytes that were typed. Call it when input is ready, so that it does not wait.
     pub(super) fn read(&mut self, room: usize) -> Typed {
         let mut bytes = vec![0; room];

@@ -20,7 +20,7 @@ pub struct ServedRam {
     service: GuestMm,
 }
 
-/// Called when an access cannot be served; returns once no vCPU runs guest code.
+/// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
 impl ServedRam {

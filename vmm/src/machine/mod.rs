@@ -116,9 +116,14 @@ pub enum MachineError {
 impl MachineError {
     /// Whether the config or a file that it names is to blame, rather than the host.
     pub fn is_bad_input(&self) -> bool {
+        use guest_mm::service::GuestError;
         matches!(
             self,
-            MachineError::Boot { .. } | MachineError::File { .. } | MachineError::Guarded { .. }
+            MachineError::Boot { .. }
+                | MachineError::File { .. }
+                | MachineError::Guarded { .. }
+                | MachineError::Guard(_)
+                | MachineError::Guest(GuestError::Ragged { .. } | GuestError::Granule { .. })
         )
     }
 }
@@ -201,24 +206,25 @@ impl Machine {
         })
     }
 
-    /// The memory, to be looked at while the machine runs.
-    pub fn ram(&self) -> Arc<ServedRam> {
-        Arc::clone(&self.ram)
-    }
-
     /// Runs the machine to its end.
     ///
     /// # Errors
-    /// No thread can be started, or no signal handled: nothing has run.
+    /// No thread can be started, or no signal handled: nothing runs.
     pub fn run(self) -> Result<Outcome, MachineError> {
         let system = |what| move |source| MachineError::System { what, source };
-        let Machine { control, vcpus, stage, threads, devices, serial, vm, ram, .. } = self;
+        // Bound in this order, the VM goes before the memory on every way out.
+        let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, .. } = self;
         Kick::prepare()
             .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
         let signals = signals::listen().map_err(system("handling signals"))?;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let entered = Instant::now();
-        threads.start(vcpus).map_err(system("starting a vCPU thread"))?;
+        if let Err(source) = threads.start(vcpus) {
+            // Those that were started have to stop before anything goes away.
+            stage.end(Ending::Signal(libc::SIGTERM));
+            threads.join();
+            return Err(MachineError::System { what: "starting a vCPU thread", source });
+        }
         let serve = |listener| control::Server::start(listener, answers::of(self.name, &ram));
         let server = control.map(serve).transpose();
         monitor::Monitor {

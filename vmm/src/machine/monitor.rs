@@ -1,7 +1,7 @@
 //! What the main thread does while the vCPUs run: it passes input on, heeds signals, and notices a guest
 //! that sleeps for ever.
 
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use devices::serial::Serial;
@@ -15,7 +15,9 @@ use super::threads::Threads;
 
 /// How often idle vCPUs are asked whether they sleep for ever: often enough for a person who waits, seldom
 /// enough to cost nothing.
-const SLEEP_CHECK: Duration = Duration::from_millis(500);
+const SLEEP_CHECK: Duration = Duration::from_millis(250);
+/// How much may be typed ahead of the guest, in bytes.
+const TYPE_AHEAD: usize = 4096;
 /// How soon a full input queue is looked at again.
 const INPUT_RETRY: Duration = Duration::from_millis(2);
 
@@ -36,16 +38,21 @@ impl Monitor<'_> {
     pub(super) fn watch(&self) {
         // A standard input that cannot be had is one that says nothing.
         let mut keyboard = if self.takes_input { Keyboard::take().ok() } else { None };
-        let mut last_exits: Vec<u64> = Vec::new();
+        let mut sleep = Sleep::default();
         let mut next_check = Instant::now() + SLEEP_CHECK;
+        // Typed, and not yet taken by the guest.
+        let mut pending = Vec::new();
         while self.stage.ending().is_none() {
-            let room = self.room();
-            let wait = if keyboard.is_some() && room == 0 {
-                INPUT_RETRY
-            } else {
+            self.pass_on(&mut pending);
+            let wait = if pending.is_empty() {
                 next_check.saturating_duration_since(Instant::now())
+            } else {
+                INPUT_RETRY
             };
-            let listening = keyboard.is_some() && room > 0;
+            // A person must be heard even by a guest that does not listen: the escape is among the keys.
+            let listening = keyboard
+                .as_ref()
+                .is_some_and(|keyboard| pending.len() < TYPE_AHEAD || keyboard.is_terminal());
             let ready = self.wait(listening, wait);
             if ready.signal {
                 self.heed_signal();
@@ -53,15 +60,22 @@ impl Monitor<'_> {
             if ready.input
                 && let Some(typing) = &mut keyboard
             {
-                match typing.read(room) {
-                    Typed::Bytes(bytes) => self.enqueue(&bytes),
+                match typing.read(TYPE_AHEAD) {
+                    Typed::Bytes(bytes) => {
+                        let room = TYPE_AHEAD.saturating_sub(pending.len());
+                        // More than the guest takes in is dropped, as a keyboard does it; a pipe is only
+                        // read while there is room.
+                        let kept =
+                            if typing.is_terminal() { bytes.len().min(room) } else { bytes.len() };
+                        pending.extend_from_slice(&bytes[..kept]);
+                    }
                     Typed::Escape => self.stage.end(Ending::Escape),
                     Typed::End => keyboard = None,
                 }
             }
             if Instant::now() >= next_check {
                 next_check = Instant::now() + SLEEP_CHECK;
-                self.look_for_sleepers(&mut last_exits);
+                self.look_for_sleepers(&mut sleep);
             }
         }
     }
@@ -90,41 +104,58 @@ impl Monitor<'_> {
         }
     }
 
-    /// Ends the run when every vCPU has answered that it sleeps for ever. With an interrupt controller in
-    /// the kernel, a halted vCPU never comes back to tell.
-    fn look_for_sleepers(&self, last_exits: &mut Vec<u64>) {
+    /// Ends the run when every vCPU has answered twice in a row that it sleeps for ever. With an interrupt
+    /// controller in the kernel, a halted vCPU never comes back to tell. Twice, because one that has
+    /// answered may be started by one that answers next.
+    fn look_for_sleepers(&self, sleep: &mut Sleep) {
         if !self.has_irqchip {
             return;
         }
-        if self.progress.iter().all(|vcpu| vcpu.is_asleep()) {
+        let all = self.progress.iter().all(|vcpu| vcpu.is_asleep());
+        sleep.rounds = if all { sleep.rounds + 1 } else { 0 };
+        if sleep.rounds == 2 {
             self.stage.end(Ending::Halted);
             return;
         }
         let exits: Vec<u64> = self.progress.iter().map(|vcpu| vcpu.exits()).collect();
-        for (index, vcpu) in self.progress.iter().enumerate() {
-            // Who comes out by itself is not asleep. An answer costs an exit, hence the allowance.
-            let idle = last_exits.get(index).is_some_and(|&last| exits[index] <= last + 1);
-            if idle {
+        // Who comes out by itself is not asleep. An answer costs an exit, hence the allowance.
+        let idle = |(now, then): (&u64, &u64)| now <= &(then + 1);
+        let all_idle = sleep.exits.len() == exits.len() && exits.iter().zip(&sleep.exits).all(idle);
+        if all_idle {
+            for (index, vcpu) in self.progress.iter().enumerate() {
                 vcpu.ask();
                 self.threads.kick_one(index);
             }
+        } else {
+            sleep.rounds = 0;
         }
-        *last_exits = exits;
+        sleep.exits = exits;
     }
 
-    /// How much input the guest can take; none while a vCPU is writing, perhaps to a reader that does not
-    /// read: the monitor must not wait for that.
-    fn room(&self) -> usize {
-        match self.serial.try_lock() {
-            Ok(serial) => serial.fifo_capacity(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().fifo_capacity(),
-            Err(TryLockError::WouldBlock) => 0,
+    /// Gives the guest what it can take of what was typed. Nothing while a vCPU is writing, perhaps to a
+    /// reader that does not read: the monitor must not wait for that.
+    fn pass_on(&self, pending: &mut Vec<u8>) {
+        if pending.is_empty() {
+            return;
         }
+        let mut serial = match self.serial.try_lock() {
+            Ok(serial) => serial,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let room = serial.fifo_capacity().min(pending.len());
+        let taken = if room == 0 { 0 } else { serial.enqueue(&pending[..room]) };
+        pending.drain(..taken);
     }
+}
 
-    fn enqueue(&self, bytes: &[u8]) {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes);
-    }
+/// What is known of the vCPUs' sleep.
+#[derive(Default)]
+struct Sleep {
+    /// Exits of each at the last look.
+    exits: Vec<u64>,
+    /// Looks in a row at which all were asleep.
+    rounds: u32,
 }
 
 /// What woke the monitor.

@@ -151,13 +151,13 @@ impl Report {
             true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
         };
         format!(
-            "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {} in a {} pool; {first}; \
+            "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
              audit {}; {ending}",
             memory.violations(),
             memory.prefilled,
             memory.resident.frames(),
             memory.pool.frames,
-            self.pool.split(" (").next().unwrap_or_default(),
+            self.pool,
             self.audit,
         )
     }

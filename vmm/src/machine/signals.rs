@@ -13,9 +13,16 @@ static INBOX: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn on_signal(number: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {
     let byte = number as u8;
-    // SAFETY: `write` is async-signal-safe; the byte lives until it returns. A full pipe means that the
-    // monitor has been told already; a closed descriptor, that it is gone.
-    unsafe { libc::write(INBOX.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+    // SAFETY:
+    // 1. `write` is async-signal-safe; the byte lives until it returns. A full pipe means that the monitor
+    //    has been told already; a closed descriptor, that it is gone;
+    // 2. `errno` is this thread's, and is put back for the code that was interrupted.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        libc::write(INBOX.load(Ordering::Relaxed), (&raw const byte).cast(), 1);
+        *errno = before;
+    }
 }
 
 /// Where signals arrive.

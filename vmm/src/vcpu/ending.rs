@@ -107,6 +107,9 @@ impl fmt::Display for Ending {
             Ending::TripleFault(cpu) => write!(f, "the guest met a triple fault at {cpu}"),
             Ending::Signal(number) => write!(f, "ended by signal {number}"),
             Ending::Escape => f.write_str("ended from the console"),
+            Ending::Memory(error @ FaultError::Exhausted { .. }) => {
+                write!(f, "the guest was stopped: {error}; raise memory.pool or lower memory.size")
+            }
             Ending::Memory(error) => write!(f, "the guest was stopped: {error}"),
             Ending::Unclaimed { space, access, cpu } => {
                 let direction = match access.direction {

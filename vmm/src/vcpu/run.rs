@@ -44,12 +44,13 @@ impl Progress {
         self.exits.load(Ordering::Relaxed)
     }
 
-    /// Asks, with the next kick, whether the vCPU sleeps for ever.
+    /// Asks, with the next kick, whether the vCPU sleeps for ever. Until it answers, it does not.
     pub fn ask(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
         self.asked.store(true, Ordering::Relaxed);
     }
 
-    /// The answer: halted with interrupts off, or not started by anyone.
+    /// The answer to the last question: halted with interrupts off, or not started by anyone.
     pub fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed)
     }

@@ -175,7 +175,8 @@ impl Descriptor {
         Ok(())
     }
 
-    /// Takes up to [`BATCH`] messages, without waiting; how many.
+    /// Takes up to [`BATCH`] messages, without waiting, and adds the faults among them to `into`, which is
+    /// empty; how many.
     pub(super) fn read(&self, into: &mut Vec<Message>) -> Result<usize, Errno> {
         const BYTES: usize = size_of::<uffd_msg>();
         let mut buffer = [0u8; BATCH * BYTES];
@@ -197,7 +198,7 @@ impl Descriptor {
             let access = if write { Access::Write } else { Access::Read };
             into.push(Message { address: Hva::new(fault.address), access });
         }
-        Ok(bytes / BYTES)
+        Ok(into.len())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The threads that turn the window's faults into violations of the table.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -46,7 +47,8 @@ const STOP: epoll::EventData = epoll::EventData::new_u64(1);
 const STACK_BYTES: usize = 128 << 10;
 
 impl FaultThreads {
-    /// Starts `count` threads that call `handler` for every fault in the windows of `mirror`.
+    /// Starts `count` threads that call `handler` for every fault in the windows of `mirror`, and
+    /// `on_failure` if they cannot go on.
     ///
     /// # Errors
     /// What the system says about another thread or descriptor.
@@ -54,6 +56,7 @@ impl FaultThreads {
         mirror: &Arc<Uffd>,
         count: usize,
         handler: &Arc<Handler>,
+        on_failure: impl Fn() + Clone + Send + 'static,
     ) -> std::io::Result<FaultThreads> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let tally = Arc::new(Tally::default());
@@ -65,11 +68,18 @@ impl FaultThreads {
             epoll::add(&events, &mirror.descriptor, FAULT, exclusive)?;
             epoll::add(&events, &*started.stop, STOP, epoll::EventFlags::IN)?;
             let (mirror, handler) = (Arc::clone(mirror), Arc::clone(handler));
+            let on_failure = on_failure.clone();
             let tally = Arc::clone(&started.tally);
             let thread = Builder::new()
                 .name(format!("fault{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || serve(&mirror, &events, &*handler, &tally))?;
+                .spawn(move || {
+                    let served = AssertUnwindSafe(|| serve(&mirror, &events, &*handler, &tally));
+                    // Whoever waits for this thread would wait for ever. The panic has been printed.
+                    if catch_unwind(served).is_err() {
+                        on_failure();
+                    }
+                })?;
             started.threads.push(thread);
         }
         Ok(started)
@@ -122,7 +132,7 @@ fn serve(mirror: &Uffd, events: &OwnedFd, handler: &Handler, tally: &Tally) {
             Err(error) => panic!("a fault thread cannot read faults: {error}"),
         }
         for message in messages.drain(..) {
-            // An address outside of every window is a message from before a region went away.
+            // Nothing else is registered, so there is no other address.
             if let Some(gpa) = mirror.gpa(message.address) {
                 handler(gpa, message.access);
             }

@@ -11,7 +11,7 @@
 //! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
 //! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
-//! | remap            | `mmap(MAP_FIXED)` of the file elsewhere, and registration again            |
+//! | remap            | `mremap` of a registered mapping of the file elsewhere into its place       |
 //!
 //! A page whose frame is not in its place in its block is a mapping of its own (a *stray*); the kernel
 //! allows 65,530 of them (`vm.max_map_count`), after which installing fails by name.
@@ -74,6 +74,7 @@ impl Uffd {
         let level = self.pool.granule().level().unwrap_or(Level::PT);
         let page = GfnRange::entry(gpa.gfn(), level);
         // Failing, the vCPU's signal still ends the wait of all accesses but those that KVM emulates.
+        let _ = window.close(&self.descriptor, page);
         let _ = window.scratch(page);
         let _ = self.descriptor.wake(window.hva(page.start()), page.bytes());
     }
@@ -143,8 +144,14 @@ impl Mirror for Uffd {
                 }
                 let whole = part.frames() == PageSize::Size2M.frames();
                 if whole && prot == Prot::Rwx && self.pool.has_huge_folios() {
-                    window.open(&self.descriptor, part)?;
-                    continue;
+                    match window.open(&self.descriptor, part) {
+                        // No mapping is left to split off: the block is served page by page.
+                        Err(Errno::NOMEM) => {}
+                        result => {
+                            result?;
+                            continue;
+                        }
+                    }
                 }
                 self.descriptor.install(start, part.bytes(), page.bytes(), prot)?;
             }
@@ -154,7 +161,7 @@ impl Mirror for Uffd {
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
         self.for_windows(range, "MADV_DONTNEED", |window, part| {
-            window.drop_translations(&self.descriptor, part)
+            window.drop_translations(&self.descriptor, &self.pool, part)
         })
     }
 
@@ -162,7 +169,7 @@ impl Mirror for Uffd {
         self.for_windows(range, "UFFDIO_WRITEPROTECT", |window, part| {
             if part.chunks(PageSize::Size2M.frames()).any(|block| window.is_open(block.start())) {
                 // A huge page cannot be protected in part. Dropped, it comes back with the new rights.
-                return window.drop_translations(&self.descriptor, part);
+                return window.drop_translations(&self.descriptor, &self.pool, part);
             }
             let start = window.hva(part.start());
             self.descriptor.protect(start, part.bytes(), prot)
@@ -170,7 +177,7 @@ impl Mirror for Uffd {
     }
 
     fn remap(&self, run: Run) -> Result<(), MirrorError> {
-        self.for_windows(run.range(), "mmap", |window, part| {
+        self.for_windows(run.range(), "mremap", |window, part| {
             let frame = run.frame.add(part.start().as_u64() - run.gfn.as_u64());
             window.remap(&self.descriptor, &self.pool, part, frame)
         })

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr::null_mut;
+use std::thread::Builder;
 
 use rustix::io::Errno;
 use rustix::mm::{
@@ -34,6 +35,9 @@ pub(super) struct Window {
     /// How many strays there are, so that nobody looks where there are none.
     nr_strays: AtomicU64,
 }
+
+/// The stack of a thread that makes one system call.
+const MOVER_STACK_BYTES: usize = 64 << 10;
 
 /// Frames of a block.
 const BLOCK: u64 = PageSize::Size2M.frames();
@@ -97,8 +101,13 @@ impl Window {
             let wanted = frame.add(part.start().as_u64() - range.start().as_u64());
             self.block(part.start()).load(Ordering::Relaxed) == wanted.block().index() as u32
         });
-        let strays = self.forget_strays(range);
-        if in_place && !strays { Ok(()) } else { self.point(uffd, pool, range, frame) }
+        if in_place && !self.has_strays(range) {
+            return Ok(());
+        }
+        self.point(uffd, pool, range, frame)?;
+        // Only now: had the move failed, they would still be where they are.
+        self.forget_strays(range);
+        Ok(())
     }
 
     /// Whether every page of `range`, in one block, points to its frame from `frame` on.
@@ -167,8 +176,16 @@ impl Window {
     pub(super) fn drop_translations(
         &self,
         uffd: &Descriptor,
+        pool: &Pool,
         range: GfnRange,
     ) -> Result<(), Errno> {
+        let granule = pool.granule().frames();
+        if !range.start().as_u64().is_multiple_of(granule)
+            || !range.frames().is_multiple_of(granule)
+        {
+            // The kernel would round it down, and drop nothing.
+            return Err(Errno::INVAL);
+        }
         // First, or the host would fill what is dropped.
         self.close(uffd, range)?;
         let start = self.hva(range.start()).as_u64() as *mut _;
@@ -255,38 +272,49 @@ impl Window {
             unsafe { mmap(null_mut(), bytes, prot, flags, pool.file(), frame.offset())? } as u64;
         let moved = uffd.register(Hva::new(staged), range.bytes()).and_then(|()| {
             std::thread::scope(|scope| {
-                // SAFETY:
-                // 1. the staged mapping is ours alone and nothing points into it;
-                // 2. the target lies in the window, which this type owns, so nothing else's is replaced;
-                // 3. no reference of this process points into a window: guests alone access it.
-                let mover = scope.spawn(move || unsafe {
-                    let flags = MremapFlags::MAYMOVE;
-                    mremap_fixed(staged as *mut _, bytes, bytes, flags, to as *mut _).map(|_| ())
-                });
+                let mover =
+                    Builder::new().stack_size(MOVER_STACK_BYTES).spawn_scoped(scope, move || {
+                        let flags = MremapFlags::MAYMOVE;
+                        // SAFETY:
+                        // 1. the staged mapping is ours alone and nothing points into it;
+                        // 2. the target lies in the window, which this type owns, so nothing else's is
+                        //    replaced;
+                        // 3. no reference of this process points into a window: guests alone access it.
+                        unsafe { mremap_fixed(staged as *mut _, bytes, bytes, flags, to as *mut _) }
+                            .map(|_| ())
+                    });
+                let mover = mover.map_err(|_| Errno::AGAIN)?;
                 while !mover.is_finished() {
-                    uffd.pass_over_messages()?;
+                    // What cannot be read here is read by a fault thread.
+                    let _ = uffd.pass_over_messages();
                     std::thread::yield_now();
                 }
+                // It has no way to panic; if it did, the mapping was not moved.
                 mover.join().unwrap_or(Err(Errno::INTR))
             })
         });
         if moved.is_err() {
-            // SAFETY: the staged mapping was not moved, and nothing points into it.
-            let _ = unsafe { munmap(staged as *mut _, bytes) };
+            // SAFETY: the staged mapping was not moved, and nothing points into it. The target may have
+            // been unmapped by the failed move; where it was, nobody else may come, and the guest may
+            // not read what lies there.
+            unsafe {
+                let _ = munmap(staged as *mut _, bytes);
+                let keep = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+                let _ = mmap_anonymous(to as *mut _, bytes, ProtFlags::empty(), keep);
+            }
         }
         moved
     }
 
-    /// Forgets the strays of `range`; whether there were any.
-    fn forget_strays(&self, range: GfnRange) -> bool {
-        if self.nr_strays.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+    fn has_strays(&self, range: GfnRange) -> bool {
+        self.nr_strays.load(Ordering::Relaxed) > 0
+            && self.strays.lock().range(range.start()..range.end()).next().is_some()
+    }
+
+    fn forget_strays(&self, range: GfnRange) {
         let mut strays = self.strays.lock();
-        let before = strays.len();
         strays.retain(|&gfn, _| !range.contains(gfn));
         self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
-        strays.len() != before
     }
 
     fn open_bit(&self, gfn: Gfn) -> (&AtomicU64, u64) {

@@ -127,11 +127,18 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
     let irqchip = if builtin && vcpus.value == 1 { Irqchip::None } else { Irqchip::Kernel };
     // A built-in guest touches only what it knows to be there; a kernel probes.
     let unclaimed = if builtin { Unclaimed::Stop } else { Unclaimed::Ignore };
+    let several = vcpus.value > 1;
     Ok(Machine {
-        vcpus,
         irqchip: setting(raw, &schema::IRQCHIP, irqchip, |w| {
-            keyword_or_auto(w, irqchip, Irqchip::ALL, Irqchip::as_str)
+            let chip = keyword_or_auto(w, irqchip, Irqchip::ALL, Irqchip::as_str)?;
+            if several && chip == Irqchip::None {
+                return Err(
+                    "several vCPUs start one another by interrupts: it must be \"kernel\"".into()
+                );
+            }
+            Ok(chip)
         })?,
+        vcpus,
         unclaimed: setting(raw, &schema::UNCLAIMED, unclaimed, |w| {
             keyword_or_auto(w, unclaimed, Unclaimed::ALL, Unclaimed::as_str)
         })?,
