@@ -130,6 +130,11 @@ exception:
 /* ---- Tables ---- */
 
 .section .data.tables, "aw"
+/* The boot CPU's stack is painted, so it is part of the image: what is zero is filled at its first touch, and that fault
+   would come before the first byte of output. */
+.balign 4096
+boot_stack:
+    .fill {STACK_SIZE}, 1, 0xa5
 
 /*
  * Identity map of the low 4 GiB in 2 MiB pages, U/S = 1 throughout, so CPL 3 reaches RAM and the local APIC alike; what lies
@@ -195,7 +200,7 @@ idtr:
 /* What IRETQ pops: RIP, CS, RFLAGS, RSP, SS. RSP is as after a CALL: 8 below a multiple of 16. */
 .balign 8
 boot_frame:
-    .quad {start}, USER_CS, 2, stacks + {STACK_SIZE} - 8, USER_SS
+    .quad {start}, USER_CS, 2, boot_stack + {STACK_SIZE} - 8, USER_SS
 exception_frame:
     .quad {report}, USER_CS, 2, exception_stack_top - 8, USER_SS
 /* Of one application CPU at a time: smp.rs, struct ApBoot. */
@@ -233,7 +238,8 @@ tss:
     .set cpu, cpu + 1
 .endr
 
-.section .bss
+/* The other CPUs' stacks; the first is nobody's. Behind what is small and used at once (link.ld). */
+.section .bss.large, "aw", @nobits
 .balign 4096
 .globl stacks
 stacks:

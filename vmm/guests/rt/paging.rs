@@ -21,6 +21,7 @@ const PAGE_2M: u64 = 0xe7;
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
 
+#[unsafe(link_section = ".bss.large")]
 static DIRECTORIES: [Table; POOL] = [const { Table([const { AtomicU64::new(0) }; 512]) }; POOL];
 static GIVEN: AtomicUsize = AtomicUsize::new(0);
 
