@@ -144,8 +144,10 @@ impl<P: Protocol> Service<P> {
         };
         let handler: Arc<_> = {
             let (space, mirror, on_stop) = (Shared::clone(&space), Arc::clone(&mirror), on_stop);
-            Arc::new(move |gpa: Gpa, access: Access| {
-                if let Err(error) = fault::fault(&space, gpa, access) {
+            Arc::new(move |gpa: Gpa, access: Access| match fault::fault(&space, gpa, access) {
+                Ok(Filled::Fresh(PageSize::Size2M)) => fault::prepare_next(&space, gpa),
+                Ok(_) => {}
+                Err(error) => {
                     on_stop(&error);
                     mirror.abandon(gpa);
                 }

@@ -169,6 +169,28 @@ fn serve<P: Protocol>(
     Ok(Filled::Fresh(PageSize::Size4K))
 }
 
+/// Has the host back the block behind the one around `gpa`, which was just filled, if the guest walks
+/// upwards: zeroing a block takes most of a block fault, and the vCPU is at work meanwhile. Nothing is
+/// mapped and no frame is taken; if the guest goes elsewhere, a block of the host's memory was made early.
+#[cfg(not(loom))]
+pub(crate) fn prepare_next<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) {
+    let here = GfnRange::entry(gpa.gfn(), Level::PD);
+    let Some(region) = space.region(here.start()) else { return };
+    let blocks = PageSize::Size2M.frames();
+    let before = here.start().as_u64().checked_sub(blocks).map(Gfn::new);
+    let next = GfnRange::entry(here.end(), Level::PD);
+    let upwards = before.is_some_and(|gfn| walk(space, gfn) != Entry::Absent);
+    if upwards && region.range.covers(next) && walk(space, next.start()) == Entry::Absent {
+        let preferred = region.preferred_frame(next.start(), space.pool.nr_frames());
+        space.pool.prepare(preferred.block());
+    }
+}
+
+#[cfg(not(loom))]
+fn walk<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Entry {
+    space.table.walk(&space.table.enter(), gfn).entry
+}
+
 /// Maps every absent page of `range`, which is RAM, before anyone touches it, in whole blocks where the
 /// policy is to fill blocks; how many.
 pub(crate) fn populate<P: Protocol>(

@@ -51,18 +51,24 @@ impl DirectMap {
         unsafe { self.pointer(first, 0, bytes).write_bytes(0, bytes) };
     }
 
-    /// Makes the host back `frames` from `first` on, which have never been written, so that they can be
-    /// mapped into a window. They read as zero.
-    pub(crate) fn populate(&self, first: FrameNo, frames: u64) {
+    /// Asks the host to back `frames` from `first` on, whoever uses them. Their bytes stay what they are.
+    ///
+    /// # Errors
+    /// What `madvise` says; `EINVAL` before Linux 5.14.
+    pub(crate) fn prefault(&self, first: FrameNo, frames: u64) -> Result<(), Errno> {
         let bytes = (frames * FRAME_BYTES) as usize;
         let start = self.pointer(first, 0, bytes);
-        if frames > 1 {
-            // SAFETY: populating changes no byte.
-            let done = unsafe { madvise(start.cast(), bytes, Advice::LinuxPopulateWrite) };
-            if done.is_ok() {
-                return;
-            }
+        // SAFETY: populating changes no byte.
+        unsafe { madvise(start.cast(), bytes, Advice::LinuxPopulateWrite) }
+    }
+
+    /// Makes the host back `frames` from `first` on, which have never been written and are the caller's
+    /// alone, so that they can be mapped into a window. They read as zero.
+    pub(crate) fn populate(&self, first: FrameNo, frames: u64) {
+        if frames > 1 && self.prefault(first, frames).is_ok() {
+            return;
         }
+        let start = self.pointer(first, 0, (frames * FRAME_BYTES) as usize);
         for frame in 0..frames {
             // SAFETY:
             // 1. the byte lies in the mapping, as above;

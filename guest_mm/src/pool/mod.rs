@@ -171,6 +171,17 @@ impl Pool {
         self.ledger.release(first, frames);
     }
 
+    /// Has the host back a free block whose bytes are zero, so that whoever takes it finds it ready. One
+    /// that is taken meanwhile loses nothing: this changes no byte.
+    #[cfg(not(loom))]
+    pub(crate) fn prepare(&self, block: BlockNo) {
+        let state = self.ledger.frame_state(block.first());
+        if state.owner == Owner::Buddy && !state.written {
+            // Failing, the block is backed when it is taken.
+            let _ = self.memory.prefault(block.first(), PageSize::Size2M.frames());
+        }
+    }
+
     /// The bytes of the pool.
     pub(crate) fn memory(&self) -> &DirectMap {
         &self.memory
