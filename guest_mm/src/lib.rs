@@ -23,7 +23,6 @@
 //! # Known holes
 //! * No pins, collapse, sharing, images, post-copy or dirty tracking yet.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
-//! * The RAM ranges of a guest are taken not to overlap; nobody checks.
 //! * Pages that the guest gave up stay in the pool, not with the host.
 
 // F0

@@ -35,6 +35,7 @@ use crate::protocol::Protocol;
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::table::OutOfTables;
 use crate::table::cursor::Cursor;
+use crate::table::walk::Walked;
 use crate::table::zap::{Late, Published};
 
 /// The rights of RAM.
@@ -135,6 +136,11 @@ fn serve<P: Protocol>(
             return Ok(filled);
         }
     }
+    if space.pool.granule() > PageSize::Size4K && walk(space, gfn).entry == Entry::Absent {
+        // No whole page was left, and this pool has no others.
+        let cause = Exhausted { frames: space.pool.nr_frames() };
+        return Err(FaultError::Exhausted { gpa, access, cause });
+    }
     // F1
     let mut cursor = space.table.cursor_at(gfn, Level::PT)?;
     // F2
@@ -179,16 +185,17 @@ pub(crate) fn prepare_next<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) {
     let blocks = PageSize::Size2M.frames();
     let before = here.start().as_u64().checked_sub(blocks).map(Gfn::new);
     let next = GfnRange::entry(here.end(), Level::PD);
-    let upwards = before.is_some_and(|gfn| walk(space, gfn) != Entry::Absent);
-    if upwards && region.range.covers(next) && walk(space, next.start()) == Entry::Absent {
+    let upwards = before.is_some_and(|gfn| walk(space, gfn).entry != Entry::Absent);
+    let untouched = walk(space, next.start()).entry == Entry::Absent;
+    if upwards && region.range.covers(next) && untouched {
         let preferred = region.preferred_frame(next.start(), space.pool.nr_frames());
         space.pool.prepare(preferred.block());
     }
 }
 
-#[cfg(not(loom))]
-fn walk<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Entry {
-    space.table.walk(&space.table.enter(), gfn).entry
+/// The entry for `gfn`, for decisions that are made again under the lock.
+fn walk<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Walked {
+    space.table.walk(&space.table.enter(), gfn)
 }
 
 /// Maps every absent page of `range`, which is RAM, before anyone touches it, in whole blocks where the
@@ -227,10 +234,8 @@ fn fill_huge<P: Protocol>(
     let Some(level) = size.level() else { return Ok(None) };
     let range = GfnRange::entry(gfn, level);
     let _right = space.fill_locks.lock(gfn, size);
-    let untouched = {
-        let walked = space.table.walk(&space.table.enter(), gfn);
-        walked.entry == Entry::Absent && walked.level >= level
-    };
+    let walked = walk(space, gfn);
+    let untouched = walked.entry == Entry::Absent && walked.level >= level;
     if !untouched || !region.range.covers(range) {
         return Ok(None);
     }
@@ -238,6 +243,7 @@ fn fill_huge<P: Protocol>(
     // GiB. Only who maps single pages here meanwhile makes it in vain.
     let hint = region.preferred_frame(range.start(), space.pool.nr_frames());
     let Some(frame) = space.pool.alloc_run_zeroed(size, hint) else { return Ok(None) };
+    // F1
     let mut cursor = match space.table.cursor_at(gfn, level) {
         Ok(cursor) => cursor,
         Err(error) => {
@@ -245,6 +251,7 @@ fn fill_huge<P: Protocol>(
             return Err(error.into());
         }
     };
+    // F2
     if cursor.level() != level || cursor.entry(gfn) != Entry::Absent {
         drop(cursor);
         space.pool.release(frame, size.frames());
@@ -256,6 +263,7 @@ fn fill_huge<P: Protocol>(
         space.pool.release(frame, size.frames());
         return Err(error.into());
     }
+    // F4
     let published = cursor.map(range.start(), Leaf { frame, prot: RAM });
     // F5, F6
     match install::<P>(published, &*space.mirror)? {

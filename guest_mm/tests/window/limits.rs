@@ -185,3 +185,23 @@ fn a_part_of_a_hugetlb_page_cannot_be_taken_away() {
     assert_eq!(test.load(0), 9);
     test.close();
 }
+
+/// A pool whose pages cannot be divided is exhausted when no whole page is left.
+#[test]
+fn an_exhausted_hugetlb_pool_says_so() {
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if free < 1 {
+        skip("no free huge page (vm.nr_hugepages)");
+        return;
+    }
+    let choice = BackingChoice::Only(BackingKind::Hugetlb);
+    let mm = GuestMm::new(choice, 2 * MIB, PageSize::Size2M).unwrap();
+    let test = add(&mm, 4 * MIB, PageSize::Size2M);
+    test.store(0, 1);
+    let toucher = test.store_aside(2 * MIB);
+    assert!(matches!(test.stop(), FaultError::Exhausted { .. }));
+    toucher.join().unwrap();
+    assert_eq!(test.load(0), 1);
+    test.close();
+}
