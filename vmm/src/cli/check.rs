@@ -70,7 +70,7 @@ impl Display for Report<'_> {
             fact(f, "", format_args!("{range} ({}, {place} the MMIO hole)", ram.length))?;
         }
         row(f, "pool", &memory.pool)?;
-        fact(f, "", "rounded up to whole blocks of 2 MiB")?;
+        fact(f, "", format_args!("{} whole blocks of 2 MiB", memory.pool.value.get() >> 21))?;
         let ratio = memory.overcommit();
         let meaning = if ratio > 1.0 {
             "overcommit: the machine stops when the pool is used up"
