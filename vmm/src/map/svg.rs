@@ -201,23 +201,4 @@ mod tests {
         assert_eq!(squares.count(), 40);
         assert!(picture.contains("<title>0x4e00000: 2 MiB untouched</title>"), "{picture}");
     }
-
-    /// For a look at it: `cargo test -p vmm --lib pictures_to_look_at -- --ignored`.
-    #[test]
-    #[ignore = "writes files for a person to look at"]
-    fn pictures_to_look_at() {
-        let folder = std::env::temp_dir();
-        let mut small = samples::blocks(0, 32);
-        small[0].small = 60;
-        small[1].small = 300;
-        small[16].guard = 1;
-        let large = samples::document(samples::blocks(0, 64 * 1024));
-        for (name, document) in
-            [("mixed", samples::mixed()), ("small", samples::document(small)), ("large", large)]
-        {
-            let path = folder.join(format!("slat-map-{name}.svg"));
-            std::fs::write(&path, picture(&document)).unwrap();
-            println!("{}", path.display());
-        }
-    }
 }

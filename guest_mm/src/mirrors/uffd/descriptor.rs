@@ -17,6 +17,7 @@ use linux_raw_sys::ioctl::{
     UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE,
     UFFDIO_WRITEPROTECT,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
@@ -42,6 +43,9 @@ const FEATURES: u32 = UFFD_FEATURE_PAGEFAULT_FLAG_WP
     | UFFD_FEATURE_EXACT_ADDRESS
     // A moved mapping stays registered (`Window::map`).
     | UFFD_FEATURE_EVENT_REMAP;
+
+/// How long the mover of a mapping waits before it looks whether somebody else read its event.
+const MOVE_WAIT_NS: i64 = 200_000;
 
 /// Messages that one read takes at most.
 pub(super) const BATCH: usize = 16;
@@ -164,19 +168,22 @@ impl Descriptor {
         unsafe { ioctl(&self.0, Setter::<{ UFFDIO_WAKE as Opcode }, _>::new(range(start, bytes))) }
     }
 
-    /// Reads what is there and lets every access that was reported try again, so that it is reported again.
-    pub(super) fn pass_over_messages(&self) -> Result<(), Errno> {
+    /// Waits a little for messages, and lets every access that they report try again, so that it is
+    /// reported again; whether the event of a moved mapping was among them.
+    pub(super) fn pass_over_messages(&self) -> Result<bool, Errno> {
+        let wait = Timespec { tv_sec: 0, tv_nsec: MOVE_WAIT_NS };
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&wait))?;
         let mut messages = Vec::new();
-        self.read(&mut messages)?;
+        let others = self.read(&mut messages)?;
         for message in messages {
             let page = Hva::new(message.address.as_u64() & !(FRAME_BYTES - 1));
             self.wake(page, FRAME_BYTES)?;
         }
-        Ok(())
+        Ok(others > 0)
     }
 
-    /// Takes up to [`BATCH`] messages, without waiting, and adds the faults among them to `into`, which is
-    /// empty; how many.
+    /// Takes up to [`BATCH`] messages, without waiting, and adds the faults among them to `into`; how many
+    /// others there were.
     pub(super) fn read(&self, into: &mut Vec<Message>) -> Result<usize, Errno> {
         const BYTES: usize = size_of::<uffd_msg>();
         let mut buffer = [0u8; BATCH * BYTES];
@@ -184,11 +191,13 @@ impl Descriptor {
             Err(Errno::AGAIN | Errno::INTR) => 0,
             result => result?,
         };
+        let mut others = 0;
         for raw in buffer[..bytes].chunks_exact(BYTES) {
             // SAFETY: the kernel wrote a whole message here, and every bit pattern is one; the read
             // does not ask for alignment.
             let message = unsafe { raw.as_ptr().cast::<uffd_msg>().read_unaligned() };
             if u32::from(message.event) != UFFD_EVENT_PAGEFAULT {
+                others += 1;
                 continue;
             }
             // SAFETY: the event says which part of the union was written.
@@ -198,7 +207,7 @@ impl Descriptor {
             let access = if write { Access::Write } else { Access::Read };
             into.push(Message { address: Hva::new(fault.address), access });
         }
-        Ok(into.len())
+        Ok(others)
     }
 }
 

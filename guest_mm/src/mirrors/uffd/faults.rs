@@ -123,14 +123,14 @@ fn serve(mirror: &Uffd, events: &OwnedFd, handler: &Handler, tally: &Tally) {
         if ready.iter().any(|event| event.data.u64() == STOP.u64()) {
             return;
         }
-        match mirror.descriptor.read(&mut messages) {
-            Ok(0) => continue,
-            Ok(count) => {
-                tally.messages.fetch_add(count as u64, Ordering::Relaxed);
-                tally.batches.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => panic!("a fault thread cannot read faults: {error}"),
+        if let Err(error) = mirror.descriptor.read(&mut messages) {
+            panic!("a fault thread cannot read faults: {error}");
         }
+        if messages.is_empty() {
+            continue;
+        }
+        tally.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        tally.batches.fetch_add(1, Ordering::Relaxed);
         for message in messages.drain(..) {
             // Nothing else is registered, so there is no other address.
             if let Some(gpa) = mirror.gpa(message.address) {

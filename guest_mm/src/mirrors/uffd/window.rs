@@ -285,9 +285,13 @@ impl Window {
                     });
                 let mover = mover.map_err(|_| Errno::AGAIN)?;
                 while !mover.is_finished() {
-                    // What cannot be read here is read by a fault thread.
-                    let _ = uffd.pass_over_messages();
-                    std::thread::yield_now();
+                    // What cannot be read here is read by a fault thread. The event that was read may be
+                    // another mover's, so it is only a hint that this one is about to end.
+                    let mut soon = u32::from(uffd.pass_over_messages() == Ok(true)) * 100;
+                    while soon > 0 && !mover.is_finished() {
+                        std::thread::yield_now();
+                        soon -= 1;
+                    }
                 }
                 // It has no way to panic; if it did, the mapping was not moved.
                 mover.join().unwrap_or(Err(Errno::INTR))
