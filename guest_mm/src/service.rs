@@ -231,7 +231,8 @@ impl<P: Protocol> Guest<P> {
         fault::fault(&self.space, gpa, access)
     }
 
-    /// Fills every absent page of `range`, which is RAM; how many there were.
+    /// Fills every absent page of `range`, which is RAM, and where the policy is to fill blocks the rest of its
+    /// blocks too; how many pages were filled.
     ///
     /// # Errors
     /// [`FaultError`]; pages before the one that it names are filled.

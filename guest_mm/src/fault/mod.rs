@@ -19,13 +19,13 @@
 //!             given to another, and the guest still reads it.
 //! ```
 //!
-//! [`Published`] borrows the cursor, so code that installs after the
-//! unlock does not compile unless it says `after_unlock`.
+//! [`Published`] borrows the cursor, so code that installs after the unlock does not compile unless it says
+//! `after_unlock`.
 
 #[cfg(loom)]
 mod model;
 
-use crate::addr::{Gfn, GfnRange, Gpa, PageSize};
+use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::entry::{Entry, Leaf, Marker};
 use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
@@ -156,19 +156,18 @@ fn serve<P: Protocol>(
         }
     }
     let page = GfnRange::entry(gfn, Level::PT);
-    let filled = fill(space, &region, cursor, page).map_err(|e| e.at(gpa, access))?;
+    let filled = fill(space, &region, cursor, page, Source::Any).map_err(|e| e.at(gpa, access))?;
     debug_assert!(filled == 1);
     if space.policy.pages > PageSize::Size4K {
         // The block could not be mapped in one piece. What surrounds the page is a convenience: the guest
-        // has what it asked for, may never ask for the rest, and faults again if it does.
-        // Nor is it worth other guests' reservations.
+        // has what it asked for, may never ask for the rest, and faults again if it does. So it is filled
+        // from what the block reserves, and nobody else's memory is taken for it.
         let block = GfnRange::entry(gfn, Level::PD).intersection(region.range);
-        let cursor = space.table.cursor_at(gfn, Level::PT)?;
+        let cursor = space.table.cursor_on(gfn, Level::PT);
         if let Some(block) = block
             && cursor.level() == Level::PT
-            && cursor.reservation().is_some()
         {
-            let rest = fill(space, &region, cursor, block);
+            let rest = fill(space, &region, cursor, block, Source::InPlace);
             count(&space.counters.prefilled, rest.unwrap_or(0));
         }
     }
@@ -185,9 +184,11 @@ pub(crate) fn prepare_next<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) {
     let blocks = PageSize::Size2M.frames();
     let before = here.start().as_u64().checked_sub(blocks).map(Gfn::new);
     let next = GfnRange::entry(here.end(), Level::PD);
+    if !region.range.covers(next) {
+        return;
+    }
     let upwards = before.is_some_and(|gfn| walk(space, gfn).entry != Entry::Absent);
-    let untouched = walk(space, next.start()).entry == Entry::Absent;
-    if upwards && region.range.covers(next) && untouched {
+    if upwards && walk(space, next.start()).entry == Entry::Absent {
         let preferred = region.preferred_frame(next.start(), space.pool.nr_frames());
         space.pool.prepare(preferred.block());
     }
@@ -216,7 +217,8 @@ pub(crate) fn populate<P: Protocol>(
         }
         let cursor = space.table.cursor_at(part.start(), Level::PT)?;
         if cursor.level() == Level::PT {
-            pages += fill(space, &region, cursor, part).map_err(|e| e.at(gpa, access))?;
+            pages +=
+                fill(space, &region, cursor, part, Source::Any).map_err(|e| e.at(gpa, access))?;
         }
     }
     count(&space.counters.prefilled, pages);
@@ -291,13 +293,24 @@ impl FillError {
     }
 }
 
-/// Maps every absent page of `range`, which lies in the page table that `cursor` holds; how many. Pages
-/// that lie in order go into the window in one call: that is 0.2 us a page and not 0.8.
+/// Where a page's frame may come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Its place in the block that its page table reserves.
+    InPlace,
+    /// There if it can, else anywhere.
+    Any,
+}
+
+/// Maps every absent page of `range` for which `source` has a frame; how many. The range lies in the page
+/// table that `cursor` holds. Pages that lie in order go into the window in one call: that is 0.2 us a page
+/// and not 0.8.
 fn fill<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     mut cursor: Cursor<'_, P>,
     range: GfnRange,
+    source: Source,
 ) -> Result<u64, FillError> {
     let mut late = Vec::new();
     let mut run: Option<Run> = None;
@@ -307,7 +320,11 @@ fn fill<P: Protocol>(
         let wanted = gfn < range.end() && cursor.entry(gfn) == Entry::Absent && result.is_ok();
         // F3
         let frame = if wanted {
-            frame_for(space, region, &mut cursor, gfn).map_err(|error| result = Err(error)).ok()
+            let frame = frame_for(space, region, &mut cursor, gfn, source);
+            frame.unwrap_or_else(|error| {
+                result = Err(error);
+                None
+            })
         } else {
             None
         };
@@ -349,14 +366,14 @@ fn install<P: Protocol>(
     }
 }
 
-/// A zeroed frame for the absent page `gfn`: in its place in the block that this page table reserves,
-/// else any.
+/// A zeroed frame for the absent page `gfn`, or none where `source` has none.
 fn frame_for<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
     gfn: Gfn,
-) -> Result<crate::addr::FrameNo, FillError> {
+    source: Source,
+) -> Result<Option<FrameNo>, FillError> {
     let pool: &Pool = &space.pool;
     if cursor.reservation().is_none() && !cursor.has_leaf() {
         let block = cursor.range();
@@ -373,11 +390,9 @@ fn frame_for<P: Protocol>(
     }
     let offset = gfn.offset_in(Level::PT.table_frames());
     let in_place = cursor.reservation().and_then(|r| pool.claim_zeroed(r, offset));
-    in_place.map_or_else(
-        || {
-            count(&space.counters.scattered, 1);
-            pool.alloc_zeroed().map_err(FillError::Exhausted)
-        },
-        Ok,
-    )
+    if in_place.is_some() || source == Source::InPlace {
+        return Ok(in_place);
+    }
+    count(&space.counters.scattered, 1);
+    pool.alloc_zeroed().map(Some).map_err(FillError::Exhausted)
 }

@@ -32,7 +32,7 @@ use super::reclaim::{Guard, retire};
 use super::zap::{FrameRuns, Published, Zap};
 use super::{OutOfTables, Table, decode};
 
-/// A locked table page that hangs in the tree.
+/// A locked table page that hangs in the tree. Dropping it unlocks (L5).
 #[derive(Debug)]
 pub(crate) struct Cursor<'t, P: Protocol> {
     table: &'t Table<P>,
@@ -311,7 +311,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
 
     fn unhook(&mut self, gfn: Gfn, mut below: Cursor<'t, P>, ended: &mut Ended) {
         ended.extend(below.state.reservation.take());
-        // D2
+        // D2, which is R1 of `reclaim`.
         self.publish(gfn, Entry::Absent);
         self.state.live -= 1;
         below.state.attached = false;
@@ -347,7 +347,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     }
 
     fn publish(&self, gfn: Gfn, entry: Entry) {
-        // Release, with the acquire of `walk` and `find`: what lies behind the entry is complete.
+        // L4. Release, with the acquire of `walk` and `find`: what lies behind the entry is complete.
         self.word(gfn).store(entry.encode(self.level()), Ordering::Release);
     }
 
