@@ -76,17 +76,7 @@ impl Row {
         baseline_value: f64,
         goal: Goal,
     ) -> Row {
-        let ratio = value / baseline_value;
-        Row {
-            name: name.into(),
-            value,
-            unit,
-            baseline: baseline.into(),
-            baseline_value: Some(baseline_value),
-            ratio: Some(ratio),
-            goal,
-            holds: goal.is_met(value, Some(ratio)),
-        }
+        Row::alone(name, unit, value, goal).beside(baseline, baseline_value, value / baseline_value)
     }
 
     /// A cost whose baseline is the slower way; the ratio is `baseline_value / value`: how many times faster.
@@ -98,9 +88,7 @@ impl Row {
         baseline_value: f64,
         goal: Goal,
     ) -> Row {
-        let ratio = baseline_value / value;
-        let row = Row::against(name, unit, value, baseline, baseline_value, goal);
-        Row { ratio: Some(ratio), holds: goal.is_met(value, Some(ratio)), ..row }
+        Row::alone(name, unit, value, goal).beside(baseline, baseline_value, baseline_value / value)
     }
 
     /// A figure alone.
@@ -114,6 +102,16 @@ impl Row {
             ratio: None,
             goal,
             holds: goal.is_met(value, None),
+        }
+    }
+
+    fn beside(self, baseline: impl Into<String>, baseline_value: f64, ratio: f64) -> Row {
+        Row {
+            baseline: baseline.into(),
+            baseline_value: Some(baseline_value),
+            ratio: Some(ratio),
+            holds: self.goal.is_met(self.value, Some(ratio)),
+            ..self
         }
     }
 }
