@@ -10,6 +10,18 @@ use tests::{require_userfaultfd, skip};
 
 use super::{MIB, add, range, service};
 
+/// A service on this many hugetlb pages, or none, said aloud, where the host has not set them aside.
+fn on_huge_pages(pages: u64) -> Option<GuestMm> {
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if free < pages {
+        skip(&format!("fewer than {pages} free huge pages (vm.nr_hugepages)"));
+        return None;
+    }
+    let choice = BackingChoice::Only(BackingKind::Hugetlb);
+    Some(GuestMm::new(choice, pages * 2 * MIB, PageSize::Size2M).unwrap())
+}
+
 #[test]
 fn a_write_to_a_read_only_page_stops_the_guest_and_hangs_nobody() {
     if !require_userfaultfd() {
@@ -87,14 +99,7 @@ fn hugetlb_pages_are_mapped_whole() {
     if !require_userfaultfd() {
         return;
     }
-    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    if free < 2 {
-        skip("fewer than 2 free huge pages (vm.nr_hugepages)");
-        return;
-    }
-    let choice = BackingChoice::Only(BackingKind::Hugetlb);
-    let mm = GuestMm::new(choice, 4 * MIB, PageSize::Size2M).unwrap();
+    let Some(mm) = on_huge_pages(2) else { return };
     let test = add(&mm, 4 * MIB, PageSize::Size2M);
     assert_eq!(test.load(3 * MIB), 0);
     test.store(3 * MIB, 9);
@@ -169,14 +174,7 @@ fn memory_that_is_no_ram_cannot_be_marked() {
 /// kept memory that was about to be another's.
 #[test]
 fn a_part_of_a_hugetlb_page_cannot_be_taken_away() {
-    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    if free < 2 {
-        skip("fewer than 2 free huge pages (vm.nr_hugepages)");
-        return;
-    }
-    let choice = BackingChoice::Only(BackingKind::Hugetlb);
-    let mm = GuestMm::new(choice, 4 * MIB, PageSize::Size2M).unwrap();
+    let Some(mm) = on_huge_pages(2) else { return };
     let test = add(&mm, 4 * MIB, PageSize::Size2M);
     test.store(0, 9);
     assert!(test.guest.unmap(range(0, 0x1000)).is_err());
@@ -189,14 +187,7 @@ fn a_part_of_a_hugetlb_page_cannot_be_taken_away() {
 /// A pool whose pages cannot be divided is exhausted when no whole page is left.
 #[test]
 fn an_exhausted_hugetlb_pool_says_so() {
-    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-    let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    if free < 1 {
-        skip("no free huge page (vm.nr_hugepages)");
-        return;
-    }
-    let choice = BackingChoice::Only(BackingKind::Hugetlb);
-    let mm = GuestMm::new(choice, 2 * MIB, PageSize::Size2M).unwrap();
+    let Some(mm) = on_huge_pages(1) else { return };
     let test = add(&mm, 4 * MIB, PageSize::Size2M);
     test.store(0, 1);
     let toucher = test.store_aside(2 * MIB);
@@ -204,4 +195,23 @@ fn an_exhausted_hugetlb_pool_says_so() {
     toucher.join().unwrap();
     assert_eq!(test.load(0), 1);
     test.close();
+}
+
+/// Where no block is whole any more, a guest that fills blocks gets the page that it touches; the rest of the
+/// block is not worth breaking up what another guest reserves.
+#[test]
+fn the_rest_of_a_block_is_not_taken_from_others() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(4 * MIB, PageSize::Size2M);
+    let small = add(&mm, 2 * MIB, PageSize::Size4K);
+    small.store(0, 1);
+    let large = add(&mm, 4 * MIB, PageSize::Size2M);
+    large.store(0, 1);
+    large.store(2 * MIB, 1);
+    assert_eq!(large.guest.stats().resident.leaves, [1, 1, 0]);
+    mm.audit().unwrap();
+    large.close();
+    small.close();
 }

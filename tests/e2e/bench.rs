@@ -1,0 +1,54 @@
+//! The benchmarks run and keep their contract. What they measure is not asserted here: a shared machine decides that.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::{Slat, require_guests};
+
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(240));
+
+/// The keys of a row, and no others.
+const KEYS: [&str; 8] =
+    ["name", "value", "unit", "baseline", "baseline_value", "ratio", "goal", "holds"];
+
+/// Runs the benchmark `name` as quickly as it can be; its rows.
+fn rows(name: &str) -> Vec<Value> {
+    let output = SLAT.run(["bench", name, "--quick", "--json"]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output:?}");
+    let table: Value = serde_json::from_str(&output.stdout).expect("one JSON object");
+    assert_eq!(table["bench"], name);
+    assert!(table["machine"].is_string());
+    let rows = table["rows"].as_array().expect("rows").clone();
+    for row in &rows {
+        let mut keys: Vec<&str> =
+            row.as_object().expect("a row").keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        let mut expected = KEYS;
+        expected.sort_unstable();
+        assert_eq!(keys, expected);
+        assert!(row["value"].as_f64().is_some_and(|value| value > 0.0), "{row}");
+        assert_eq!(row["ratio"].is_null(), row["baseline_value"].is_null(), "{row}");
+    }
+    rows
+}
+
+fn goals(rows: &[Value]) -> Vec<&str> {
+    rows.iter().filter_map(|row| row["goal"].as_str()).filter(|goal| *goal != "-").collect()
+}
+
+#[test]
+fn bench_fault_has_a_row_for_each_figure_with_its_goal() {
+    if !require_guests() {
+        return;
+    }
+    let rows = rows("fault");
+    assert_eq!(goals(&rows), ["ratio <= 1.15", "ratio >= 30", "<= 0.7"]);
+}
+
+#[test]
+fn bench_boot_has_a_row_for_each_figure_with_its_goal() {
+    if !require_guests() {
+        return;
+    }
+    assert_eq!(goals(&rows("boot")), ["ratio <= 1.4", "<= 4"]);
+}
