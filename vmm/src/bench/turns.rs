@@ -1,0 +1,40 @@
+//! Several ways to do one thing, measured in turns: what disturbs one disturbs all.
+
+use std::time::Instant;
+
+use super::BenchError;
+use super::table::median;
+
+/// One measurement: nanoseconds for a unit of work.
+pub(super) type Way<'a> = &'a mut dyn FnMut() -> Result<f64, BenchError>;
+
+/// The median of `rounds` measurements of each way.
+pub(super) fn in_turns<const N: usize>(
+    rounds: usize,
+    mut ways: [Way<'_>; N],
+) -> Result<[f64; N], BenchError> {
+    let mut figures: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    // The first of each warms caches and branch predictors.
+    for round in 0..=rounds {
+        for (way, figures) in ways.iter_mut().zip(&mut figures) {
+            let figure = way()?;
+            if round > 0 {
+                figures.push(figure);
+            }
+        }
+    }
+    Ok(figures.map(|mut figures| median(&mut figures)))
+}
+
+/// Nanoseconds that `work` takes.
+pub(super) fn time<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed().as_secs_f64() * 1e9, result)
+}
+
+/// Nanoseconds that `once` takes for each of `items`.
+pub(super) fn time_each<T: Copy>(items: &[T], mut once: impl FnMut(T)) -> f64 {
+    let (ns, ()) = time(|| items.iter().for_each(|&item| once(item)));
+    ns / items.len() as f64
+}
