@@ -5,10 +5,10 @@ use guest_mm::pool::BackingChoice;
 use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
 /// Frames of a block.
-pub const BLOCK: u64 = PageSize::Size2M.frames();
+pub(crate) const BLOCK: u64 = PageSize::Size2M.frames();
 
 /// A guest of `blocks` blocks of RAM, all of it there in leaves of `pages`. Keep the service as long.
-pub fn guest(blocks: u64, pages: PageSize) -> (Guest, GuestMm) {
+pub(crate) fn guest(blocks: u64, pages: PageSize) -> (Guest, GuestMm) {
     let ram = frames(0, blocks * BLOCK);
     // On huge folios where they are to be had, whatever the faults' size.
     let service = GuestMm::new(BackingChoice::Auto, ram.bytes(), PageSize::Size2M)
@@ -25,6 +25,6 @@ pub fn guest(blocks: u64, pages: PageSize) -> (Guest, GuestMm) {
 }
 
 /// `frames` frames from `first` on.
-pub fn frames(first: u64, frames: u64) -> GfnRange {
+pub(crate) fn frames(first: u64, frames: u64) -> GfnRange {
     GfnRange::new(Gfn::new(first), frames).expect("a range inside of the tables")
 }

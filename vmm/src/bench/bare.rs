@@ -139,8 +139,7 @@ fn serve(uffd: &OwnedFd, mappings: &Mappings, stop: &OwnedFd) {
     }
 }
 
-/// Maps the file's page at `page` and wakes who waits for it.
-pub(super) fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
+fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
     let range = uffdio_range { start: page, len: PAGE };
     let mut arg = uffdio_continue { range, mode: 0, mapped: 0 };
     // SAFETY: UFFDIO_CONTINUE reads and writes one `uffdio_continue`.

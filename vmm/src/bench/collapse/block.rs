@@ -12,7 +12,7 @@ use rustix::mount::{
     fsopen,
 };
 
-use crate::bench::bare::{map, open, proceed, register};
+use crate::bench::bare::{map, open, register};
 
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
@@ -141,11 +141,9 @@ impl Scattered {
         for page in 0..self.blocks * BLOCK / PAGE {
             let (block, index) = (page / (BLOCK / PAGE), page % (BLOCK / PAGE));
             self.point(window + page * PAGE, PAGE, self.frame(block, index))?;
+            self.memory.touch(window + page * PAGE);
         }
-        register(&self.uffd, window, self.blocks * BLOCK)?;
-        (0..self.blocks * BLOCK)
-            .step_by(PAGE as usize)
-            .try_for_each(|offset| proceed(&self.uffd, window + offset))
+        Ok(())
     }
 
     /// Has the pages of a block in the caches.
@@ -153,10 +151,12 @@ impl Scattered {
         (0..BLOCK / PAGE).for_each(|page| self.memory.warm(self.frame(block, page), PAGE));
     }
 
-    /// Gathers a block: what a copy collapse cannot do without. The window is taken from the guest, the pages
-    /// are copied, the window is pointed to the copies and holds the first touch's huge page.
+    /// Gathers a block: what a copy collapse cannot do without. The window is taken from the guest, whose
+    /// accesses are reported from then on; the pages are copied; the window is pointed to the copies and
+    /// takes a huge page at the first touch.
     pub(super) fn gather(&self, block: u64) -> io::Result<()> {
         let (window, to) = (self.memory.window + block * BLOCK, (self.blocks + block) * BLOCK);
+        register(&self.uffd, window, BLOCK)?;
         // SAFETY: a shared mapping of a file loses no byte.
         unsafe { madvise(window as *mut _, BLOCK as usize, Advice::LinuxDontNeed)? };
         for page in 0..BLOCK / PAGE {
