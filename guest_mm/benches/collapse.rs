@@ -1,7 +1,7 @@
 //! Collapse and split of blocks whose pages lie in place. `slat bench collapse` has them, and blocks that have to
 //! be copied, beside their baselines.
 
-mod common;
+mod guest;
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use guest_mm::addr::PageSize;
 use guest_mm::collapse::CollapsePolicy;
 
-use common::{BLOCK, frames, guest};
+use guest::{BLOCK, frames, guest};
 
 const BLOCKS: u64 = 16;
 

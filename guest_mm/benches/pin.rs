@@ -1,6 +1,6 @@
 //! Pins: a page, a batch of pages, a block. `slat bench pin` has them beside their baselines.
 
-mod common;
+mod guest;
 
 use std::hint::black_box;
 
@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use guest_mm::addr::{GpaRange, PageSize};
 use guest_mm::prot::Access;
 
-use common::{BLOCK, frames, guest};
+use guest::{BLOCK, frames, guest};
 
 const BLOCKS: u64 = 128;
 const PAGES: u64 = BLOCKS * BLOCK;
