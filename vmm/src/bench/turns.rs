@@ -38,3 +38,30 @@ pub(super) fn time_each<T: Copy>(items: &[T], mut once: impl FnMut(T)) -> f64 {
     let (ns, ()) = time(|| items.iter().for_each(|&item| once(item)));
     ns / items.len() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_take_turns_and_the_first_round_does_not_count() {
+        let order = std::cell::RefCell::new(String::new());
+        let way = |name, figures: [f64; 4]| {
+            let (order, mut figures) = (&order, figures.into_iter());
+            move || {
+                order.borrow_mut().push(name);
+                Ok(figures.next().expect("a figure for each round"))
+            }
+        };
+        let (mut a, mut b) = (way('a', [99.0, 3.0, 1.0, 2.0]), way('b', [0.0, 5.0, 6.0, 4.0]));
+        let medians = in_turns(3, [&mut a, &mut b]).expect("no way fails");
+        assert_eq!(medians, [2.0, 5.0]);
+        assert_eq!(*order.borrow(), "abababab");
+    }
+
+    #[test]
+    fn a_way_that_fails_ends_it() {
+        let mut bad = || Err(BenchError::Guest("no".into()));
+        assert!(in_turns(3, [&mut bad]).is_err());
+    }
+}

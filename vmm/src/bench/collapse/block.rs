@@ -46,11 +46,16 @@ impl Twice {
         Ok(Twice { file, direct, window, direct_bytes, window_bytes })
     }
 
-    /// Touches a page through one of the mappings, both of which `Twice` has.
-    fn touch(&self, address: u64) {
+    /// Whether one of the mappings has `address`.
+    fn has(&self, address: u64) -> bool {
         let direct = self.direct..self.direct + self.direct_bytes;
         let window = self.window..self.window + self.window_bytes;
-        assert!(direct.contains(&address) || window.contains(&address));
+        direct.contains(&address) || window.contains(&address)
+    }
+
+    /// Touches a page through one of the mappings.
+    fn touch(&self, address: u64) {
+        assert!(self.has(address));
         // SAFETY: mapped, as was just checked, for as long as this lives; nothing else accesses it.
         unsafe { (address as *mut u8).write_volatile(1) };
     }
@@ -194,4 +199,45 @@ fn huge_file(bytes: u64) -> io::Result<OwnedFd> {
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(openat(&mount, ".", flags, Mode::RUSR | Mode::WUSR)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    impl Scattered {
+        fn word(&self, address: u64) -> *mut u64 {
+            assert!(self.memory.has(address));
+            address as *mut u64
+        }
+    }
+
+    #[test]
+    fn gathering_by_hand_shows_the_guest_the_same_bytes() {
+        if !::tests::require_userfaultfd() {
+            return;
+        }
+        let scattered = match Scattered::new(2) {
+            Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+                return ::tests::skip_unless_refused("a tmpfs needs CAP_SYS_ADMIN");
+            }
+            result => result.expect("memory on huge folios"),
+        };
+        for accessed in [Accessed::Yes, Accessed::No] {
+            scattered.scatter(accessed).expect("512 mappings a block");
+            for page in 0..BLOCK / PAGE {
+                let at = scattered.word(scattered.memory.direct + scattered.frame(1, page) + 8);
+                // SAFETY: mapped and aligned; nothing else accesses it.
+                unsafe { at.write_volatile(page) };
+            }
+            scattered.gather(1).expect("a block to gather");
+            for page in 0..BLOCK / PAGE {
+                let at = scattered.word(scattered.memory.window + BLOCK + page * PAGE + 8);
+                // SAFETY: as above.
+                assert_eq!(unsafe { at.read_volatile() }, page);
+            }
+        }
+    }
 }

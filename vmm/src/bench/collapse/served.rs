@@ -80,7 +80,9 @@ impl InPlace {
     pub(super) fn refill(&self) -> Result<(), BenchError> {
         let ram = self.0.blocks(0, self.0.blocks)?;
         self.0.unmap(ram)?;
-        self.0.populate(ram)
+        self.0.populate(ram)?;
+        (0..self.0.blocks * PAGES).for_each(|page| self.0.touch(page));
+        Ok(())
     }
 
     /// Promotes all blocks, and touches each once.
