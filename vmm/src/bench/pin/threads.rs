@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use crate::bench::turns::time_each;
 
 /// Times over that each thread takes its pages: long enough that starting does not count.
-const PASSES: usize = 4;
+const PASSES: usize = 2;
 
 /// Items a microsecond of all threads together, each of which does `once` for every item of its part.
 pub(super) fn rate(parts: &[&[u64]], once: impl Fn(u64) + Sync) -> f64 {
