@@ -21,6 +21,7 @@
 
 mod descriptor;
 mod faults;
+mod strays;
 mod window;
 
 use rustix::io::Errno;
@@ -145,7 +146,7 @@ impl Uffd {
         }
         if !pointed && whole {
             window.remap(&self.descriptor, &self.pool, part, frame)?;
-        } else if !pointed || window.has_strays(part) {
+        } else if !pointed || window.strays().any_in(part) {
             return part.iter().try_for_each(|gfn| {
                 self.install_page(
                     window,
@@ -172,7 +173,7 @@ impl Uffd {
         }
         let start = window.hva(gfn);
         let pointed = window.is_pointed(GfnRange::entry(gfn, Level::PT), frame);
-        if pointed && window.is_open_stray(gfn) {
+        if pointed && window.strays().get(gfn).is_some_and(|stray| stray.open) {
             return self.descriptor.wake(start, page.bytes());
         }
         if !pointed && prot == Prot::Rwx {
@@ -214,7 +215,7 @@ impl Mirror for Uffd {
                 // What the window shows by small pages stays right.
                 return Ok(());
             }
-            if window.is_pointed(block, frame) && !window.has_strays(block) {
+            if window.is_pointed(block, frame) && !window.strays().any_in(block) {
                 window.open(&self.descriptor, &self.pool, block)?;
             } else {
                 window.show(&self.descriptor, &self.pool, block, frame)?;

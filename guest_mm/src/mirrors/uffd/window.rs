@@ -2,7 +2,6 @@
 //! of its pages points.
 #![allow(unsafe_code, reason = "maps the pool's file into the window, and drops translations")]
 
-use std::collections::BTreeMap;
 use std::ptr::null_mut;
 use std::thread::Builder;
 
@@ -11,14 +10,15 @@ use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
 };
 
-use crate::addr::{FrameNo, Gfn, GfnRange, Hva, PageSize};
+use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Hva, PageSize};
 use crate::geometry::{FRAME_BYTES, Level};
 use crate::pool::Pool;
 use crate::pool::host_range::HostRange;
 use crate::space::RamRegion;
-use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 
 use super::descriptor::{Descriptor, UffdError};
+use super::strays::{Stray, Strays};
 
 /// The window of a region.
 #[derive(Debug)]
@@ -30,20 +30,8 @@ pub(super) struct Window {
     blocks: Box<[AtomicU32]>,
     /// Blocks that the host fills by itself. Written like `blocks`.
     open: Box<[AtomicU64]>,
-    /// Pages that are a mapping of their own, most of them because they point elsewhere than their block
-    /// does.
-    strays: Lock<BTreeMap<Gfn, Stray>>,
-    /// How many strays there are, so that nobody looks where there are none.
-    nr_strays: AtomicU64,
-}
-
-/// A page that is a mapping of its own.
-#[derive(Clone, Copy, Debug)]
-struct Stray {
-    /// Where it points.
-    frame: FrameNo,
-    /// Whether the host fills it by itself.
-    open: bool,
+    /// Pages that are a mapping of their own.
+    strays: Strays,
 }
 
 /// The stack of a thread that makes one system call.
@@ -74,8 +62,7 @@ impl Window {
             host,
             blocks: (0..nr_blocks).map(|_| AtomicU32::new(0)).collect(),
             open: (0..nr_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            strays: Lock::default(),
-            nr_strays: AtomicU64::new(0),
+            strays: Strays::default(),
         };
         let mut next = region.range.start();
         while next < region.range.end() {
@@ -117,29 +104,30 @@ impl Window {
             let wanted = frame.add(part.start().as_u64() - range.start().as_u64());
             self.block(part.start()).load(Ordering::Relaxed) == wanted.block().index() as u32
         });
-        if in_place && !self.has_strays(range) {
+        if in_place && !self.strays.any_in(range) {
             return Ok(());
         }
         self.map(uffd, pool, range, frame)?;
         self.note(range, frame);
         // Only now: had the move failed, they would still be where they are.
-        self.forget_strays(range);
+        self.strays.remove(range);
         Ok(())
     }
 
     /// Whether every page of `range`, in one block, points to its frame from `frame` on.
     pub(super) fn is_pointed(&self, range: GfnRange, frame: FrameNo) -> bool {
         let start = range.start();
-        let base = FrameNo::new(self.block(start).load(Ordering::Relaxed) * BLOCK as u32);
-        if self.nr_strays.load(Ordering::Relaxed) == 0 {
-            return base.add(start.offset_in(BLOCK)) == frame;
+        let home = self.home(start);
+        if self.strays.is_empty() {
+            return home == frame;
         }
-        let strays = self.strays.lock();
-        range.iter().all(|gfn| {
-            let points_to = strays.get(&gfn).map(|stray| stray.frame);
-            let wanted = frame.add(gfn.as_u64() - start.as_u64());
-            points_to.unwrap_or(base.add(gfn.offset_in(BLOCK))) == wanted
-        })
+        self.strays.point_to(range, frame, home)
+    }
+
+    /// Where `gfn` points with its block.
+    fn home(&self, gfn: Gfn) -> FrameNo {
+        let block = BlockNo::new(self.block(gfn).load(Ordering::Relaxed));
+        block.first().add(gfn.offset_in(BLOCK))
     }
 
     /// Points one page to `frame`, wherever its block points, with all rights: the table maps it, so the
@@ -171,21 +159,16 @@ impl Window {
     }
 
     fn note_stray(&self, gfn: Gfn, stray: Stray) {
-        let base = FrameNo::new(self.block(gfn).load(Ordering::Relaxed) * BLOCK as u32);
-        let at_home = base.add(gfn.offset_in(BLOCK)) == stray.frame;
-        let mut strays = self.strays.lock();
-        if at_home && !stray.open {
-            strays.remove(&gfn);
+        if self.home(gfn) == stray.frame && !stray.open {
+            self.strays.remove(GfnRange::entry(gfn, Level::PT));
         } else {
-            strays.insert(gfn, stray);
+            self.strays.insert(gfn, stray);
         }
-        self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
     }
 
-    /// Whether the page is a mapping of its own that the host fills by itself.
-    pub(super) fn is_open_stray(&self, gfn: Gfn) -> bool {
-        self.nr_strays.load(Ordering::Relaxed) > 0
-            && self.strays.lock().get(&gfn).is_some_and(|stray| stray.open)
+    /// The pages that are a mapping of their own.
+    pub(super) fn strays(&self) -> &Strays {
+        &self.strays
     }
 
     /// Shows the frames from `frame` on in the block `range`, whole, whatever was there, with all rights. The
@@ -202,7 +185,7 @@ impl Window {
         let (word, bit) = self.open_bit(range.start());
         word.fetch_or(bit, Ordering::Relaxed);
         self.note(range, frame);
-        self.forget_strays(range);
+        self.strays.remove(range);
         uffd.wake(self.hva(range.start()), range.bytes())
     }
 
@@ -262,24 +245,17 @@ impl Window {
             let (word, bit) = self.open_bit(part.start());
             word.fetch_and(!bit, Ordering::Relaxed);
         }
-        if self.has_strays(range) {
-            let mut strays = self.strays.lock();
-            let open = || strays.range(range.start()..range.end()).filter(|(_, stray)| stray.open);
-            let Some((&first, _)) = open().next() else { return Ok(()) };
-            let Some((&last, _)) = open().next_back() else { return Ok(()) };
-            // All in one call: what lies between is registered, and may be so again.
-            let bytes = (last.as_u64() - first.as_u64() + 1) * FRAME_BYTES;
-            uffd.register(self.hva(first), bytes)?;
-            strays.range_mut(first..=last).for_each(|(_, stray)| stray.open = false);
+        // All in one call: what lies between is registered, and may be so again.
+        if let Some(span) = self.strays.open_span(range) {
+            uffd.register(self.hva(span.start()), span.bytes())?;
+            self.strays.close(span);
         }
         Ok(())
     }
 
     /// Whether the host fills any page of `range` by itself.
     pub(super) fn has_open(&self, range: GfnRange) -> bool {
-        range.chunks(BLOCK).any(|part| self.is_open(part.start()))
-            || self.has_strays(range)
-                && self.strays.lock().range(range.start()..range.end()).any(|(_, stray)| stray.open)
+        range.chunks(BLOCK).any(|part| self.is_open(part.start())) || self.strays.any_open_in(range)
     }
 
     /// Drops every translation of `range`; the pages stay in the pool.
@@ -407,18 +383,6 @@ impl Window {
             }
         }
         moved
-    }
-
-    /// Whether a page of `range` is a mapping of its own.
-    pub(super) fn has_strays(&self, range: GfnRange) -> bool {
-        self.nr_strays.load(Ordering::Relaxed) > 0
-            && self.strays.lock().range(range.start()..range.end()).next().is_some()
-    }
-
-    fn forget_strays(&self, range: GfnRange) {
-        let mut strays = self.strays.lock();
-        strays.retain(|&gfn, _| !range.contains(gfn));
-        self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
     }
 
     fn open_bit(&self, gfn: Gfn) -> (&AtomicU64, u64) {
