@@ -242,6 +242,67 @@ pub struct GfnRange {
     frames: u64,
 }
 
+/// Bytes of guest-physical memory, as a device names them: not empty, and inside of what the tables map.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GpaRange {
+    start: Gpa,
+    bytes: u64,
+}
+
+impl GpaRange {
+    /// The `bytes` from `start` on.
+    ///
+    /// # Errors
+    /// [`RangeError::Empty`], or [`RangeError::TooHigh`] past what the tables can map.
+    #[inline]
+    pub const fn new(start: Gpa, bytes: u64) -> Result<GpaRange, RangeError> {
+        if bytes == 0 {
+            return Err(RangeError::Empty(start.0));
+        }
+        match start.0.checked_add(bytes) {
+            Some(end) if end <= crate::geometry::TREE_FRAMES << FRAME_SHIFT => {
+                Ok(GpaRange { start, bytes })
+            }
+            _ => Err(RangeError::TooHigh(start.0, bytes)),
+        }
+    }
+
+    /// Its first byte.
+    pub const fn start(self) -> Gpa {
+        self.start
+    }
+
+    /// How many bytes.
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// The frames that hold it.
+    #[inline]
+    pub const fn frames(self) -> GfnRange {
+        let (start, last) = (self.start.gfn(), Gpa(self.start.0 + self.bytes - 1).gfn());
+        GfnRange { start, frames: last.0 - start.0 + 1 }
+    }
+}
+
+impl fmt::Display for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}+{:#x}", self.start.0, self.bytes)
+    }
+}
+
+impl fmt::Debug for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GpaRange({self})")
+    }
+}
+
+impl From<GfnRange> for GpaRange {
+    fn from(range: GfnRange) -> GpaRange {
+        GpaRange { start: range.start.gpa(), bytes: range.bytes() }
+    }
+}
+
 /// Why a range was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RangeError {

@@ -62,6 +62,12 @@ pub enum AuditError {
         /// How many.
         frames: u64,
     },
+    /// After teardown devices hold claims on frames.
+    #[error("bad pin counter: {pins} pins are left, and no guest is")]
+    LeakedPins {
+        /// How many.
+        pins: u64,
+    },
     /// Frames are mapped that the pool holds for free.
     #[error("{frames} frames are mapped, and not in use by the pool's books")]
     NotInUse {
@@ -93,7 +99,9 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditEr
     let mut wrong = None;
     space.table.visit(|visited| match visited.entry {
         Entry::Absent => {}
-        Entry::Table(_) => found.tables[visited.level.number() as usize - 2] += 1,
+        Entry::Table(_) | Entry::Frozen(_) => {
+            found.tables[visited.level.number() as usize - 2] += 1;
+        }
         Entry::Marker(marker) => found.markers[marker.index()] += 1,
         Entry::Leaf(leaf) => {
             found.leaves[visited.level.number() as usize - 1] += 1;

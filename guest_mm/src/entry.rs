@@ -11,11 +11,12 @@
 //! * a *table* has R, W and X set and no more: the leaf alone decides;
 //! * a *leaf* has R, memory type 6 (write-back), and bit 7 where the level is 2 or 3;
 //! * an entry with R = W = X = 0 is not present, and the CPU ignores its other bits (29.3.2): there a
-//!   *marker* sets bit 11 and its kind in 53:52. All zero is *absent*.
+//!   *marker* sets bit 11 and its kind in 53:52. All zero is *absent*. Kind 3 is a *frozen* table: one that a
+//!   collapse has taken out of sight, with the table in bits 51:12.
 
 use crate::addr::FrameNo;
 use crate::geometry::{FRAME_SHIFT, Level};
-use crate::prot::Prot;
+use crate::prot::{Access, Prot};
 
 /// Read access (bit 0).
 const READ: u64 = 1 << 0;
@@ -33,6 +34,8 @@ const LEAF: u64 = 1 << 7;
 const MARKER: u64 = 1 << 11;
 /// Ignored by the CPU in an entry that is not present (bits 53:52): ours, the marker's kind.
 const MARKER_KIND_SHIFT: u32 = 52;
+/// The kind of a frozen table.
+const FROZEN: u64 = 3 << MARKER_KIND_SHIFT;
 /// Bits 51:12: the frame of a leaf, the table of an entry that is none.
 const ADDRESS_MASK: u64 = ((1 << 52) - 1) & !((1 << FRAME_SHIFT) - 1);
 
@@ -84,6 +87,9 @@ pub enum Entry {
     Leaf(Leaf),
     /// Not present, with a meaning.
     Marker(Marker),
+    /// Not present for now: a table whose pages are being collapsed. Who holds that table's lock decides
+    /// what comes of it; walkers find nothing, writers wait for the lock.
+    Frozen(NodeNo),
 }
 
 /// A word that means nothing: a bug or a broken memory chip, never a state of the protocol.
@@ -128,7 +134,28 @@ impl Entry {
                 READ | prot_bits(leaf.prot) | MEMORY_TYPE_WB | size | leaf.frame.offset()
             }
             Entry::Marker(marker) => MARKER | ((marker.index() as u64) << MARKER_KIND_SHIFT),
+            Entry::Frozen(node) => {
+                assert!(level.number() >= 2, "a page table has no tables below it");
+                MARKER | FROZEN | ((node.0 as u64) << FRAME_SHIFT)
+            }
         }
+    }
+
+    /// The table that `raw`, of a level above 1, points to: what a walk asks of every word on its way.
+    /// As the CPU does it, without a look at what a sound word never holds.
+    #[inline]
+    pub(crate) const fn table(raw: u64) -> Option<NodeNo> {
+        if raw & (READ | LEAF) == READ { Some(NodeNo(address(raw))) } else { None }
+    }
+
+    /// The first frame of the leaf `raw`, known not to be a table, if it allows `access`.
+    #[inline]
+    pub(crate) const fn frame_for(raw: u64, access: Access) -> Option<FrameNo> {
+        let needed = match access {
+            Access::Read => READ,
+            Access::Write => READ | WRITE,
+        };
+        if raw & needed == needed { Some(FrameNo::new(address(raw))) } else { None }
     }
 
     /// What the word `raw` means in a table of `level`.
@@ -146,6 +173,9 @@ impl Entry {
             Ok(Entry::Absent)
         } else if raw & (READ | WRITE | EXEC) == 0 {
             let kind = raw >> MARKER_KIND_SHIFT;
+            if level.number() >= 2 && low == MARKER | FROZEN {
+                return Ok(Entry::Frozen(NodeNo(address as u32)));
+            }
             match (raw & ((1 << MARKER_KIND_SHIFT) - 1) == MARKER, kind) {
                 (true, 0) => Ok(Entry::Marker(Marker::Missing)),
                 (true, 1) => Ok(Entry::Marker(Marker::Guard)),
@@ -174,6 +204,10 @@ impl Entry {
     }
 }
 
+const fn address(raw: u64) -> u32 {
+    ((raw & ADDRESS_MASK) >> FRAME_SHIFT) as u32
+}
+
 const fn prot_bits(prot: Prot) -> u64 {
     (if prot.writable() { WRITE } else { 0 }) | (if prot.executable() { EXEC } else { 0 })
 }
@@ -193,7 +227,9 @@ mod tests {
         let marker = (0..3usize, 1..=4u8)
             .prop_map(|(kind, level)| (Entry::Marker(Marker::ALL[kind]), Level::new(level)));
         let absent = (1..=4u8).prop_map(|level| (Entry::Absent, Level::new(level)));
-        prop_oneof![leaf, table, marker, absent]
+        let frozen = (any::<u32>(), 2..=4u8)
+            .prop_map(|(node, level)| (Entry::Frozen(NodeNo::new(node)), Level::new(level)));
+        prop_oneof![leaf, table, marker, absent, frozen]
     }
 
     proptest! {
@@ -207,6 +243,23 @@ mod tests {
             let level = Level::new(level);
             if let Ok(entry) = Entry::decode(raw, level) {
                 prop_assert_eq!(entry.encode(level), raw);
+            }
+        }
+
+        #[test]
+        fn a_walk_reads_the_same_from_a_word_as_its_decoding((entry, level) in entries()) {
+            let raw = entry.encode(level);
+            let upper = level > Level::PT;
+            let table = if upper { Entry::table(raw) } else { None };
+            prop_assert_eq!(table.map(Entry::Table), matches!(entry, Entry::Table(_)).then_some(entry));
+            if table.is_none() {
+                for access in [Access::Read, Access::Write] {
+                    let frame = match entry {
+                        Entry::Leaf(leaf) if leaf.prot.allows(access) => Some(leaf.frame),
+                        _ => None,
+                    };
+                    prop_assert_eq!(Entry::frame_for(raw, access), frame);
+                }
             }
         }
 

@@ -32,6 +32,7 @@ pub mod geometry;
 pub mod prot;
 pub mod protocol;
 mod sync;
+mod tally;
 // F1
 pub mod pool;
 // F2
@@ -40,13 +41,18 @@ mod space;
 pub use space::FaultPolicy;
 pub mod table;
 // F3
+pub mod collapse;
 #[cfg(not(loom))]
 pub mod copy;
+#[cfg(not(loom))]
+mod dirty;
 pub mod fault;
 pub mod mark;
 pub mod protect;
 pub mod split;
 pub mod unmap;
+// on top of them
+pub mod pin;
 // F4
 pub mod mirrors;
 // F5
@@ -58,6 +64,8 @@ pub mod map;
 pub mod service;
 #[cfg(not(loom))]
 pub mod stats;
+#[cfg(not(loom))]
+pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, Service};
 

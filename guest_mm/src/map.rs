@@ -71,7 +71,7 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                 Entry::Marker(Marker::Missing) => block.missing += pages,
                 Entry::Marker(Marker::Guard) => block.guard += pages,
                 Entry::Marker(Marker::Poison) => block.poison += pages,
-                Entry::Table(_) | Entry::Absent => {}
+                Entry::Table(_) | Entry::Frozen(_) | Entry::Absent => {}
             }
         }
     });

@@ -30,6 +30,28 @@ pub trait Mirror: Send + Sync + fmt::Debug {
     /// The window is as empty as before or holds a part; nothing is lost, the guest faults again.
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError>;
 
+    /// As [`Mirror::install`], for pages that nobody waits for: a mirror that would pay much for them leaves
+    /// them to the guest's own touch.
+    ///
+    /// # Errors
+    /// As for [`Mirror::install`].
+    fn offer(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        self.install(run, prot)
+    }
+
+    /// `run` has become one leaf: the window may hold parts of it, of the same frames, and shows the whole from
+    /// now on, with a page as large if the memory has one.
+    ///
+    /// # Errors
+    /// As for [`Mirror::install`].
+    fn promote(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        self.install(run, prot)
+    }
+
+    /// The leaf at `range` is going to stay for a while: the mirror may now do for it what takes long. Called
+    /// without a lock, and the leaf may be gone; nothing may depend on what comes of it.
+    fn settle(&self, _range: GfnRange) {}
+
     /// No translation of `range` is left, and no vCPU uses an old one, when this returns.
     ///
     /// # Errors
@@ -53,6 +75,18 @@ pub trait Mirror: Send + Sync + fmt::Debug {
 impl<M: Mirror> Mirror for crate::sync::Arc<M> {
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
         (**self).install(run, prot)
+    }
+
+    fn offer(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        (**self).offer(run, prot)
+    }
+
+    fn promote(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        (**self).promote(run, prot)
+    }
+
+    fn settle(&self, range: GfnRange) {
+        (**self).settle(range);
     }
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
@@ -87,5 +121,10 @@ impl Run {
     /// If it is empty or past what the tables can map: no leaf is.
     pub fn range(self) -> GfnRange {
         GfnRange::new(self.gfn, self.frames).expect("a run of mapped frames lies inside the tables")
+    }
+
+    /// The frame that backs `gfn`, which is in it.
+    pub fn frame_of(self, gfn: Gfn) -> FrameNo {
+        self.frame.add(gfn.as_u64() - self.gfn.as_u64())
     }
 }

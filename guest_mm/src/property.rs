@@ -21,6 +21,7 @@ use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::split::split;
 use crate::sync::Arc;
 use crate::table::Table;
+use crate::tally::Tally;
 use crate::unmap::{unmap, unmap_all};
 
 /// Guest frames: three blocks and a half, so that the last block is not whole.
@@ -82,6 +83,7 @@ impl World {
             pool: Arc::new(pool),
             policy: FaultPolicy { pages },
             counters: Counters::default(),
+            pin_counts: Tally::new(),
             fill_locks: FillLocks::new(),
         };
         World { space, mirror, oracle: BTreeMap::new(), next_value: 1 }
@@ -163,7 +165,7 @@ impl World {
                 let page = match visited.entry {
                     Entry::Leaf(leaf) => Page::Mapped { prot: leaf.prot, value: 0 },
                     Entry::Marker(marker) => Page::Marked(marker),
-                    Entry::Table(_) | Entry::Absent => return,
+                    Entry::Table(_) | Entry::Frozen(_) | Entry::Absent => return,
                 };
                 found.insert(visited.gfn.add(i), page);
             }

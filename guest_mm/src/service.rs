@@ -2,14 +2,19 @@
 
 use std::sync::Arc as Shared;
 
-use crate::addr::{BlockNo, GfnRange, Gpa, Hva, PageSize};
+use crate::addr::{BlockNo, Gfn, GfnRange, Gpa, GpaRange, Hva, PageSize};
 use crate::audit::{AuditError, audit, audit_torn_down, leaked};
+use crate::collapse::{
+    self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
+};
 use crate::copy::{self, NotMapped};
+use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
 use crate::map::{MemoryMap, map};
 use crate::mark::{self, MarkError};
 use crate::mirrors::uffd::{FaultThreads, Uffd, WindowError};
+use crate::pin::{self, Patience, PinBatch, PinError, Pinned};
 use crate::pool::{BackingChoice, BackingError, Pool, PoolUsage};
 use crate::prot::{Access, Prot};
 use crate::protect::{self, ProtectError};
@@ -19,6 +24,7 @@ use crate::split::{self, SplitError};
 use crate::stats::Stats;
 use crate::sync::{Arc, Lock};
 use crate::table::Table;
+use crate::tally::Tally;
 use crate::unmap::{self, UnmapError};
 
 /// The guest memory service of a process.
@@ -134,6 +140,7 @@ impl<P: Protocol> Service<P> {
             pool: Arc::clone(&self.pool),
             policy: config.policy,
             counters: Counters::default(),
+            pin_counts: Tally::new(),
             fill_locks: FillLocks::new(),
         });
         self.guests.lock().spaces.push(Shared::downgrade(&space));
@@ -157,7 +164,7 @@ impl<P: Protocol> Service<P> {
         let threads =
             FaultThreads::start(&mirror, config.fault_threads.max(1), &handler, on_failure)
                 .map_err(GuestError::Thread)?;
-        Ok(Guest { space, mirror, threads: Some(threads) })
+        Ok(Guest { space, mirror, threads: Some(threads), collapser: None })
     }
 
     /// Gives each range the place in the pool that it prefers: behind one another, round and round.
@@ -203,7 +210,10 @@ impl<P: Protocol> Service<P> {
         if guests.spaces.is_empty() && usage.reserved > 0 {
             return Err(AuditError::LeftReserved { frames: usage.reserved });
         }
-        leaked(usage.used, mapped)
+        if guests.spaces.is_empty() && self.pool.frames().nr_pins() > 0 {
+            return Err(AuditError::LeakedPins { pins: self.pool.frames().nr_pins() });
+        }
+        leaked(usage.used - usage.orphans, mapped)
     }
 }
 
@@ -214,6 +224,7 @@ pub struct Guest<P: Protocol = Sound> {
     space: Shared<AddressSpace<P>>,
     mirror: Arc<Uffd>,
     threads: Option<FaultThreads>,
+    collapser: Option<Collapser>,
 }
 
 impl<P: Protocol> Guest<P> {
@@ -256,6 +267,33 @@ impl<P: Protocol> Guest<P> {
         copy::read(&self.space, gpa, into)
     }
 
+    /// Pins `range` for a device. Pages that are not there are faulted in.
+    ///
+    /// # Errors
+    /// [`PinError`]: nothing is pinned.
+    #[inline]
+    pub fn pin(&self, range: GpaRange, access: Access) -> Result<Pinned<'_>, PinError> {
+        pin::pin(&self.space, range, access, &Patience::forever())
+    }
+
+    /// As [`Guest::pin`], waiting for pages no longer than `patience` lasts.
+    ///
+    /// # Errors
+    /// [`PinError`]: nothing is pinned.
+    pub fn pin_within(
+        &self,
+        range: GpaRange,
+        access: Access,
+        patience: &Patience,
+    ) -> Result<Pinned<'_>, PinError> {
+        pin::pin(&self.space, range, access, patience)
+    }
+
+    /// A batch to pin many ranges with, empty.
+    pub fn pin_batch(&self) -> PinBatch<'_, P> {
+        PinBatch::new(&self.space)
+    }
+
     /// Takes `range` away; its next touch reads zeroes. How many frames went back to the pool.
     ///
     /// # Errors
@@ -288,6 +326,50 @@ impl<P: Protocol> Guest<P> {
         mark::mark(&self.space, range, marker)
     }
 
+    /// Maps every block that `range` touches by one huge leaf, as far as `policy` allows.
+    ///
+    /// # Errors
+    /// [`CollapseError`]; blocks before the one that failed are done.
+    pub fn collapse(
+        &self,
+        range: GfnRange,
+        policy: CollapsePolicy,
+    ) -> Result<CollapseReport, CollapseError> {
+        collapse::collapse(&self.space, range, policy)
+    }
+
+    /// Starts a thread that looks for blocks to collapse, until the guest goes; one that was started before
+    /// ends.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start_collapser(&mut self, config: CollapserConfig) -> std::io::Result<()> {
+        self.collapser = None;
+        self.collapser = Some(Collapser::start(&self.space, config)?);
+        Ok(())
+    }
+
+    /// Lets that thread rest. A block that it is at work on is done when this returns.
+    pub fn pause_collapser(&self) {
+        self.collapser.iter().for_each(Collapser::pause);
+    }
+
+    /// Lets that thread go on.
+    pub fn resume_collapser(&self) {
+        self.collapser.iter().for_each(Collapser::resume);
+    }
+
+    /// What that thread did, if there is one.
+    pub fn collapser_stats(&self) -> Option<CollapserStats> {
+        self.collapser.as_ref().map(Collapser::stats)
+    }
+
+    /// Calls `see` for every page of `range` that a device has written since this was last asked. Pages
+    /// that a device has pinned now are told again the next time.
+    pub fn take_dirty(&self, range: GfnRange, see: impl FnMut(Gfn)) {
+        dirty::take(&self.space, range, see);
+    }
+
     /// Whether all of `range` is RAM.
     pub fn is_ram(&self, range: GfnRange) -> bool {
         self.space.is_ram(range)
@@ -296,7 +378,8 @@ impl<P: Protocol> Guest<P> {
     /// What the service did so far.
     pub fn stats(&self) -> Stats {
         let messages = self.threads.as_ref().map(FaultThreads::stats).unwrap_or_default();
-        Stats::of(&self.space, messages)
+        let collapser = self.collapser_stats();
+        Stats { collapser, ..Stats::of(&self.space, messages) }
     }
 
     /// What each block holds.
@@ -327,12 +410,14 @@ impl<P: Protocol> Guest<P> {
     /// Serves no fault any more, and waits for those that are being served: a fault thread may still be
     /// filling the rest of a block when its vCPU has ended long ago. No vCPU may run.
     pub fn rest(&mut self) {
+        self.collapser = None;
         if let Some(threads) = &mut self.threads {
             threads.stop();
         }
     }
 
     fn take_down(&mut self) -> Result<(), AuditError> {
+        self.collapser = None;
         drop(self.threads.take());
         unmap::unmap_all(&self.space).map_err(|error| AuditError::Teardown(error.to_string()))?;
         audit_torn_down(&self.space)

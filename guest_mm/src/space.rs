@@ -7,6 +7,7 @@ use crate::pool::Pool;
 use crate::protocol::Protocol;
 use crate::sync::{Arc, AtomicU64, Held, Lock, Ordering};
 use crate::table::Table;
+use crate::tally::Tally;
 
 /// A run of guest frames that is RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +41,24 @@ pub(crate) struct Counters {
     pub(crate) scattered: AtomicU64,
 }
 
+/// What is counted of pins, by thread: see [`Tally`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PinCount {
+    /// Ranges that were pinned.
+    Ranges,
+    /// Pins that were taken back, because the table had changed.
+    Changed,
+    /// Pages that were waited for, because a collapse had their table.
+    Frozen,
+    /// Pages that were faulted in, or refused.
+    Faults,
+    /// Pages that were pinned under their table's lock.
+    Locked,
+}
+
+/// How many kinds there are.
+pub(crate) const PIN_COUNTS: usize = 5;
+
 /// The right to fill a block or a GiB: whoever means to take a whole run of frames for it asks here first.
 /// Without it two faults on one block would both take a run, and the second might find the pool
 /// exhausted while the first, about to lose, still holds what it needs. (Linux has the same table for
@@ -71,6 +90,7 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) pool: Arc<Pool>,
     pub(crate) policy: FaultPolicy,
     pub(crate) counters: Counters,
+    pub(crate) pin_counts: Tally<PIN_COUNTS>,
     pub(crate) fill_locks: FillLocks,
 }
 

@@ -1,11 +1,27 @@
 //! What the service did for one guest, in numbers.
 
+use crate::collapse::CollapserStats;
 use crate::mirrors::uffd::FaultStats;
 use crate::pool::PoolUsage;
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 use crate::sync::{AtomicU64, Ordering};
 use crate::table::Residency;
+
+/// How devices' pins came about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct PinStats {
+    /// Ranges that were pinned, most of them without any of what follows.
+    pub ranges: u64,
+    /// Pins that were taken back, because the table changed under them.
+    pub changed: u64,
+    /// Times that a collapse was waited for.
+    pub frozen: u64,
+    /// Pages that were faulted in first, or refused.
+    pub faults: u64,
+    /// Pages that kept changing, and were pinned under their table's lock.
+    pub locked: u64,
+}
 
 /// The numbers, at one moment.
 #[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
@@ -20,6 +36,10 @@ pub struct Stats {
     pub prefilled: u64,
     /// Pages that lie outside of their block's reservation.
     pub scattered: u64,
+    /// Pins.
+    pub pins: PinStats,
+    /// What the collapser did, where one runs.
+    pub collapser: Option<CollapserStats>,
     /// Messages from the window, and in how many reads they came.
     pub messages: FaultStats,
     /// What is mapped.
@@ -40,6 +60,7 @@ impl Stats {
 
     pub(crate) fn of<P: Protocol>(space: &AddressSpace<P>, messages: FaultStats) -> Stats {
         let counters = &space.counters;
+        let [ranges, changed, frozen, faults, locked] = space.pin_counts.sums();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let ram_bytes: u64 = space.ram.iter().map(|region| region.range.bytes()).sum();
         // 4 bytes a block is what the window keeps.
@@ -50,6 +71,8 @@ impl Stats {
             refused: load(&counters.refused),
             prefilled: load(&counters.prefilled),
             scattered: load(&counters.scattered),
+            pins: PinStats { ranges, changed, frozen, faults, locked },
+            collapser: None,
             messages,
             resident: space.table.residency(),
             pool: space.pool.usage(),

@@ -7,17 +7,33 @@
 
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
 }
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
 }
 
 pub(crate) use imp::{Arc, AtomicU32, AtomicU64, Ordering};
+
+/// A full barrier: what this thread stored before is seen by all before it loads anything after.
+pub(crate) fn full_fence() {
+    imp::fence(Ordering::SeqCst);
+}
+
+/// A full barrier between an atomic read-modify-write of this thread and what follows. On x86 the
+/// locked instruction is one already (SDM vol. 3A, 9.2.2: loads and stores are not reordered with locked
+/// instructions), and only the compiler has to be told.
+#[inline]
+pub(crate) fn full_fence_after_rmw() {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    full_fence();
+}
 
 /// A mutual-exclusion lock without poisoning: a panic under it is a bug that every later user sees.
 #[derive(Debug, Default)]

@@ -48,6 +48,11 @@ fn unmap_in_block<P: Protocol>(
         let span = GfnRange::entry(gfn, cursor.level());
         match cursor.entry(gfn) {
             Entry::Absent => return Ok(0),
+            Entry::Frozen(_) => {
+                // A collapse holds the page table's lock, and needs this one to end.
+                drop(cursor);
+                drop(space.table.cursor_on(gfn, Level::PT));
+            }
             // Z1 to Z5 of `fault`
             Entry::Leaf(_) | Entry::Marker(_) if range.covers(span) => {
                 let gone = cursor.unmap(span).flush(&*space.mirror)?;

@@ -38,11 +38,13 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "guest_mm",
         floors: &[
-            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "protocol", "historical"]),
+            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "tally", "protocol", "historical"]),
             floor(Together, &["pool"]),
             floor(Together, &["table", "mirror", "image"]),
             floor(Together, &["space"]),
-            floor(Apart, &["fault", "pin", "collapse", "share", "place", "dirty", "unmap", "protect", "split", "mark", "copy"]),
+            floor(Apart, &["fault", "collapse", "share", "place", "dirty", "unmap", "protect", "split", "mark", "copy"]),
+            // What needs a fault to be served on its way.
+            floor(Apart, &["pin"]),
             floor(Together, &["mirrors"]),
             floor(Together, &["service", "audit", "stats", "map", "vm_memory", "postcopy"]),
         ],

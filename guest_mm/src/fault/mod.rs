@@ -156,7 +156,8 @@ fn serve<P: Protocol>(
         }
     }
     let page = GfnRange::entry(gfn, Level::PT);
-    let filled = fill(space, &region, cursor, page, Source::Any).map_err(|e| e.at(gpa, access))?;
+    let filled =
+        fill(space, &region, cursor, page, Cause::Touched).map_err(|e| e.at(gpa, access))?;
     debug_assert!(filled == 1);
     if space.policy.pages > PageSize::Size4K {
         // The block could not be mapped in one piece. What surrounds the page is a convenience: the guest
@@ -167,7 +168,7 @@ fn serve<P: Protocol>(
         if let Some(block) = block
             && cursor.level() == Level::PT
         {
-            let rest = fill(space, &region, cursor, block, Source::InPlace);
+            let rest = fill(space, &region, cursor, block, Cause::Around);
             count(&space.counters.prefilled, rest.unwrap_or(0));
         }
     }
@@ -218,7 +219,7 @@ pub(crate) fn populate<P: Protocol>(
         let cursor = space.table.cursor_at(part.start(), Level::PT)?;
         if cursor.level() == Level::PT {
             pages +=
-                fill(space, &region, cursor, part, Source::Any).map_err(|e| e.at(gpa, access))?;
+                fill(space, &region, cursor, part, Cause::Asked).map_err(|e| e.at(gpa, access))?;
         }
     }
     count(&space.counters.prefilled, pages);
@@ -259,16 +260,10 @@ fn fill_huge<P: Protocol>(
         space.pool.release(frame, size.frames());
         return Ok(None);
     }
-    let run = Run { gfn: range.start(), frame, frames: size.frames() };
-    if let Err(error) = space.mirror.remap(run) {
-        drop(cursor);
-        space.pool.release(frame, size.frames());
-        return Err(error.into());
-    }
     // F4
     let published = cursor.map(range.start(), Leaf { frame, prot: RAM });
     // F5, F6
-    match install::<P>(published, &*space.mirror)? {
+    match install::<P>(published, &*space.mirror, Cause::Touched)? {
         None => drop(cursor),
         Some(late) => {
             drop(cursor);
@@ -293,16 +288,19 @@ impl FillError {
     }
 }
 
-/// Where a page's frame may come from.
+/// Why pages are filled.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// Its place in the block that its page table reserves.
-    InPlace,
-    /// There if it can, else anywhere.
-    Any,
+enum Cause {
+    /// They were touched, and somebody waits.
+    Touched,
+    /// They are to be there when they are touched.
+    Asked,
+    /// They lie around a page that was touched. Only frames in their place in the block that the page
+    /// table reserves are taken for them.
+    Around,
 }
 
-/// Maps every absent page of `range` for which `source` has a frame; how many. The range lies in the page
+/// Maps every absent page of `range` for which there is a frame; how many. The range lies in the page
 /// table that `cursor` holds. Pages that lie in order go into the window in one call: that is 0.2 us a page
 /// and not 0.8.
 fn fill<P: Protocol>(
@@ -310,7 +308,7 @@ fn fill<P: Protocol>(
     region: &RamRegion,
     mut cursor: Cursor<'_, P>,
     range: GfnRange,
-    source: Source,
+    cause: Cause,
 ) -> Result<u64, FillError> {
     let mut late = Vec::new();
     let mut run: Option<Run> = None;
@@ -320,7 +318,7 @@ fn fill<P: Protocol>(
         let wanted = gfn < range.end() && cursor.entry(gfn) == Entry::Absent && result.is_ok();
         // F3
         let frame = if wanted {
-            let frame = frame_for(space, region, &mut cursor, gfn, source);
+            let frame = frame_for(space, region, &mut cursor, gfn, cause);
             frame.unwrap_or_else(|error| {
                 result = Err(error);
                 None
@@ -339,7 +337,7 @@ fn fill<P: Protocol>(
             // F4, F5
             let published = cursor.map_run(done, RAM);
             pages += done.frames;
-            match install::<P>(published, &*space.mirror) {
+            match install::<P>(published, &*space.mirror, cause) {
                 Ok(deferred) => late.extend(deferred),
                 Err(error) => result = result.and(Err(FillError::Mirror(error))),
             }
@@ -358,21 +356,25 @@ fn fill<P: Protocol>(
 fn install<P: Protocol>(
     published: Published<'_>,
     mirror: &dyn Mirror,
+    cause: Cause,
 ) -> Result<Option<Late>, MirrorError> {
-    if P::F5_INSTALL_UNDER_LOCK {
-        published.install(mirror).map(|()| None)
-    } else {
-        Ok(Some(published.after_unlock()))
+    if !P::F5_INSTALL_UNDER_LOCK {
+        return Ok(Some(published.after_unlock()));
     }
+    match cause {
+        Cause::Touched => published.install(mirror)?,
+        Cause::Asked | Cause::Around => published.offer(mirror)?,
+    }
+    Ok(None)
 }
 
-/// A zeroed frame for the absent page `gfn`, or none where `source` has none.
+/// A zeroed frame for the absent page `gfn`, or none where `cause` does not justify one.
 fn frame_for<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
     gfn: Gfn,
-    source: Source,
+    cause: Cause,
 ) -> Result<Option<FrameNo>, FillError> {
     let pool: &Pool = &space.pool;
     if cursor.reservation().is_none() && !cursor.has_leaf() {
@@ -390,7 +392,7 @@ fn frame_for<P: Protocol>(
     }
     let offset = gfn.offset_in(Level::PT.table_frames());
     let in_place = cursor.reservation().and_then(|r| pool.claim_zeroed(r, offset));
-    if in_place.is_some() || source == Source::InPlace {
+    if in_place.is_some() || cause == Cause::Around {
         return Ok(in_place);
     }
     count(&space.counters.scattered, 1);

@@ -15,6 +15,7 @@ use crate::protocol::{Protocol, Sound};
 use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::sync::Arc;
 use crate::table::{Residency, Table};
+use crate::tally::Tally;
 use crate::unmap::unmap;
 
 use super::fault;
@@ -30,6 +31,7 @@ fn world<P: Protocol>(pages: PageSize) -> (Arc<AddressSpace<P>>, Fake) {
         pool: Arc::new(Pool::model(4)),
         policy: FaultPolicy { pages },
         counters: Counters::default(),
+        pin_counts: Tally::new(),
         fill_locks: FillLocks::new(),
     });
     (space, mirror)

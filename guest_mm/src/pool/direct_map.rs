@@ -37,6 +37,7 @@ impl DirectMap {
         Ok(DirectMap { range })
     }
 
+    #[inline]
     fn pointer(&self, frame: FrameNo, offset: usize, bytes: usize) -> *mut u8 {
         let start = frame.offset() + offset as u64;
         assert!(start + bytes as u64 <= self.range.bytes(), "outside of the pool");
@@ -76,6 +77,20 @@ impl DirectMap {
             //    because the write is wanted for its page fault alone.
             unsafe { start.add((frame * FRAME_BYTES) as usize).write_volatile(0) };
         }
+    }
+
+    /// Copies the bytes of the page `from` to the page `to`.
+    pub(crate) fn copy(&self, from: FrameNo, to: FrameNo) {
+        let bytes = FRAME_BYTES as usize;
+        let (from, to) = (self.pointer(from, 0, bytes), self.pointer(to, 0, bytes));
+        // SAFETY: both pages lie in the mapping, and two frames do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+    }
+
+    /// Where `bytes` from `offset` of `frame` on are, for a device that has their frames pinned.
+    #[inline]
+    pub(crate) fn address(&self, frame: FrameNo, offset: usize, bytes: usize) -> *mut u8 {
+        self.pointer(frame, offset, bytes)
     }
 
     /// Copies out of `frame`, from `offset` on. The guest may be writing: torn values are its own.

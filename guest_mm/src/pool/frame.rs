@@ -1,26 +1,37 @@
-//! What is known of each frame: one word.
+//! What is known of each frame: one word; and of each block, another.
 //!
 //! ```text
-//!  63..50  49..48  47..24  23..0
-//!  flags   owner   pins    references
+//!           63..53  52       51     50       49..48  47..24  23..0
+//!  frame    -       -        dirty  written  owner   pins    references
+//!  block    -       orphans  dirty  -        -       pins    -
 //! ```
 //!
 //! *Owner* says who may hand the frame out: the buddy allocator (free), a reservation (reserved), or
 //! nobody, because it is in use. A reserved frame is claimed without a lock by whoever faults in its
 //! block; everything else about ownership happens under the pool's lock.
+//!
+//! An *orphan* is a frame that nobody maps any more and a device still has pinned: nobody hands it out
+//! until the device lets go. [`super::pins`] has that protocol; because of it a pin may be on a frame for
+//! a moment whoever owns it, and no change of owner touches the pins.
 
-use crate::addr::FrameNo;
+use crate::addr::{BlockNo, FrameNo, PageSize};
 use crate::sync::{AtomicU64, Ordering, zeroed_words};
 
-const REFS_MASK: u64 = (1 << 24) - 1;
+pub(super) const REFS_MASK: u64 = (1 << 24) - 1;
 const PINS_SHIFT: u32 = 24;
-const PINS_MASK: u64 = REFS_MASK << PINS_SHIFT;
+pub(super) const PINS_MASK: u64 = REFS_MASK << PINS_SHIFT;
+pub(super) const ONE_PIN: u64 = 1 << PINS_SHIFT;
 const OWNER_SHIFT: u32 = 48;
-const OWNER_MASK: u64 = 3 << OWNER_SHIFT;
+pub(super) const OWNER_MASK: u64 = 3 << OWNER_SHIFT;
 const OWNER_RESERVATION: u64 = 1 << OWNER_SHIFT;
 const OWNER_USER: u64 = 2 << OWNER_SHIFT;
+pub(super) const OWNER_ORPHAN: u64 = 3 << OWNER_SHIFT;
 /// The bytes of the frame may differ from zero.
 const WRITTEN: u64 = 1 << 50;
+/// A device has written to the frame, or to any of the block, since somebody asked.
+pub(super) const DIRTY: u64 = 1 << 51;
+/// Frames of the block wait for the block's last pin.
+pub(super) const ORPHANS: u64 = 1 << 52;
 
 /// Who may hand a frame out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +42,8 @@ pub enum Owner {
     Reservation,
     /// It is in use.
     User,
+    /// Nobody: unmapped, and free as soon as the last device lets go of it.
+    Orphan,
 }
 
 /// The state of one frame at one moment.
@@ -40,43 +53,63 @@ pub struct FrameState {
     pub owner: Owner,
     /// Leaves that map it.
     pub refs: u32,
-    /// Claims that devices hold on it.
+    /// Claims that devices hold on it, those on all of its block included.
     pub pins: u32,
     /// Whether its bytes may differ from zero.
     pub written: bool,
+    /// Whether a device has written to it since somebody asked.
+    pub dirty: bool,
 }
 
-/// The words of all frames of a pool. All zero is: free, and its bytes are zero.
+/// The words of all frames of a pool, and of its blocks. All zero is: free, and its bytes are zero.
 #[derive(Debug)]
 pub(crate) struct FrameTable {
-    words: Box<[AtomicU64]>,
+    frames: Box<[AtomicU64]>,
+    blocks: Box<[AtomicU64]>,
 }
 
 impl FrameTable {
     pub(crate) fn new(frames: usize) -> FrameTable {
-        FrameTable { words: zeroed_words(frames) }
+        let blocks = frames.div_ceil(PageSize::Size2M.frames() as usize);
+        FrameTable { frames: zeroed_words(frames), blocks: zeroed_words(blocks) }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.words.len()
+        self.frames.len()
     }
 
-    fn word(&self, frame: FrameNo) -> &AtomicU64 {
-        &self.words[frame.index()]
+    /// The word of `frame`.
+    #[inline]
+    pub(super) fn word(&self, frame: FrameNo) -> &AtomicU64 {
+        &self.frames[frame.index()]
+    }
+
+    /// The word of `block`.
+    #[inline]
+    pub(super) fn block_word(&self, block: BlockNo) -> &AtomicU64 {
+        &self.blocks[block.index()]
+    }
+
+    /// The words of all frames and of all blocks.
+    pub(super) fn every_word(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.frames.iter().chain(&self.blocks)
     }
 
     /// A snapshot of the state of `frame`.
     pub(crate) fn state(&self, frame: FrameNo) -> FrameState {
         let word = self.word(frame).load(Ordering::Relaxed);
+        let block = self.block_word(frame.block()).load(Ordering::Relaxed);
         FrameState {
             owner: match word & OWNER_MASK {
                 0 => Owner::Buddy,
                 OWNER_RESERVATION => Owner::Reservation,
-                _ => Owner::User,
+                OWNER_USER => Owner::User,
+                _ => Owner::Orphan,
             },
             refs: (word & REFS_MASK) as u32,
-            pins: ((word & PINS_MASK) >> PINS_SHIFT) as u32,
+            pins: (pins(word) + pins(block)) as u32,
             written: word & WRITTEN != 0,
+            dirty: (word | block) & DIRTY != 0,
         }
     }
 
@@ -88,8 +121,7 @@ impl FrameTable {
     pub(crate) fn claim(&self, frame: FrameNo) -> bool {
         self.word(frame)
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |word| {
-                (word & OWNER_MASK == OWNER_RESERVATION)
-                    .then_some((word & WRITTEN) | OWNER_USER | 1)
+                (word & OWNER_MASK == OWNER_RESERVATION).then_some(kept(word) | OWNER_USER | 1)
             })
             .is_ok()
     }
@@ -98,7 +130,7 @@ impl FrameTable {
     pub(crate) fn unreserve(&self, frame: FrameNo) -> bool {
         self.word(frame)
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-                (word & OWNER_MASK == OWNER_RESERVATION).then_some(word & WRITTEN)
+                (word & OWNER_MASK == OWNER_RESERVATION).then_some(kept(word))
             })
             .is_ok()
     }
@@ -114,30 +146,60 @@ impl FrameTable {
     }
 
     fn own(&self, frame: FrameNo, owner: u64) {
-        // Only the holder of the pool's lock moves a frame away from the buddy allocator.
-        let word = self.word(frame).load(Ordering::Acquire);
-        assert!(word & !WRITTEN == 0, "frame {frame} was given out twice");
-        // Release, passing on to a claim what `disown` released: the store ends its release sequence.
-        self.word(frame).store((word & WRITTEN) | owner, Ordering::Release);
+        // An addition, because a walker that came too late may be pinning and unpinning the frame. Only the
+        // holder of the pool's lock moves a frame away from the buddy allocator, so nothing else changes.
+        // Acquire and release: passes on to a claim what `disown` released.
+        let word = self.word(frame).fetch_add(owner, Ordering::AcqRel);
+        assert!(word & (OWNER_MASK | REFS_MASK) == 0, "frame {frame} was given out twice");
     }
 
-    /// Drops the last reference of a frame in use; it goes to the reservation or to the buddy allocator.
+    /// Drops the last reference of a frame in use. It goes to the reservation or to the buddy allocator;
+    /// or, if a device has it or its block (`block_pinned`) pinned, to nobody: false.
     ///
     /// # Panics
-    /// If it is pinned, shared, or not in use: freeing it would hand memory to two owners.
-    pub(crate) fn disown(&self, frame: FrameNo, to_reservation: bool) {
+    /// If it is shared or not in use: freeing it would hand memory to two owners.
+    pub(crate) fn disown(&self, frame: FrameNo, to_reservation: bool, block_pinned: bool) -> bool {
+        let update = |word: u64| {
+            assert!(
+                word & (OWNER_MASK | REFS_MASK) == OWNER_USER | 1,
+                "frame {frame} is not in use by exactly one: {word:#x}"
+            );
+            let waits = block_pinned || word & PINS_MASK != 0;
+            Some(if waits {
+                (word & !(OWNER_MASK | REFS_MASK)) | WRITTEN | OWNER_ORPHAN
+            } else {
+                WRITTEN | if to_reservation { OWNER_RESERVATION } else { 0 }
+            })
+        };
+        // Release, with the acquire of the next owner in `claim` or `own`. Acquire, with the release in
+        // `unpin`: what a device did to the bytes has happened before they are the next owner's.
+        let word = self.word(frame).fetch_update(Ordering::AcqRel, Ordering::Relaxed, update);
+        !block_pinned && word.is_ok_and(|word| word & PINS_MASK == 0)
+    }
+
+    /// Takes an orphan that no device has pinned any more, as `disown` would have; false when it is none,
+    /// or pinned.
+    pub(crate) fn adopt_orphan(&self, frame: FrameNo, to_reservation: bool) -> bool {
         let owner = if to_reservation { OWNER_RESERVATION } else { 0 };
-        let word = self.word(frame).load(Ordering::Relaxed);
-        assert!(
-            word & (OWNER_MASK | PINS_MASK | REFS_MASK) == OWNER_USER | 1,
-            "frame {frame} is not in use by exactly one: {word:#x}"
-        );
-        // Release, with the acquire of the next owner in `claim` or `own`.
-        self.word(frame).store(WRITTEN | owner, Ordering::Release);
+        self.word(frame)
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
+                (word & (OWNER_MASK | PINS_MASK) == OWNER_ORPHAN).then_some(WRITTEN | owner)
+            })
+            .is_ok()
     }
 
     /// Whether the bytes may differ from zero; they are taken to from now on.
     pub(crate) fn set_written(&self, frame: FrameNo) -> bool {
         self.word(frame).fetch_or(WRITTEN, Ordering::Relaxed) & WRITTEN != 0
     }
+}
+
+/// What a frame keeps when it changes hands before anyone has used it.
+fn kept(word: u64) -> u64 {
+    word & (WRITTEN | PINS_MASK)
+}
+
+/// How often a word is pinned.
+pub(super) fn pins(word: u64) -> u64 {
+    (word & PINS_MASK) >> PINS_SHIFT
 }

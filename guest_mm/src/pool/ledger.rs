@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
-use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering, full_fence};
 
 use super::buddy::{Buddy, Order};
-use super::frame::{FrameState, FrameTable};
+use super::frame::{FrameState, FrameTable, Owner};
 
 /// A guest block's preference for a block of the pool. Ended by `unreserve`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,8 +40,10 @@ pub struct PoolUsage {
     pub free: u64,
     /// Held by reservations, not in use.
     pub reserved: u64,
-    /// In use.
+    /// In use; orphans are.
     pub used: u64,
+    /// Mapped nowhere, and kept for a device that has them pinned.
+    pub orphans: u64,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,8 @@ pub(super) struct Ledger {
     tickets: Box<[AtomicU32]>,
     /// Frames that reservations hold. A statistic: claims change it without the lock.
     nr_reserved: AtomicU64,
+    /// Orphans. Changed under `books`.
+    nr_orphans: AtomicU64,
     books: Lock<Books>,
 }
 
@@ -70,6 +74,7 @@ impl Ledger {
             frames: FrameTable::new(frames as usize),
             tickets: (0..blocks).map(|_| AtomicU32::new(0)).collect(),
             nr_reserved: AtomicU64::new(0),
+            nr_orphans: AtomicU64::new(0),
             books: Lock::new(Books {
                 buddy: Buddy::new(frames),
                 reservations: VecDeque::new(),
@@ -87,15 +92,16 @@ impl Ledger {
     }
 
     pub(super) fn metadata_bytes(&self) -> u64 {
-        // 8 bytes of state and 2 bits of free lists a frame, 4 bytes of ticket a block.
-        self.nr_frames() * 8 + self.nr_frames() / 4 + self.tickets.len() as u64 * 4
+        // 8 bytes of state and 2 bits of free lists a frame; 8 bytes of pins, 4 of ticket a block.
+        self.nr_frames() * 8 + self.nr_frames() / 4 + self.tickets.len() as u64 * 12
     }
 
     pub(super) fn usage(&self) -> PoolUsage {
         let free = self.books.lock().buddy.nr_free();
         let reserved = self.nr_reserved.load(Ordering::Relaxed);
         let frames = self.nr_frames();
-        PoolUsage { frames, free, reserved, used: frames.saturating_sub(free + reserved) }
+        let orphans = self.nr_orphans.load(Ordering::Relaxed);
+        PoolUsage { frames, free, reserved, used: frames.saturating_sub(free + reserved), orphans }
     }
 
     pub(super) fn set_written(&self, first: FrameNo, frames: u64) -> bool {
@@ -190,36 +196,93 @@ impl Ledger {
         }
     }
 
+    /// U3 and U4 of `pins`.
     pub(super) fn release(&self, first: FrameNo, frames: u64) {
+        full_fence();
         let books = &mut *self.books.lock();
         let mut next = 0;
         while next < frames {
-            let frame = first.add(next);
-            let whole = PageSize::Size2M.frames();
-            let reserved = self.ticket(frame.block()) != 0;
-            if !reserved && frame.offset_in_block() == 0 && frames - next >= whole {
-                for frame in self.frames_of(frame.block()) {
-                    self.frames.disown(frame, false);
-                }
-                books.buddy.free(frame, Order::BLOCK);
-                next += whole;
-            } else {
-                self.frames.disown(frame, reserved);
-                if reserved {
-                    self.nr_reserved.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    books.buddy.free(frame, Order::FRAME);
-                }
-                next += 1;
-            }
+            let part = first.add(next);
+            let rest_of_block = PageSize::Size2M.frames() - part.offset_in_block();
+            let len = rest_of_block.min(frames - next);
+            self.release_in_block(books, part, len);
+            next += len;
         }
+    }
+
+    /// Releases frames of one block.
+    fn release_in_block(&self, books: &mut Books, first: FrameNo, frames: u64) {
+        let block = first.block();
+        let reserved = self.ticket(block) != 0;
+        let pinned = self.frames.is_block_pinned(block);
+        let run = || (0..frames).map(|i| first.add(i));
+        let freed = run().filter(|&frame| self.frames.disown(frame, reserved, pinned)).count();
+        let orphans = frames - freed as u64;
+        self.nr_orphans.fetch_add(orphans, Ordering::Relaxed);
+        if reserved {
+            self.nr_reserved.fetch_add(freed as u64, Ordering::Relaxed);
+        } else if orphans == 0 && frames == PageSize::Size2M.frames() {
+            books.buddy.free(first, Order::BLOCK);
+        } else if orphans == 0 {
+            run().for_each(|frame| books.buddy.free(frame, Order::FRAME));
+        } else {
+            // The state of a frame that was freed cannot change: the lock is held.
+            run()
+                .filter(|&frame| self.frames.state(frame).owner == Owner::Buddy)
+                .for_each(|frame| books.buddy.free(frame, Order::FRAME));
+        }
+        if pinned && !self.frames.await_block(block) {
+            self.reap_block_locked(books, block);
+        }
+    }
+
+    /// P6: frees the orphan whose last pin has gone, if it is one still.
+    #[cold]
+    pub(super) fn reap(&self, frame: FrameNo) {
+        let books = &mut *self.books.lock();
+        // A pin on its block keeps it too, and frees it when it goes.
+        if !self.frames.is_block_pinned(frame.block()) {
+            self.reap_locked(books, frame);
+        }
+    }
+
+    /// P6: frees the orphans of the block whose last pin has gone.
+    #[cold]
+    pub(super) fn reap_block(&self, block: BlockNo) {
+        let books = &mut *self.books.lock();
+        self.reap_block_locked(books, block);
+    }
+
+    fn reap_block_locked(&self, books: &mut Books, block: BlockNo) {
+        if self.frames.stop_awaiting_block(block) {
+            self.frames_of(block).for_each(|frame| self.reap_locked(books, frame));
+        }
+    }
+
+    fn reap_locked(&self, books: &mut Books, frame: FrameNo) {
+        let reserved = self.ticket(frame.block()) != 0;
+        if !self.frames.adopt_orphan(frame, reserved) {
+            return;
+        }
+        self.nr_orphans.fetch_sub(1, Ordering::Relaxed);
+        if reserved {
+            self.nr_reserved.fetch_add(1, Ordering::Relaxed);
+        } else {
+            books.buddy.free(frame, Order::FRAME);
+        }
+    }
+
+    /// The words of the frames, for who pins them.
+    #[inline]
+    pub(super) fn frames(&self) -> &FrameTable {
+        &self.frames
     }
 
     fn ticket(&self, block: BlockNo) -> u32 {
         self.tickets[block.index()].load(Ordering::Relaxed)
     }
 
-    fn frames_of(&self, block: BlockNo) -> impl Iterator<Item = FrameNo> + use<> {
+    pub(super) fn frames_of(&self, block: BlockNo) -> impl Iterator<Item = FrameNo> + use<> {
         (0..PageSize::Size2M.frames()).map(move |i| block.first().add(i))
     }
 }
@@ -285,6 +348,66 @@ mod tests {
         let second = ledger.reserve(BlockNo::new(0)).unwrap();
         ledger.unreserve(first);
         assert!(ledger.claim(second, 0).is_some());
+    }
+
+    #[test]
+    fn a_pinned_frame_waits_for_its_last_pin() {
+        let ledger = Ledger::new(BLOCK);
+        let frame = ledger.alloc_frame().unwrap();
+        ledger.frames().pin(frame);
+        ledger.frames().pin(frame);
+        ledger.release(frame, 1);
+        assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK - 1, 1));
+        assert!(!ledger.frames().unpin(frame), "one pin is left");
+        assert!(ledger.frames().unpin(frame));
+        ledger.reap(frame);
+        ledger.reap(frame);
+        assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK, 0));
+    }
+
+    #[test]
+    fn a_pinned_block_keeps_all_of_its_frames_until_its_last_pin() {
+        let ledger = Ledger::new(2 * BLOCK);
+        let first = ledger.alloc_run(PageSize::Size2M, FrameNo::new(0)).unwrap();
+        ledger.frames().pin_block(first.block());
+        ledger.frames().pin(first.add(3));
+        ledger.release(first, BLOCK);
+        assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK, BLOCK));
+        assert!(ledger.frames().unpin_block(first.block()));
+        ledger.reap_block(first.block());
+        assert_eq!(ledger.usage().orphans, 1, "this one has a pin of its own");
+        assert!(ledger.frames().unpin(first.add(3)));
+        ledger.reap(first.add(3));
+        assert_eq!(ledger.usage().free, 2 * BLOCK);
+        assert_eq!(ledger.alloc_run(PageSize::Size2M, first), Some(first), "one run again");
+    }
+
+    #[test]
+    fn a_frame_that_is_pinned_twice_waits_for_both() {
+        let ledger = Ledger::new(BLOCK);
+        let first = ledger.alloc_run(PageSize::Size2M, FrameNo::new(0)).unwrap();
+        ledger.frames().pin_block(first.block());
+        ledger.frames().pin(first);
+        ledger.release(first, 1);
+        assert!(ledger.frames().unpin(first));
+        ledger.reap(first);
+        assert_eq!(ledger.usage().orphans, 1, "its block is pinned");
+        assert!(ledger.frames().unpin_block(first.block()));
+        ledger.reap_block(first.block());
+        assert_eq!(ledger.usage().orphans, 0);
+    }
+
+    #[test]
+    fn an_orphan_goes_back_to_the_reservation_of_its_block() {
+        let ledger = Ledger::new(BLOCK);
+        let reservation = ledger.reserve(BlockNo::new(0)).unwrap();
+        let frame = ledger.claim(reservation, 3).unwrap();
+        ledger.frames().pin(frame);
+        ledger.release(frame, 1);
+        assert_eq!(ledger.claim(reservation, 3), None, "a device still has it");
+        assert!(ledger.frames().unpin(frame));
+        ledger.reap(frame);
+        assert_eq!(ledger.claim(reservation, 3), Some(frame));
     }
 
     #[test]

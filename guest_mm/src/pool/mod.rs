@@ -20,12 +20,14 @@ mod frame;
 #[cfg(not(loom))]
 pub(crate) mod host_range;
 mod ledger;
+mod pins;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
 
 #[cfg(not(loom))]
 pub use backing::{BackingChoice, BackingError, BackingKind};
 use direct_map::DirectMap;
+pub(crate) use frame::FrameTable;
 pub use frame::{FrameState, Owner};
 use ledger::Ledger;
 pub(crate) use ledger::Reservation;
@@ -155,6 +157,13 @@ impl Pool {
         Some(first)
     }
 
+    /// A whole block, in use from now on, its bytes whatever they were: the caller writes all of them.
+    pub(crate) fn alloc_block(&self, hint: BlockNo) -> Option<BlockNo> {
+        let first = self.ledger.alloc_run(PageSize::Size2M, hint.first())?;
+        self.ledger.set_written(first, PageSize::Size2M.frames());
+        Some(first.block())
+    }
+
     /// Makes a reservation of a block whose frames are in use: what is freed of it later stays with its
     /// guest block.
     pub(crate) fn adopt(&self, block: BlockNo) -> Option<Reservation> {
@@ -166,7 +175,8 @@ impl Pool {
         self.ledger.unreserve(reservation);
     }
 
-    /// Frees `frames` from `first` on. No translation to them may be left anywhere.
+    /// Frees `frames` from `first` on, those that a device has pinned as soon as it lets go. No
+    /// translation to them may be left anywhere (U3 and U4 of [`pins`]).
     pub(crate) fn release(&self, first: FrameNo, frames: u64) {
         self.ledger.release(first, frames);
     }
@@ -182,7 +192,47 @@ impl Pool {
         }
     }
 
+    /// The pins and dirty notes of all frames (P2 of [`pins`]).
+    #[inline]
+    pub(crate) fn frames(&self) -> &FrameTable {
+        self.ledger.frames()
+    }
+
+    /// P6 of [`pins`]: the claim ends.
+    #[inline]
+    pub(crate) fn unpin(&self, frame: FrameNo) {
+        if self.ledger.frames().unpin(frame) {
+            self.ledger.reap(frame);
+        }
+    }
+
+    /// P6 of [`pins`]: the claim on a block ends.
+    #[inline]
+    pub(crate) fn unpin_block(&self, block: BlockNo) {
+        if self.ledger.frames().unpin_block(block) {
+            self.ledger.reap_block(block);
+        }
+    }
+
+    /// Whether a device has written to the frame since this was last asked; a frame that is pinned stays
+    /// dirty.
+    pub(crate) fn take_dirty(&self, frame: FrameNo) -> bool {
+        let block = frame.block();
+        self.ledger.frames().spread_dirty(block, self.ledger.frames_of(block));
+        self.ledger.frames().take_dirty(frame)
+    }
+
+    /// The bytes of the page `from` go to `to`, with the note that a device has written them. Nobody else
+    /// uses either.
+    pub(crate) fn copy(&self, from: FrameNo, to: FrameNo) {
+        self.memory.copy(from, to);
+        if self.frame_state(from).dirty {
+            self.frames().set_dirty(to);
+        }
+    }
+
     /// The bytes of the pool.
+    #[inline]
     pub(crate) fn memory(&self) -> &DirectMap {
         &self.memory
     }

@@ -21,5 +21,19 @@ impl DirectMap {
         }
     }
 
+    pub(crate) fn copy(&self, from: FrameNo, to: FrameNo) {
+        self.write(to, self.read(from));
+    }
+
+    /// The word of `frame`.
+    pub(crate) fn read(&self, frame: FrameNo) -> u64 {
+        self.words[frame.index()].load(Ordering::Relaxed)
+    }
+
+    /// Writes the word of `frame`.
+    pub(crate) fn write(&self, frame: FrameNo, word: u64) {
+        self.words[frame.index()].store(word, Ordering::Relaxed);
+    }
+
     pub(crate) fn populate(&self, _first: FrameNo, _frames: u64) {}
 }

@@ -29,7 +29,7 @@ use crate::sync::{AtomicU64, Held, Ordering};
 
 use super::node::NodeState;
 use super::reclaim::{Guard, retire};
-use super::zap::{FrameRuns, Published, Zap};
+use super::zap::{FrameRuns, Published, Unreachable, Zap};
 use super::{OutOfTables, Table, decode};
 
 /// A locked table page that hangs in the tree. Dropping it unlocks (L5).
@@ -75,7 +75,8 @@ impl<P: Protocol> Table<P> {
             }
             // From here on the lock keeps the table in the tree.
             drop(guard);
-            let grown = at > level && matches!(cursor.entry(gfn), Entry::Table(_));
+            let below = matches!(cursor.entry(gfn), Entry::Table(_) | Entry::Frozen(_));
+            let grown = at > level && below;
             if !grown {
                 return cursor;
             }
@@ -102,7 +103,8 @@ impl<P: Protocol> Table<P> {
             // Acquire, with the release of `Cursor::publish`, as in `walk`.
             let raw = self.arena.word(node, at.index(gfn.as_u64())).load(Ordering::Acquire);
             match (decode(raw, at), at.below()) {
-                (Entry::Table(child), Some(below)) => found = (child, below),
+                // A frozen table is locked by who froze it: whoever locks it waits for what comes of it.
+                (Entry::Table(child) | Entry::Frozen(child), Some(below)) => found = (child, below),
                 _ => break,
             }
         }
@@ -299,6 +301,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         for inner in below.entries_in(below.range()) {
             match below.entry(inner) {
                 Entry::Table(grandchild) => below.detach_child(inner, grandchild, frames, ended),
+                Entry::Frozen(_) => panic!("{inner} is being collapsed during a teardown"),
                 _ => below.clear(inner, frames),
             }
         }
@@ -309,22 +312,16 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         Cursor { table: self.table, node: child, state: self.table.arena.lock(child) }
     }
 
-    fn unhook(&mut self, gfn: Gfn, mut below: Cursor<'t, P>, ended: &mut Ended) {
-        ended.extend(below.state.reservation.take());
+    fn unhook(&mut self, gfn: Gfn, below: Cursor<'t, P>, ended: &mut Ended) {
         // D2, which is R1 of `reclaim`.
         self.publish(gfn, Entry::Absent);
         self.state.live -= 1;
-        below.state.attached = false;
-        self.table.resident.table_gone(below.level());
-        // D3
-        let child = below.node;
-        drop(below);
-        retire::<P>(&self.table.reclaimer, &self.table.arena, child);
+        ended.extend(below.end());
     }
 
     fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {
         match self.entry(gfn) {
-            Entry::Absent | Entry::Table(_) => return,
+            Entry::Absent | Entry::Table(_) | Entry::Frozen(_) => return,
             Entry::Leaf(leaf) => {
                 frames.push(leaf.frame, self.level().entry_frames());
                 self.table.resident.leaf_gone(self.level());
@@ -333,6 +330,83 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         }
         self.publish(gfn, Entry::Absent);
         self.state.live -= 1;
+    }
+
+    /// The page table below `gfn`, locked too, if one is there and not frozen.
+    pub(crate) fn below(&self, gfn: Gfn) -> Option<Cursor<'t, P>> {
+        // Nobody freezes the table while this lock is held, so who has the child's lock needs no other.
+        let Entry::Table(child) = self.entry(gfn) else { return None };
+        Some(self.child(child))
+    }
+
+    /// Puts a leaf in the place of the page table `below`, whose entries map the leaf's frames in order: a
+    /// promotion. Old and new say the same, so no zap is owed.
+    pub(crate) fn promote(
+        &mut self,
+        gfn: Gfn,
+        below: Cursor<'t, P>,
+        leaf: Leaf,
+    ) -> (Published<'_>, Ended) {
+        debug_assert!(self.entry(gfn) == Entry::Table(below.node));
+        let (published, _same_frames, ended) = self.supersede(gfn, below, leaf);
+        (published, ended)
+    }
+
+    /// Takes the page table `below` out of every walker's sight, and nothing else: its entries stay. The
+    /// zap that is owed is bound to its lock, so this table's may be released.
+    pub(crate) fn freeze<'b>(&mut self, gfn: Gfn, below: &'b mut Cursor<'t, P>) -> Zap<'b> {
+        debug_assert!(self.entry(gfn) == Entry::Table(below.node));
+        self.publish(gfn, Entry::Frozen(below.node));
+        Zap::unmapped(below.range(), FrameRuns::default())
+    }
+
+    /// Takes a frozen table back into sight: all is as it was.
+    pub(crate) fn thaw(&mut self, gfn: Gfn, below: &Cursor<'t, P>) {
+        debug_assert!(self.entry(gfn) == Entry::Frozen(below.node));
+        self.publish(gfn, Entry::Table(below.node));
+    }
+
+    /// Puts `leaf` in the place of the frozen page table `below`. `flushed` is what became of the zap that
+    /// freezing it owed: with it nobody can reach the frames that `below` maps, and they are returned.
+    pub(crate) fn replace(
+        &mut self,
+        gfn: Gfn,
+        below: Cursor<'t, P>,
+        leaf: Leaf,
+        flushed: Unreachable,
+    ) -> (Published<'_>, Unreachable, Ended) {
+        debug_assert!(self.entry(gfn) == Entry::Frozen(below.node));
+        let (published, frames, ended) = self.supersede(gfn, below, leaf);
+        (published, flushed.with(frames), ended)
+    }
+
+    fn supersede(
+        &mut self,
+        gfn: Gfn,
+        mut below: Cursor<'t, P>,
+        leaf: Leaf,
+    ) -> (Published<'_>, FrameRuns, Ended) {
+        let mut frames = FrameRuns::default();
+        // The leaf first: a walker finds the old entries or the new one, never an absent page.
+        self.publish(gfn, Entry::Leaf(leaf));
+        self.table.resident.leaves_made(self.level(), 1);
+        for inner in below.entries_in(below.range()) {
+            below.clear(inner, &mut frames);
+        }
+        let ended = below.end();
+        let run = Run { gfn, frame: leaf.frame, frames: self.level().entry_frames() };
+        (Published::new(run, leaf.prot), frames, ended)
+    }
+
+    /// D2 and D3 for a table that no entry leads to any more.
+    fn end(mut self) -> Ended {
+        let ended = self.state.reservation.take().into_iter().collect();
+        self.state.attached = false;
+        self.table.resident.table_gone(self.level());
+        let (table, node) = (self.table, self.node);
+        drop(self);
+        retire::<P>(&table.reclaimer, &table.arena, node);
+        ended
     }
 
     /// A new table below the absent entry for `gfn`, locked.

@@ -13,6 +13,9 @@
 //! 2. a mirror's own locks;
 //! 3. the pool's lock; the arena's list of free pages.
 //!
+//! One exception: who has frozen a page table (`cursor::freeze`) holds its lock and takes its parent's. Nobody
+//! waits the other way round: a frozen table is locked by those alone who hold no other lock of the tree.
+//!
 //! A page's lock is held over mirror calls for its entries: about 1 us for a page, 50 us for a block, and
 //! longest where a window is pointed elsewhere (`mirrors::uffd`).
 
@@ -73,6 +76,7 @@ impl<P: Protocol> Table<P> {
     }
 
     /// Keeps table pages from being reused under a walk.
+    #[inline]
     pub(crate) fn enter(&self) -> Guard {
         self.reclaimer.enter()
     }

@@ -73,6 +73,13 @@ impl Arena {
         &self.words[node.index() * FANOUT + index]
     }
 
+    /// The words of `node` from `index` to its end.
+    #[inline]
+    pub(crate) fn words_from(&self, node: NodeNo, index: usize) -> &[AtomicU64] {
+        let start = node.index() * FANOUT;
+        &self.words[start + index..start + FANOUT]
+    }
+
     /// Takes the lock of `node`.
     pub(crate) fn lock(&self, node: NodeNo) -> Held<'_, NodeState> {
         self.states[node.index()].lock()

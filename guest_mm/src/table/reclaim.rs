@@ -39,9 +39,14 @@ mod imp {
     use super::{Arc, Arena, NodeNo};
 
     #[derive(Debug)]
-    pub(crate) struct Guard(
-        #[allow(dead_code, reason = "held for its drop")] crossbeam_epoch::Guard,
-    );
+    pub(crate) struct Guard(crossbeam_epoch::Guard);
+
+    impl Guard {
+        /// Leaves for as long as `work` takes, which may wait for whatever it likes.
+        pub(crate) fn outside<R>(&mut self, work: impl FnOnce() -> R) -> R {
+            self.0.repin_after(work)
+        }
+    }
 
     /// The process-wide epochs of crossbeam. A page that was retired may wait in a thread's bag long
     /// after its tree has gone, and keeps the arena's words with it: address space, not memory, but for
@@ -54,6 +59,7 @@ mod imp {
             Reclaimer
         }
 
+        #[inline]
         pub(crate) fn enter(&self) -> Guard {
             Guard(crossbeam_epoch::pin())
         }
@@ -97,8 +103,9 @@ mod imp {
         }
 
         pub(crate) fn enter(&self) -> Guard {
-            self.0.lock().walkers += 1;
-            Guard(Arc::clone(&self.0))
+            let guard = Guard(Arc::clone(&self.0));
+            guard.enter();
+            guard
         }
 
         pub(super) fn defer(&self, arena: &Arc<Arena>, node: NodeNo) {
@@ -116,8 +123,19 @@ mod imp {
         }
     }
 
-    impl Drop for Guard {
-        fn drop(&mut self) {
+    impl Guard {
+        pub(crate) fn outside<R>(&mut self, work: impl FnOnce() -> R) -> R {
+            self.leave();
+            let result = work();
+            self.enter();
+            result
+        }
+
+        fn enter(&self) {
+            self.0.lock().walkers += 1;
+        }
+
+        fn leave(&self) {
             let pages = {
                 let mut waiting = self.0.lock();
                 waiting.walkers -= 1;
@@ -129,6 +147,12 @@ mod imp {
             for (arena, node) in pages {
                 arena.free(node);
             }
+        }
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.leave();
         }
     }
 }

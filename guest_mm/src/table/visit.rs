@@ -36,7 +36,9 @@ impl<P: Protocol> Table<P> {
             if entry != Entry::Absent {
                 see(Visited { gfn, level, entry });
             }
-            if let (Entry::Table(child), Some(below)) = (entry, level.below()) {
+            if let (Entry::Table(child) | Entry::Frozen(child), Some(below)) =
+                (entry, level.below())
+            {
                 self.visit_node(child, below, gfn, see);
             }
         }

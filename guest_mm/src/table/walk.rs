@@ -1,10 +1,11 @@
 //! The lockless reader.
 
-use crate::addr::Gfn;
+use crate::addr::{FrameNo, Gfn};
 use crate::entry::Entry;
-use crate::geometry::Level;
+use crate::geometry::{FANOUT, Level};
+use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 use super::reclaim::Guard;
 use super::{Table, decode};
@@ -18,20 +19,86 @@ pub(crate) struct Walked {
     pub(crate) level: Level,
 }
 
+/// The word in which a walk ended, to be looked at again by whoever acts without a lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Located<'g> {
+    /// The words of the table, the one for the address first, up to the table's end.
+    words: &'g [AtomicU64],
+    raw: u64,
+    level: Level,
+    /// The word that led to the table, and what it said; the word itself for the root.
+    parent: &'g AtomicU64,
+    parent_raw: u64,
+}
+
 impl<P: Protocol> Table<P> {
     /// Follows the tables to the entry for `gfn`, without a lock (`reclaim`: W2 and W3; the guard is W1, its
     /// drop W4).
-    pub(crate) fn walk(&self, _guard: &Guard, gfn: Gfn) -> Walked {
-        let mut node = self.root;
+    pub(crate) fn walk(&self, guard: &Guard, gfn: Gfn) -> Walked {
+        let found = self.locate(guard, gfn);
+        Walked { entry: found.entry(), level: found.level }
+    }
+
+    /// As [`Table::walk`]; the result can be looked at again for as long as the guard is held.
+    #[inline]
+    pub(crate) fn locate<'g>(&'g self, _guard: &'g Guard, gfn: Gfn) -> Located<'g> {
         let mut level = Level::ROOT;
-        loop {
-            // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or
-            // filled before the entry that leads to it can be seen.
-            let raw = self.arena.word(node, level.index(gfn.as_u64())).load(Ordering::Acquire);
-            match (decode(raw, level), level.below()) {
-                (Entry::Table(child), Some(below)) => (node, level) = (child, below),
-                (entry, _) => return Walked { entry, level },
-            }
+        let mut words = self.arena.words_from(self.root, level.index(gfn.as_u64()));
+        // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
+        // the entry that leads to it can be seen.
+        let mut raw = words[0].load(Ordering::Acquire);
+        let (mut parent, mut parent_raw) = (&words[0], raw);
+        while let Some(below) = level.below()
+            && let Some(child) = Entry::table(raw)
+        {
+            (parent, parent_raw) = (&words[0], raw);
+            level = below;
+            words = self.arena.words_from(child, level.index(gfn.as_u64()));
+            raw = words[0].load(Ordering::Acquire);
         }
+        Located { words, raw, level, parent, parent_raw }
+    }
+}
+
+impl Located<'_> {
+    /// The level of the table that the entry is in.
+    #[inline]
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// What the entry said.
+    pub(crate) fn entry(&self) -> Entry {
+        decode(self.raw, self.level)
+    }
+
+    /// The first frame of the leaf, if it is one that allows `access`.
+    #[inline]
+    pub(crate) fn frame_for(&self, access: Access) -> Option<FrameNo> {
+        Entry::frame_for(self.raw, access)
+    }
+
+    /// P4 of `pin`: whether the entry still says what it said.
+    #[inline]
+    pub(crate) fn is_unchanged(&self) -> bool {
+        // Acquire: what is read here is what the holder of the pin relies on. It is ordered behind the pin
+        // by the full barrier of P3.
+        self.words[0].load(Ordering::Acquire) == self.raw
+    }
+
+    /// P5 of `pin`: whether the entry above still leads to this table.
+    #[inline]
+    pub(crate) fn is_attached(&self) -> bool {
+        // Acquire, as above.
+        self.parent.load(Ordering::Acquire) == self.parent_raw
+    }
+
+    /// The next entry of the same table, or none at its end.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Self> {
+        let words = self.words.get(1..).filter(|words| !words.is_empty())?;
+        debug_assert!(words.len() < FANOUT);
+        // Acquire, as in `locate`.
+        Some(Located { words, raw: words[0].load(Ordering::Acquire), ..*self })
     }
 }

@@ -33,6 +33,16 @@ impl Published<'_> {
         mirror.install(self.run, self.prot)
     }
 
+    /// Puts the translation into the window where that is cheap: nobody waits for it.
+    pub(crate) fn offer(self, mirror: &dyn Mirror) -> Result<(), MirrorError> {
+        mirror.offer(self.run, self.prot)
+    }
+
+    /// Has the window show one leaf where it may show the parts.
+    pub(crate) fn promote(self, mirror: &dyn Mirror) -> Result<(), MirrorError> {
+        mirror.promote(self.run, self.prot)
+    }
+
     /// Lets go of the lock first: what [`crate::protocol::Protocol::F5_INSTALL_UNDER_LOCK`] rules out.
     pub(crate) fn after_unlock(self) -> Late {
         Late(self.run, self.prot)
@@ -102,6 +112,12 @@ impl Drop for Zap<'_> {
 pub(crate) struct Unreachable(FrameRuns);
 
 impl Unreachable {
+    /// These too: what was flushed covers them.
+    pub(super) fn with(mut self, frames: FrameRuns) -> Unreachable {
+        self.0.0.extend(frames.0);
+        self
+    }
+
     /// Gives them back to the pool they came from; how many.
     pub(crate) fn release(self, pool: &Pool) -> u64 {
         for &(first, frames) in &self.0.0 {

@@ -11,6 +11,7 @@ use guest_mm::fault::FaultError;
 use guest_mm::pool::BackingChoice;
 use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
+mod collapse;
 mod contents;
 mod limits;
 

@@ -7,14 +7,17 @@
 //! | table            | window                                                                     |
 //! |------------------|----------------------------------------------------------------------------|
 //! | install          | `UFFDIO_CONTINUE`: maps the file's page, wakes who waits                   |
-//! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch |
+//! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch; |
+//! |                  | elsewhere than its block points: `mmap`, which leaves it unregistered       |
+//! | promote          | unregister, and let the host map or make a huge page                       |
 //! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
 //! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
 //! | remap            | `mremap` of a registered mapping of the file elsewhere into its place       |
 //!
 //! A page whose frame is not in its place in its block is a mapping of its own (a *stray*); the kernel
-//! allows 65,530 of them (`vm.max_map_count`), after which installing fails by name.
+//! allows 65,530 of them (`vm.max_map_count`), after which installing fails by name. What nobody waits
+//! for is not installed if it would be a stray.
 
 mod descriptor;
 mod faults;
@@ -22,7 +25,7 @@ mod window;
 
 use rustix::io::Errno;
 
-use crate::addr::{Gfn, GfnRange, Gpa, Hva, PageSize};
+use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, Hva, PageSize};
 use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::pool::Pool;
@@ -114,49 +117,125 @@ impl Uffd {
     }
 }
 
+impl Uffd {
+    /// Puts what `part`, in one block, has of a run into its window; `frame` backs its first page.
+    fn install_in_block(
+        &self,
+        window: &Window,
+        part: GfnRange,
+        frame: FrameNo,
+        prot: Prot,
+    ) -> Result<(), Errno> {
+        let page = self.pool.granule();
+        let whole = part.frames() == PageSize::Size2M.frames();
+        let start = window.hva(part.start());
+        let pointed = window.is_pointed(part, frame);
+        if pointed && window.is_open(part.start()) {
+            return self.descriptor.wake(start, part.bytes());
+        }
+        if whole && prot == Prot::Rwx && (self.pool.has_huge_folios() || !pointed) {
+            let opened = match pointed {
+                true => window.open(&self.descriptor, &self.pool, part),
+                false => window.show(&self.descriptor, &self.pool, part, frame),
+            };
+            // Where no mapping is left to split off, the block is served page by page.
+            if opened != Err(Errno::NOMEM) {
+                return opened;
+            }
+        }
+        if !pointed && whole {
+            window.remap(&self.descriptor, &self.pool, part, frame)?;
+        } else if !pointed || window.has_strays(part) {
+            return part.iter().try_for_each(|gfn| {
+                self.install_page(
+                    window,
+                    gfn,
+                    frame.add(gfn.as_u64() - part.start().as_u64()),
+                    prot,
+                )
+            });
+        }
+        self.descriptor.install(start, part.bytes(), page.bytes(), prot)
+    }
+
+    fn install_page(
+        &self,
+        window: &Window,
+        gfn: Gfn,
+        frame: FrameNo,
+        prot: Prot,
+    ) -> Result<(), Errno> {
+        let page = self.pool.granule();
+        if page > PageSize::Size4K {
+            // Its pages cannot be mapped one by one: a block's frames are always in place.
+            return Err(Errno::INVAL);
+        }
+        let start = window.hva(gfn);
+        let pointed = window.is_pointed(GfnRange::entry(gfn, Level::PT), frame);
+        if pointed && window.is_open_stray(gfn) {
+            return self.descriptor.wake(start, page.bytes());
+        }
+        if !pointed && prot == Prot::Rwx {
+            return window.stray_open(&self.descriptor, &self.pool, gfn, frame);
+        }
+        if !pointed {
+            window.stray(&self.descriptor, &self.pool, gfn, frame)?;
+        }
+        self.descriptor.install(start, page.bytes(), page.bytes(), prot)
+    }
+}
+
 impl Mirror for Uffd {
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
-        let page = self.pool.granule();
         self.for_windows(run.range(), "UFFDIO_CONTINUE", |window, range| {
-            let frame_of = |gfn: Gfn| run.frame.add(gfn.as_u64() - run.gfn.as_u64());
-            for part in range.chunks(PageSize::Size2M.frames()) {
-                let frame = frame_of(part.start());
-                if !window.is_pointed(part, frame) {
-                    if page > PageSize::Size4K {
-                        // Its pages cannot be mapped one by one: a block's frames are always in place.
-                        return Err(Errno::INVAL);
-                    }
-                    for gfn in part.iter() {
-                        if !window.is_pointed(GfnRange::entry(gfn, Level::PT), frame_of(gfn)) {
-                            window.stray(&self.descriptor, &self.pool, gfn, frame_of(gfn))?;
-                        }
-                    }
-                    for gfn in part.iter() {
-                        let bytes = page.bytes();
-                        self.descriptor.install(window.hva(gfn), bytes, bytes, prot)?;
-                    }
-                    continue;
+            range.chunks(PageSize::Size2M.frames()).try_for_each(|part| {
+                self.install_in_block(window, part, run.frame_of(part.start()), prot)
+            })
+        })
+    }
+
+    fn offer(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        self.for_windows(run.range(), "UFFDIO_CONTINUE", |window, range| {
+            range.chunks(PageSize::Size2M.frames()).try_for_each(|part| {
+                let frame = run.frame_of(part.start());
+                // Out of place, every page would be a mapping of its own, of which the kernel has few.
+                if !window.is_pointed(part, frame) && part.frames() < PageSize::Size2M.frames() {
+                    return Ok(());
                 }
-                let start = window.hva(part.start());
-                if window.is_open(part.start()) {
-                    self.descriptor.wake(start, part.bytes())?;
-                    continue;
-                }
-                let whole = part.frames() == PageSize::Size2M.frames();
-                if whole && prot == Prot::Rwx && self.pool.has_huge_folios() {
-                    match window.open(&self.descriptor, part) {
-                        // No mapping is left to split off: the block is served page by page.
-                        Err(Errno::NOMEM) => {}
-                        result => {
-                            result?;
-                            continue;
-                        }
-                    }
-                }
-                self.descriptor.install(start, part.bytes(), page.bytes(), prot)?;
+                self.install_in_block(window, part, frame, prot)
+            })
+        })
+    }
+
+    fn promote(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        self.for_windows(run.range(), "UFFDIO_UNREGISTER", |window, block| {
+            let frame = run.frame_of(block.start());
+            if prot != Prot::Rwx || window.is_open(block.start()) {
+                // What the window shows by small pages stays right.
+                return Ok(());
             }
+            if window.is_pointed(block, frame) && !window.has_strays(block) {
+                window.open(&self.descriptor, &self.pool, block)?;
+            } else {
+                window.show(&self.descriptor, &self.pool, block, frame)?;
+            }
+            window.touch(block.start());
             Ok(())
         })
+    }
+
+    fn settle(&self, range: GfnRange) {
+        if self.pool.has_huge_folios() {
+            return;
+        }
+        for window in self.windows.iter() {
+            let part = window.region().intersection(range);
+            for block in part.into_iter().flat_map(|part| part.chunks(PageSize::Size2M.frames())) {
+                if window.is_open(block.start()) {
+                    window.gather(block);
+                }
+            }
+        }
     }
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
@@ -167,7 +246,7 @@ impl Mirror for Uffd {
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {
         self.for_windows(range, "UFFDIO_WRITEPROTECT", |window, part| {
-            if part.chunks(PageSize::Size2M.frames()).any(|block| window.is_open(block.start())) {
+            if window.has_open(part) {
                 // A huge page cannot be protected in part. Dropped, it comes back with the new rights.
                 return window.drop_translations(&self.descriptor, &self.pool, part);
             }

@@ -30,14 +30,27 @@ pub(super) struct Window {
     blocks: Box<[AtomicU32]>,
     /// Blocks that the host fills by itself. Written like `blocks`.
     open: Box<[AtomicU64]>,
-    /// Pages that point elsewhere than their block does: each is a mapping of its own.
-    strays: Lock<BTreeMap<Gfn, FrameNo>>,
+    /// Pages that are a mapping of their own, most of them because they point elsewhere than their block
+    /// does.
+    strays: Lock<BTreeMap<Gfn, Stray>>,
     /// How many strays there are, so that nobody looks where there are none.
     nr_strays: AtomicU64,
 }
 
+/// A page that is a mapping of its own.
+#[derive(Clone, Copy, Debug)]
+struct Stray {
+    /// Where it points.
+    frame: FrameNo,
+    /// Whether the host fills it by itself.
+    open: bool,
+}
+
 /// The stack of a thread that makes one system call.
 const MOVER_STACK_BYTES: usize = 64 << 10;
+
+/// `MADV_COLLAPSE`, which rustix has no name for.
+const MADV_COLLAPSE: i32 = linux_raw_sys::general::MADV_COLLAPSE as i32;
 
 /// Frames of a block.
 const BLOCK: u64 = PageSize::Size2M.frames();
@@ -104,7 +117,8 @@ impl Window {
         if in_place && !self.has_strays(range) {
             return Ok(());
         }
-        self.point(uffd, pool, range, frame)?;
+        self.map(uffd, pool, range, frame)?;
+        self.note(range, frame);
         // Only now: had the move failed, they would still be where they are.
         self.forget_strays(range);
         Ok(())
@@ -119,14 +133,15 @@ impl Window {
         }
         let strays = self.strays.lock();
         range.iter().all(|gfn| {
-            let points_to = strays.get(&gfn).copied();
+            let points_to = strays.get(&gfn).map(|stray| stray.frame);
             let wanted = frame.add(gfn.as_u64() - start.as_u64());
             points_to.unwrap_or(base.add(gfn.offset_in(BLOCK))) == wanted
         })
     }
 
-    /// Points one page to `frame`, wherever its block points.
-    pub(super) fn stray(
+    /// Points one page to `frame`, wherever its block points, with all rights: the table maps it, so the
+    /// host may fill it without asking, and one call does it.
+    pub(super) fn stray_open(
         &self,
         uffd: &Descriptor,
         pool: &Pool,
@@ -134,21 +149,90 @@ impl Window {
         frame: FrameNo,
     ) -> Result<(), Errno> {
         let page = GfnRange::entry(gfn, Level::PT);
-        self.map(uffd, pool, page, frame)?;
+        self.map_open(pool, page, frame)?;
+        self.note_stray(gfn, Stray { frame, open: true });
+        uffd.wake(self.hva(gfn), page.bytes())
+    }
+
+    /// Points one page to `frame`, wherever its block points; nothing is filled yet.
+    pub(super) fn stray(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        gfn: Gfn,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        self.map(uffd, pool, GfnRange::entry(gfn, Level::PT), frame)?;
+        self.note_stray(gfn, Stray { frame, open: false });
+        Ok(())
+    }
+
+    fn note_stray(&self, gfn: Gfn, stray: Stray) {
         let base = FrameNo::new(self.block(gfn).load(Ordering::Relaxed) * BLOCK as u32);
+        let at_home = base.add(gfn.offset_in(BLOCK)) == stray.frame;
         let mut strays = self.strays.lock();
-        if base.add(gfn.offset_in(BLOCK)) == frame {
+        if at_home && !stray.open {
             strays.remove(&gfn);
         } else {
-            strays.insert(gfn, frame);
+            strays.insert(gfn, stray);
         }
         self.nr_strays.store(strays.len() as u64, Ordering::Relaxed);
-        Ok(())
+    }
+
+    /// Whether the page is a mapping of its own that the host fills by itself.
+    pub(super) fn is_open_stray(&self, gfn: Gfn) -> bool {
+        self.nr_strays.load(Ordering::Relaxed) > 0
+            && self.strays.lock().get(&gfn).is_some_and(|stray| stray.open)
+    }
+
+    /// Shows the frames from `frame` on in the block `range`, whole, whatever was there, with all rights. The
+    /// table maps all of them, so the block is open from the start, and what replaces the old mapping
+    /// in one call needs no further one.
+    pub(super) fn show(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+        frame: FrameNo,
+    ) -> Result<(), Errno> {
+        self.map_open(pool, range, frame)?;
+        let (word, bit) = self.open_bit(range.start());
+        word.fetch_or(bit, Ordering::Relaxed);
+        self.note(range, frame);
+        self.forget_strays(range);
+        uffd.wake(self.hva(range.start()), range.bytes())
+    }
+
+    /// Has the host map the open block at `gfn` now, with a huge page if its folio is huge.
+    pub(super) fn touch(&self, gfn: Gfn) {
+        let start = self.hva(gfn).as_u64() as *mut _;
+        // Failing, the guest's next touch does it.
+        // SAFETY: populating changes no byte, and no reference of this process points into a window.
+        let _ = unsafe { madvise(start, FRAME_BYTES as usize, Advice::LinuxPopulateWrite) };
+    }
+
+    /// Asks the host to gather the pages of the block `range` in one of its own, where they are not. It
+    /// refuses for a block that is not open (any more).
+    pub(super) fn gather(&self, range: GfnRange) {
+        let start = self.hva(range.start()).as_u64() as *mut _;
+        // SAFETY: the host moves the bytes to another of its pages, behind all mappings of the file; no byte
+        // changes, and no reference of this process points into a window.
+        let _ = unsafe { libc::madvise(start, range.bytes() as usize, MADV_COLLAPSE) };
     }
 
     /// Opens the block `range`, whole and pointed in place: every page of it is mapped by the table, so
     /// the host may fill it from the file without asking, with a huge page where the folio is huge.
-    pub(super) fn open(&self, uffd: &Descriptor, range: GfnRange) -> Result<(), Errno> {
+    pub(super) fn open(
+        &self,
+        uffd: &Descriptor,
+        pool: &Pool,
+        range: GfnRange,
+    ) -> Result<(), Errno> {
+        if pool.has_huge_folios() {
+            // Small translations would stay for as long as the block is open. Dropped while it is still
+            // registered: that is the cheaper order.
+            self.drop_mapped(range)?;
+        }
         uffd.unregister(self.hva(range.start()), range.bytes())?;
         let (word, bit) = self.open_bit(range.start());
         word.fetch_or(bit, Ordering::Relaxed);
@@ -169,7 +253,22 @@ impl Window {
             let (word, bit) = self.open_bit(part.start());
             word.fetch_and(!bit, Ordering::Relaxed);
         }
+        if self.has_strays(range) {
+            for (&gfn, stray) in self.strays.lock().range_mut(range.start()..range.end()) {
+                if stray.open {
+                    uffd.register(self.hva(gfn), FRAME_BYTES)?;
+                    stray.open = false;
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// Whether the host fills any page of `range` by itself.
+    pub(super) fn has_open(&self, range: GfnRange) -> bool {
+        range.chunks(BLOCK).any(|part| self.is_open(part.start()))
+            || self.has_strays(range)
+                && self.strays.lock().range(range.start()..range.end()).any(|(_, stray)| stray.open)
     }
 
     /// Drops every translation of `range`; the pages stay in the pool.
@@ -188,6 +287,10 @@ impl Window {
         }
         // First, or the host would fill what is dropped.
         self.close(uffd, range)?;
+        self.drop_mapped(range)
+    }
+
+    fn drop_mapped(&self, range: GfnRange) -> Result<(), Errno> {
         let start = self.hva(range.start()).as_u64() as *mut _;
         // SAFETY: the range lies in the window; on a shared file mapping MADV_DONTNEED changes no byte,
         // and no reference of this process points into a window.
@@ -201,18 +304,6 @@ impl Window {
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         // SAFETY: as in `map`.
         unsafe { mmap_anonymous(start, range.bytes() as usize, prot, flags)? };
-        Ok(())
-    }
-
-    fn point(
-        &self,
-        uffd: &Descriptor,
-        pool: &Pool,
-        range: GfnRange,
-        frame: FrameNo,
-    ) -> Result<(), Errno> {
-        self.map(uffd, pool, range, frame)?;
-        self.note(range, frame);
         Ok(())
     }
 
@@ -232,22 +323,19 @@ impl Window {
         range: GfnRange,
         frame: FrameNo,
     ) -> Result<(), Errno> {
-        let (start, bytes) = (self.hva(range.start()), range.bytes());
+        self.map_open(pool, range, frame)?;
+        uffd.register(self.hva(range.start()), range.bytes())
+    }
+
+    /// Maps the pool's file over `range`, where the host fills it by itself.
+    fn map_open(&self, pool: &Pool, range: GfnRange, frame: FrameNo) -> Result<(), Errno> {
+        let start = self.hva(range.start()).as_u64() as *mut _;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: the range lies in the window, which this type owns, so nothing else's is replaced; no
-        // address in it has left this type yet.
-        unsafe {
-            mmap(
-                start.as_u64() as *mut _,
-                bytes as usize,
-                prot,
-                flags,
-                pool.file(),
-                frame.offset(),
-            )?;
-        }
-        uffd.register(start, bytes)
+        // reference of this process points into a window.
+        unsafe { mmap(start, range.bytes() as usize, prot, flags, pool.file(), frame.offset())? };
+        Ok(())
     }
 
     /// Puts a mapping of the pool's file in the place of `range`, in one step as a guest sees it: what it
@@ -310,7 +398,8 @@ impl Window {
         moved
     }
 
-    fn has_strays(&self, range: GfnRange) -> bool {
+    /// Whether a page of `range` is a mapping of its own.
+    pub(super) fn has_strays(&self, range: GfnRange) -> bool {
         self.nr_strays.load(Ordering::Relaxed) > 0
             && self.strays.lock().range(range.start()..range.end()).next().is_some()
     }

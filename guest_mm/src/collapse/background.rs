@@ -1,0 +1,231 @@
+//! A thread that looks for blocks to collapse.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::addr::GfnRange;
+use crate::geometry::Level;
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+
+use super::{CollapsePolicy, Collapsed, Copying, Skip, collapse_block};
+
+/// How eagerly to collapse.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CollapserConfig {
+    /// What it may do.
+    pub policy: CollapsePolicy,
+    /// Blocks to look at in a second, most of which need nothing. None: without a pause.
+    pub scan_rate: Option<u32>,
+    /// Blocks to copy in a second: each is some 100 us of a CPU, in which its guest has to wait for it.
+    /// None: as many as are found. Promotions cost next to nothing and do not count.
+    pub copy_budget: Option<u32>,
+}
+
+impl Default for CollapserConfig {
+    fn default() -> CollapserConfig {
+        CollapserConfig {
+            policy: CollapsePolicy::default(),
+            scan_rate: Some(1024),
+            copy_budget: Some(64),
+        }
+    }
+}
+
+/// What the thread did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct CollapserStats {
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Times that all of RAM was looked at.
+    pub rounds: u64,
+    /// Blocks looked at.
+    pub scanned: u64,
+    /// Blocks promoted in place.
+    pub promoted: u64,
+    /// Blocks gathered in another.
+    pub copied: u64,
+    /// Blocks that stayed as they were, by reason: see [`Skip::NAMES`].
+    pub skipped: [u64; Skip::NAMES.len()],
+    /// Blocks passed over because a device had them pinned not long ago.
+    pub backed_off: u64,
+    /// Blocks whose window could not be changed.
+    pub failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stats: CollapserStats,
+    stop: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Collapser {
+    shared: std::sync::Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Rounds that a block is passed over after it was found pinned so often in a row.
+const BACK_OFF: [u64; 6] = [1, 2, 4, 8, 16, 32];
+
+impl Collapser {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What the system says about another thread.
+    pub(crate) fn start<P: Protocol>(
+        space: &std::sync::Arc<AddressSpace<P>>,
+        config: CollapserConfig,
+    ) -> std::io::Result<Collapser> {
+        let shared = std::sync::Arc::new(Shared::default());
+        let worker = Worker {
+            space: std::sync::Arc::clone(space),
+            shared: std::sync::Arc::clone(&shared),
+            config,
+            pinned: HashMap::new(),
+            next_copy: Instant::now(),
+        };
+        let thread = Builder::new().name("collapser".into()).spawn(move || worker.run())?;
+        Ok(Collapser { shared, thread: Some(thread) })
+    }
+
+    /// Collapses nothing until [`Collapser::resume`]; a block that is being collapsed is done when this
+    /// returns.
+    pub(crate) fn pause(&self) {
+        self.shared.lock().stats.paused = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Goes on.
+    pub(crate) fn resume(&self) {
+        self.shared.lock().stats.paused = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// What it did so far.
+    pub(crate) fn stats(&self) -> CollapserStats {
+        self.shared.lock().stats
+    }
+}
+
+impl Drop for Collapser {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Counters and flags: each is right by itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Worker<P: Protocol> {
+    space: std::sync::Arc<AddressSpace<P>>,
+    shared: std::sync::Arc<Shared>,
+    config: CollapserConfig,
+    /// Blocks that were found pinned: how often in a row, and the round in which to look again.
+    pinned: HashMap<GfnRange, (usize, u64)>,
+    /// No block is copied before.
+    next_copy: Instant,
+}
+
+impl<P: Protocol> Worker<P> {
+    fn run(mut self) {
+        let space = std::sync::Arc::clone(&self.space);
+        let blocks = || {
+            let regions = space.ram.iter();
+            regions.flat_map(|region| region.range.chunks(Level::PD.entry_frames()))
+        };
+        let pace = self.config.scan_rate.map(|rate| Duration::from_secs(1) / rate.max(1));
+        let mut next = Instant::now();
+        loop {
+            for block in blocks() {
+                if !self.rest_until(next) {
+                    return;
+                }
+                self.look_at(block);
+                next = match pace {
+                    Some(pace) => Instant::now().max(next + pace),
+                    None => next,
+                };
+            }
+            self.shared.lock().stats.rounds += 1;
+        }
+    }
+
+    /// Waits for `time`, and while the thread is paused; false when it is to end.
+    fn rest_until(&self, time: Instant) -> bool {
+        let mut state = self.shared.lock();
+        loop {
+            if state.stop {
+                return false;
+            }
+            let wait = time.saturating_duration_since(Instant::now());
+            if !state.stats.paused && wait.is_zero() {
+                return true;
+            }
+            // A paused thread is woken; the time-out is for the one that paces itself.
+            let wait = if state.stats.paused { Duration::from_secs(3600) } else { wait };
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Collapses the block if it can be. The state's lock is held, so that a pause waits for it.
+    fn look_at(&mut self, block: GfnRange) {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let stats = &mut shared.lock().stats;
+        if stats.paused {
+            return;
+        }
+        if self.pinned.get(&block).is_some_and(|&(_, round)| stats.rounds < round) {
+            stats.backed_off += 1;
+            return;
+        }
+        stats.scanned += 1;
+        let mut policy = self.config.policy;
+        if Instant::now() < self.next_copy {
+            policy.copying = Copying::Never;
+        }
+        let result = collapse_block(&self.space, block, policy);
+        if let Ok(Collapsed::Skipped(Skip::Pinned { .. })) = result {
+            let (times, round) = self.pinned.entry(block).or_insert((0, 0));
+            *round = stats.rounds + 1 + BACK_OFF[(*times).min(BACK_OFF.len() - 1)];
+            *times += 1;
+        } else {
+            self.pinned.remove(&block);
+        }
+        match result {
+            Ok(Collapsed::Promoted { .. }) => stats.promoted += 1,
+            Ok(Collapsed::Copied { .. }) => {
+                stats.copied += 1;
+                if let Some(budget) = self.config.copy_budget {
+                    self.next_copy = Instant::now() + Duration::from_secs(1) / budget.max(1);
+                }
+            }
+            Ok(Collapsed::AlreadyHuge) => {}
+            Ok(Collapsed::Skipped(why)) => stats.skipped[why.index()] += 1,
+            Err(_) => stats.failed += 1,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! One pinned range.
+#![allow(unsafe_code, reason = "hands out pieces of the pool's memory")]
+
+#[cfg(not(loom))]
+use vm_memory::VolatileSlice;
+
+use crate::addr::GpaRange;
+use crate::pool::Pool;
+use crate::prot::Access;
+use crate::protocol::Protocol;
+use crate::space::AddressSpace;
+
+use super::runs::Runs;
+use super::{Patience, PinError, pin_range};
+
+/// Guest memory that a device may use until this is dropped: its frames stay where they are and are nobody
+/// else's, whatever becomes of the guest addresses meanwhile. Memory that was pinned for writing counts
+/// as written by a device when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it unpins"]
+pub struct Pinned<'s> {
+    pool: &'s Pool,
+    range: GpaRange,
+    access: Access,
+    runs: Runs,
+}
+
+/// Pins `range`.
+#[inline]
+pub(crate) fn pin<'s, P: Protocol>(
+    space: &'s AddressSpace<P>,
+    range: GpaRange,
+    access: Access,
+    patience: &Patience,
+) -> Result<Pinned<'s>, PinError> {
+    let mut pinned = Pinned { pool: &space.pool, range, access, runs: Runs::default() };
+    let mut guard = space.table.enter();
+    // Failing, the drop of `pinned` takes back what was pinned.
+    pin_range(space, &mut guard, range.frames(), access, patience, &mut pinned.runs)?;
+    Ok(pinned)
+}
+
+impl Pinned<'_> {
+    /// The guest addresses that were pinned.
+    pub fn range(&self) -> GpaRange {
+        self.range
+    }
+
+    /// What for.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    #[cfg(loom)]
+    pub(super) fn first_frame(&self) -> crate::addr::FrameNo {
+        self.pieces().next().expect("a pin is not empty").0
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
+        let offset = self.range.start().frame_offset() as u64;
+        self.runs.pieces(0..self.runs.len(), offset, self.range.bytes())
+    }
+}
+
+#[cfg(not(loom))]
+impl Pinned<'_> {
+    /// Its bytes, in order, in as few pieces as its frames allow. What was pinned for reading is only
+    /// to be read: a write through such a slice is not told to those who look for written pages.
+    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+        self.pieces().map(|piece| slice(self.pool, piece))
+    }
+
+    /// The same pieces, for system calls. They are valid while this is held.
+    pub fn iovecs(&self) -> impl Iterator<Item = linux_raw_sys::general::iovec> {
+        self.pieces().map(|(first, offset, bytes)| linux_raw_sys::general::iovec {
+            iov_base: self.pool.memory().address(first, offset as usize, bytes as usize).cast(),
+            iov_len: bytes,
+        })
+    }
+}
+
+/// The bytes of a pinned piece of the pool.
+#[cfg(not(loom))]
+pub(super) fn slice(
+    pool: &Pool,
+    (first, offset, bytes): (crate::addr::FrameNo, u64, u64),
+) -> VolatileSlice<'_> {
+    let address = pool.memory().address(first, offset as usize, bytes as usize);
+    // SAFETY:
+    // 1. `address` has checked that the bytes lie in the direct map, which is mapped read-write for as long
+    //    as the pool lives; the slice borrows the pool;
+    // 2. the guest and other devices may change the bytes at any time: that is what volatile access is for.
+    unsafe { VolatileSlice::new(address, bytes as usize) }
+}
+
+impl Drop for Pinned<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.runs.unpin(0..self.runs.len(), self.pool, self.access);
+    }
+}
