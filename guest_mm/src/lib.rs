@@ -25,6 +25,9 @@
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
 //! * Pages that the guest gave up stay in the pool, not with the host.
 
+// The models use a part of it.
+#![cfg_attr(loom, allow(dead_code, unused_imports))]
+
 // F0
 pub mod addr;
 pub mod entry;
@@ -69,5 +72,7 @@ pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, Service};
 
+#[cfg(all(test, loom))]
+mod model;
 #[cfg(all(test, not(loom)))]
 mod property;

@@ -25,7 +25,7 @@
 #[cfg(not(loom))]
 mod background;
 mod copy;
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 mod model;
 mod report;
 

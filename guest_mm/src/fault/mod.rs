@@ -22,7 +22,7 @@
 //! [`Published`] borrows the cursor, so code that installs after the unlock does not compile unless it says
 //! `after_unlock`.
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 mod model;
 
 use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};

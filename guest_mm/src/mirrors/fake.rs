@@ -29,6 +29,15 @@ impl Fake {
         self.0.lock().pages.get(&gfn).copied()
     }
 
+    /// A store of the guest's to `gfn`: before or after each call of the mirror's, as a zap waits for the
+    /// accesses that are under way. Whether it was translated.
+    #[cfg(loom)]
+    pub(crate) fn access(&self, gfn: Gfn, store: impl FnOnce(FrameNo)) -> bool {
+        let window = self.0.lock();
+        let frame = window.pages.get(&gfn).filter(|page| page.1.writable()).map(|page| page.0);
+        frame.map(store).is_some()
+    }
+
     /// How many pages the window holds.
     #[cfg(not(loom))]
     pub(crate) fn len(&self) -> usize {

@@ -29,7 +29,7 @@
 //! waited for, anything else is a fault. A page that keeps changing is pinned under its table's lock.
 
 mod batch;
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 mod model;
 mod patience;
 mod pinned;

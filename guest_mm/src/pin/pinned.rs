@@ -51,7 +51,7 @@ impl Pinned<'_> {
         self.access
     }
 
-    #[cfg(loom)]
+    #[cfg(all(test, loom))]
     pub(super) fn first_frame(&self) -> crate::addr::FrameNo {
         self.pieces().next().expect("a pin is not empty").0
     }
