@@ -3,6 +3,7 @@
 //! ```text
 //! cli                      what can be typed, what is said, exit codes
 //! bench                    figures beside a baseline of the same run
+//! race                     the races that the memory service was built against, made to happen
 //! machine  rig             a whole machine: built, run, taken down with its books checked; or just the vCPUs and a console
 //! vcpu                     a thread for each vCPU, and how a run ends
 //! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along
@@ -24,6 +25,7 @@ pub mod guests;
 pub mod kvm;
 pub mod machine;
 pub mod map;
+pub mod race;
 pub mod ram;
 pub mod rig;
 pub mod vcpu;
