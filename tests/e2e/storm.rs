@@ -4,6 +4,7 @@
 //! `SLAT_LONG=1` lets the sound storm blow for a minute; without it, for five seconds.
 
 use std::env;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guest_mm::protocol::Sound;
@@ -20,6 +21,12 @@ fn length() -> Duration {
     Duration::from_secs(if is_long { 60 } else { 5 })
 }
 
+/// One storm at a time: two of them take the processors from each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What a report comes to, for who reads the test's output.
 fn show(report: &Report) {
     let text = serde_json::to_string_pretty(report).expect("a report is plain data");
@@ -31,6 +38,7 @@ fn a_storm_of_dma_and_collapses_loses_nothing_with_the_protocol_that_ships() {
     if !require_guests() {
         return;
     }
+    let _alone = alone();
     for vcpus in [2, 1] {
         let until = Until::Time(length());
         let report = storm::<Sound>(&Options { vcpus, until, ..Options::default() })
@@ -59,6 +67,7 @@ fn without_the_second_look_at_the_page_directory_a_dma_write_is_lost() {
     if !require_guests() {
         return;
     }
+    let _alone = alone();
     let until = Until::FirstLoss { at_most: Duration::from_secs(20) };
     let report = storm::<PinWithoutPde>(&Options { until, ..Options::default() })
         .expect("the storm can blow");
