@@ -47,16 +47,16 @@ fn a_storm_of_dma_and_collapses_loses_nothing_with_the_protocol_that_ships() {
         assert!(report.is_sound(), "{vcpus} vCPUs: {report:#?}");
         // Or it would have shown nothing.
         let guest = report.guest.expect("a sound storm has a verdict");
-        for (count, what) in [
-            (report.collapses.promoted, "promotions"),
-            (report.collapses.copied, "copies"),
-            (report.splits, "splits"),
-            (report.scattered, "pages out of place"),
-            (report.traffic.writes, "DMA writes"),
-            (guest.seen, "DMA writes that the guest saw"),
-            (guest.passes, "passes of the guest"),
+        for (count, least, what) in [
+            (report.collapses.promoted, 10, "promotions"),
+            (report.collapses.copied, 10, "copies"),
+            (report.splits, 10, "splits"),
+            (report.scattered, 10, "pages out of place"),
+            (report.traffic.writes, 1000, "DMA writes"),
+            (guest.seen, 1000, "DMA writes that the guest saw"),
+            (guest.passes, 3, "passes of the guest"),
         ] {
-            assert!(count > 10, "only {count} {what}: {report:#?}");
+            assert!(count >= least, "only {count} {what}: {report:#?}");
         }
     }
 }

@@ -67,7 +67,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let until = Until::Time(Duration::from_secs(5));
-        Options { vcpus: 2, devices: 6, blocks: 8, until, seed: 1 }
+        Options { vcpus: 2, devices: 4, blocks: 8, until, seed: 1 }
     }
 }
 
