@@ -20,7 +20,7 @@ use crate::pool::Pool;
 use crate::prot::{Access, Prot};
 use crate::protocol::Protocol;
 use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
-use crate::sync::Arc;
+use crate::sync::{Apart, Arc};
 use crate::table::{Residency, Table};
 use crate::tally::Tally;
 
@@ -67,10 +67,10 @@ impl<P: Protocol> World<P> {
             ram: vec![RamRegion { range, origin: BlockNo::new(0) }],
             table: Table::new(&[range]),
             mirror: Box::new(window.clone()),
-            pool: Arc::new(Pool::model(frames)),
+            pool: Apart::new(Arc::new(Pool::model(frames))),
             policy: FaultPolicy { pages },
             counters: Counters::default(),
-            pin_counts: Tally::new(),
+            pin_counts: Apart::new(Tally::new()),
             fill_locks: FillLocks::new(),
         });
         World { space, window }

@@ -19,7 +19,7 @@ use crate::protect::protect;
 use crate::protocol::Sound;
 use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::split::split;
-use crate::sync::Arc;
+use crate::sync::{Apart, Arc};
 use crate::table::Table;
 use crate::tally::Tally;
 use crate::unmap::{unmap, unmap_all};
@@ -80,10 +80,10 @@ impl World {
             ram: vec![RamRegion { range, origin: BlockNo::new(0) }],
             table: Table::new(&[range]),
             mirror: Box::new(mirror.clone()),
-            pool: Arc::new(pool),
+            pool: Apart::new(Arc::new(pool)),
             policy: FaultPolicy { pages },
             counters: Counters::default(),
-            pin_counts: Tally::new(),
+            pin_counts: Apart::new(Tally::new()),
             fill_locks: FillLocks::new(),
         };
         World { space, mirror, oracle: BTreeMap::new(), next_value: 1 }

@@ -22,7 +22,7 @@ use crate::protocol::{Protocol, Sound};
 use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
 use crate::split::{self, SplitError};
 use crate::stats::Stats;
-use crate::sync::{Arc, Lock};
+use crate::sync::{Apart, Arc, Lock};
 use crate::table::Table;
 use crate::tally::Tally;
 use crate::unmap::{self, UnmapError};
@@ -137,10 +137,10 @@ impl<P: Protocol> Service<P> {
             table: Table::new(&config.ram),
             ram,
             mirror: Box::new(Arc::clone(&mirror)),
-            pool: Arc::clone(&self.pool),
+            pool: Apart::new(Arc::clone(&self.pool)),
             policy: config.policy,
             counters: Counters::default(),
-            pin_counts: Tally::new(),
+            pin_counts: Apart::new(Tally::new()),
             fill_locks: FillLocks::new(),
         });
         self.guests.lock().spaces.push(Shared::downgrade(&space));
@@ -273,7 +273,7 @@ impl<P: Protocol> Guest<P> {
     /// [`PinError`]: nothing is pinned.
     #[inline]
     pub fn pin(&self, range: GpaRange, access: Access) -> Result<Pinned<'_>, PinError> {
-        pin::pin(&self.space, range, access, &Patience::forever())
+        pin::pin(&self.space, range, access, None)
     }
 
     /// As [`Guest::pin`], waiting for pages no longer than `patience` lasts.
@@ -286,7 +286,7 @@ impl<P: Protocol> Guest<P> {
         access: Access,
         patience: &Patience,
     ) -> Result<Pinned<'_>, PinError> {
-        pin::pin(&self.space, range, access, patience)
+        pin::pin(&self.space, range, access, Some(patience))
     }
 
     /// A batch to pin many ranges with, empty.

@@ -5,7 +5,7 @@ use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
 use crate::mirror::Mirror;
 use crate::pool::Pool;
 use crate::protocol::Protocol;
-use crate::sync::{Arc, AtomicU64, Held, Lock, Ordering};
+use crate::sync::{Apart, Arc, AtomicU64, Held, Lock, Ordering};
 use crate::table::Table;
 use crate::tally::Tally;
 
@@ -87,10 +87,10 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) ram: Vec<RamRegion>,
     pub(crate) table: Table<P>,
     pub(crate) mirror: Box<dyn Mirror>,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Apart<Arc<Pool>>,
     pub(crate) policy: FaultPolicy,
     pub(crate) counters: Counters,
-    pub(crate) pin_counts: Tally<PIN_COUNTS>,
+    pub(crate) pin_counts: Apart<Tally<PIN_COUNTS>>,
     pub(crate) fill_locks: FillLocks,
 }
 

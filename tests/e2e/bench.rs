@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Slat, require_guests};
+use tests::{Output, Slat, require_guests, require_userfaultfd, skip_unless_refused};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(240));
 
@@ -11,9 +11,13 @@ const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_sec
 const KEYS: [&str; 8] =
     ["name", "value", "unit", "baseline", "baseline_value", "ratio", "goal", "holds"];
 
-/// Runs the benchmark `name` as quickly as it can be; its rows.
-fn rows(name: &str) -> Vec<Value> {
-    let output = SLAT.run(["bench", name, "--quick", "--json"]);
+/// Runs the benchmark `name` as quickly as it can be.
+fn run(name: &str) -> Output {
+    SLAT.run(["bench", name, "--quick", "--json"])
+}
+
+/// Its rows.
+fn rows(name: &str, output: &Output) -> Vec<Value> {
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output:?}");
     let table: Value = serde_json::from_str(&output.stdout).expect("one JSON object");
     assert_eq!(table["bench"], name);
@@ -41,7 +45,7 @@ fn bench_fault_has_a_row_for_each_figure_with_its_goal() {
     if !require_guests() {
         return;
     }
-    let rows = rows("fault");
+    let rows = rows("fault", &run("fault"));
     assert_eq!(goals(&rows), ["ratio <= 1.15", "ratio >= 30", "<= 0.7"]);
 }
 
@@ -50,5 +54,41 @@ fn bench_boot_has_a_row_for_each_figure_with_its_goal() {
     if !require_guests() {
         return;
     }
-    assert_eq!(goals(&rows("boot")), ["ratio <= 1.4", "<= 4"]);
+    assert_eq!(goals(&rows("boot", &run("boot"))), ["ratio <= 1.4", "<= 4"]);
+}
+
+#[test]
+fn bench_pin_has_a_row_for_each_figure_with_its_goal() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let rows = rows("pin", &run("pin"));
+    let expected = [
+        "ratio <= 1.4",
+        "ratio <= 1.4",
+        "ratio >= 5",
+        "ratio <= 4",
+        "ratio <= 1.2",
+        "ratio <= 2",
+        "ratio >= 5",
+        "ratio >= 80",
+        "ratio >= 1.9",
+        "ratio >= 8",
+        "ratio <= 20",
+    ];
+    assert_eq!(goals(&rows), expected);
+}
+
+#[test]
+fn bench_collapse_has_a_row_for_each_figure_with_its_goal() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let output = run("collapse");
+    if output.code == Some(1) && output.stderr.contains("CAP_SYS_ADMIN") {
+        skip_unless_refused(output.stderr.trim_end());
+        return;
+    }
+    let expected = ["ratio >= 10", "ratio >= 4", "ratio <= 1.25", "ratio >= 1.2", "ratio <= 1.25"];
+    assert_eq!(goals(&rows("collapse", &output)), expected);
 }

@@ -1,42 +1,42 @@
 //! Many ranges at once: a queue's worth of descriptors.
 
-use std::ops::Range;
-
 use crate::addr::GpaRange;
 use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, PinCount};
 
-use super::runs::Runs;
-use super::{Patience, PinError, pin_range};
+use super::runs::{PinRun, pieces};
+use super::{Patience, PinError, pin_leaf, pin_rest};
 
 /// Ranges that are pinned together, under one guard, and unpinned together. The room for them is kept from
 /// one time to the next, so a batch that has its size allocates nothing.
 #[derive(Debug)]
 pub struct PinBatch<'s, P: Protocol> {
     space: &'s AddressSpace<P>,
-    ranges: Vec<Member>,
-    runs: Runs,
+    members: Vec<Member>,
+    /// The runs of all members behind their first ones.
+    more: Vec<PinRun>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Member {
     range: GpaRange,
     access: Access,
-    /// Its runs end here, and the next member's begin.
+    first: PinRun,
+    /// Its further runs end here, and the next member's begin.
     end: u32,
 }
 
 impl<'s, P: Protocol> PinBatch<'s, P> {
     pub(crate) fn new(space: &'s AddressSpace<P>) -> PinBatch<'s, P> {
-        PinBatch { space, ranges: Vec::new(), runs: Runs::default() }
+        PinBatch { space, members: Vec::new(), more: Vec::new() }
     }
 
     /// Makes room for `ranges` that consist of `runs` together: a run is a piece of guest memory whose
     /// frames lie in order, so pages at random are a run each.
     pub fn reserve(&mut self, ranges: usize, runs: usize) {
-        self.ranges.reserve(ranges.saturating_sub(self.ranges.len()));
-        self.runs.reserve(runs);
+        self.members.reserve(ranges.saturating_sub(self.members.len()));
+        self.more.reserve(runs.saturating_sub(ranges).saturating_sub(self.more.len()));
     }
 
     /// Pins all of `wanted` beside what the batch holds already.
@@ -48,7 +48,7 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         &mut self,
         wanted: impl IntoIterator<Item = (GpaRange, Access)>,
     ) -> Result<(), PinError> {
-        self.pin_within(wanted, &Patience::forever())
+        self.pin_within(wanted, &Patience::FOREVER)
     }
 
     /// As [`PinBatch::pin`], waiting for pages no longer than `patience` lasts.
@@ -61,30 +61,44 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         wanted: impl IntoIterator<Item = (GpaRange, Access)>,
         patience: &Patience,
     ) -> Result<(), PinError> {
-        let before = self.ranges.len();
+        let before = self.members.len();
         let mut guard = self.space.table.enter();
         for (range, access) in wanted {
             let frames = range.frames();
-            let result =
-                pin_range(self.space, &mut guard, frames, access, patience, &mut self.runs);
-            self.ranges.push(Member { range, access, end: self.runs.len() as u32 });
-            if result.is_err() {
-                drop(guard);
-                self.unpin_from(before);
-                return result;
-            }
+            let (start, want) = (frames.start(), frames.frames());
+            let first = match pin_leaf(self.space, &guard, start, want, access) {
+                Some(run) if run.frames() == want => run,
+                first => {
+                    let more = &mut self.more;
+                    let rest =
+                        pin_rest(self.space, &mut guard, frames, access, patience, first, more);
+                    match rest {
+                        Ok(run) => run,
+                        Err(error) => {
+                            drop(guard);
+                            self.unpin_from(before);
+                            return Err(error);
+                        }
+                    }
+                }
+            };
+            let end = self.more.len() as u32;
+            self.members.push(Member { range, access, first, end });
         }
+        drop(guard);
+        let pinned = self.members.len() - before;
+        self.space.pin_counts.add(PinCount::Ranges as usize, pinned as u64);
         Ok(())
     }
 
     /// How many ranges are pinned.
     pub fn len(&self) -> usize {
-        self.ranges.len()
+        self.members.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        self.members.is_empty()
     }
 
     /// Unpins all; the room stays.
@@ -95,23 +109,26 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
 
     #[inline]
     fn unpin_from(&mut self, from: usize) {
-        let mut start = self.start(from);
-        let kept = start;
-        for member in &self.ranges[from..] {
-            let end = member.end as usize;
-            self.runs.unpin(start..end, &self.space.pool, member.access);
-            start = end;
+        let kept = self.start(from);
+        for member in &self.members[from..] {
+            member.first.unpin(&self.space.pool, member.access);
         }
-        self.ranges.truncate(from);
-        self.runs.truncate(kept);
+        if self.more.len() > kept {
+            for index in from..self.members.len() {
+                let access = self.members[index].access;
+                self.more_of(index).iter().for_each(|run| run.unpin(&self.space.pool, access));
+            }
+            self.more.truncate(kept);
+        }
+        self.members.truncate(from);
     }
 
     fn start(&self, index: usize) -> usize {
-        index.checked_sub(1).map_or(0, |before| self.ranges[before].end as usize)
+        index.checked_sub(1).map_or(0, |before| self.members[before].end as usize)
     }
 
-    fn runs_of(&self, index: usize) -> Range<usize> {
-        self.start(index)..self.ranges[index].end as usize
+    fn more_of(&self, index: usize) -> &[PinRun] {
+        &self.more[self.start(index)..self.members[index].end as usize]
     }
 }
 
@@ -122,10 +139,9 @@ impl<P: Protocol> PinBatch<'_, P> {
     /// # Panics
     /// If there is no such range.
     pub fn slices(&self, index: usize) -> impl Iterator<Item = vm_memory::VolatileSlice<'_>> {
-        let range = self.ranges[index].range;
+        let Member { range, first, .. } = self.members[index];
         let offset = range.start().frame_offset() as u64;
-        self.runs
-            .pieces(self.runs_of(index), offset, range.bytes())
+        pieces(first, self.more_of(index), offset, range.bytes())
             .map(|piece| super::pinned::slice(&self.space.pool, piece))
     }
 }

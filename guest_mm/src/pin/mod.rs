@@ -35,7 +35,7 @@ mod patience;
 mod pinned;
 mod runs;
 
-use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};
+use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::Entry;
 use crate::fault::{FaultError, fault};
 use crate::geometry::Level;
@@ -44,12 +44,13 @@ use crate::protocol::Protocol;
 use crate::space::{AddressSpace, PinCount};
 use crate::sync::full_fence_after_rmw;
 use crate::table::reclaim::Guard;
+use crate::table::walk::Located;
 
 pub use batch::PinBatch;
 pub use patience::{Cancel, Patience};
 pub use pinned::Pinned;
 pub(crate) use pinned::pin;
-use runs::{Kind, Runs};
+use runs::{Kind, PinRun, Runs};
 
 /// Why memory could not be pinned. Nothing of it is.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -85,148 +86,196 @@ enum Obstacle {
 /// Changes in a row that one page is granted before its table's lock is taken.
 const TRIES: u32 = if cfg!(loom) { 1 } else { 4 };
 
-/// Frames of one block.
-const BLOCK: u64 = PageSize::Size2M.frames();
+/// The fast path, for one leaf: pins up to `want` pages of it from `gfn` on, or says no more than that
+/// something is in the way. One page, or one huge leaf, is what devices ask for most.
+#[inline(always)]
+fn pin_leaf<P: Protocol>(
+    space: &AddressSpace<P>,
+    guard: &Guard,
+    gfn: Gfn,
+    want: u64,
+    access: Access,
+) -> Option<PinRun> {
+    // P1
+    let found = space.table.locate(guard, gfn);
+    if found.level() > Level::PT {
+        return pin_huge(space, guard, gfn, want, access).ok();
+    }
+    pin_small(space, &found, access).ok().map(|frame| PinRun::new(frame, 1, Kind::Frames))
+}
 
-/// Pins every page of `range`, and adds it to `runs`, of which those from `open` on belong to the same
-/// range. On an error, the runs that were added are still pinned.
-#[inline]
-fn pin_range<P: Protocol>(
+/// P2 to P5 for a page.
+#[inline(always)]
+fn pin_small<P: Protocol>(
+    space: &AddressSpace<P>,
+    found: &Located<'_>,
+    access: Access,
+) -> Result<FrameNo, Obstacle> {
+    let Some(frame) = found.frame_for(access) else { return Err(Obstacle::Fault) };
+    // P2
+    space.pool.frames().pin(frame);
+    // P3
+    full_fence_after_rmw();
+    // P4, P5
+    if found.is_unchanged() && (!P::P5_RECHECK_PDE || found.is_attached()) {
+        return Ok(frame);
+    }
+    // P6
+    space.pool.unpin(frame);
+    Err(Obstacle::Changed)
+}
+
+/// P1 to P4 for up to `want` pages of a huge leaf; or why there is none. It walks for itself: that is three
+/// loads, and keeps the path of a page in registers.
+fn pin_huge<P: Protocol>(
+    space: &AddressSpace<P>,
+    guard: &Guard,
+    gfn: Gfn,
+    want: u64,
+    access: Access,
+) -> Result<PinRun, Obstacle> {
+    // P1
+    let found = space.table.locate(guard, gfn);
+    if found.level() == Level::PT {
+        return Err(Obstacle::Changed);
+    }
+    let Some(leaf) = found.frame_for(access) else {
+        let frozen = matches!(found.entry(), Entry::Frozen(_));
+        return Err(if frozen { Obstacle::Frozen } else { Obstacle::Fault });
+    };
+    let span = found.level().entry_frames();
+    let offset = gfn.offset_in(span);
+    let (first, frames) = (leaf.add(offset), want.min(span - offset));
+    // P2
+    blocks(first, frames).for_each(|block| space.pool.frames().pin_block(block));
+    // P3
+    full_fence_after_rmw();
+    // P4
+    if found.is_unchanged() {
+        return Ok(PinRun::new(first, frames, Kind::Blocks));
+    }
+    // P6
+    blocks(first, frames).for_each(|block| space.pool.unpin_block(block));
+    Err(Obstacle::Changed)
+}
+
+/// The blocks that `frames` from `first` on touch.
+fn blocks(first: FrameNo, frames: u64) -> impl Iterator<Item = BlockNo> {
+    let last = first.add(frames - 1).block();
+    (first.block().index()..=last.index()).map(|block| BlockNo::new(block as u32))
+}
+
+/// Pins what `first`, the attempt at its first leaf, has left of `range`: its first run, and the others added
+/// to `more`. Out of line: whatever it takes, it must not weigh on the fast path.
+///
+/// # Errors
+/// [`PinError`]; nothing of it is pinned.
+fn pin_rest<P: Protocol>(
     space: &AddressSpace<P>,
     guard: &mut Guard,
     range: GfnRange,
     access: Access,
     patience: &Patience,
-    runs: &mut Runs,
-) -> Result<(), PinError> {
-    let open = runs.len();
+    first: Option<PinRun>,
+    more: &mut Vec<PinRun>,
+) -> Result<PinRun, PinError> {
+    let open = more.len();
+    let mut runs = Runs { first: None, more, others: open };
     let (mut gfn, mut left, mut changes) = (range.start(), range.frames(), 0);
-    while left > 0 {
-        let (mut done, obstacle) = pin_in_table(space, guard, gfn, left, access, runs, open);
-        if let Some(obstacle) = obstacle {
-            let at = gfn.add(done);
-            changes = if done > 0 { 0 } else { changes } + u32::from(obstacle == Obstacle::Changed);
-            if changes > TRIES {
-                if let Some((frame, kind)) = guard.outside(|| pin_locked(space, at, access)) {
-                    runs.push(frame, 1, kind, open);
-                    done += 1;
+    let mut step = match first {
+        Some(run) => Ok(runs.push(run)),
+        None => pin_in_table(space, guard, gfn, left, access, &mut runs),
+    };
+    loop {
+        let failed = match step {
+            Ok(done) => {
+                (gfn, left, changes) = (gfn.add(done), left - done, 0);
+                if left == 0 {
+                    return Ok(runs.first.expect("a range is not empty"));
                 }
-                changes = 0;
-            } else {
-                overcome(space, guard, at, obstacle, access, patience)?;
+                None
             }
+            Err(Obstacle::Changed) if changes == TRIES => {
+                changes = 0;
+                if let Some(run) = guard.outside(|| pin_locked(space, gfn, access)) {
+                    step = Ok(runs.push(run));
+                    continue;
+                }
+                None
+            }
+            Err(obstacle) => {
+                changes += u32::from(obstacle == Obstacle::Changed);
+                guard.outside(|| overcome(space, gfn, obstacle, access, patience)).err()
+            }
+        };
+        if let Some(error) = failed {
+            runs.first.into_iter().for_each(|run| run.unpin(&space.pool, access));
+            runs.more.drain(open..).for_each(|run| run.unpin(&space.pool, access));
+            return Err(error);
         }
-        gfn = gfn.add(done);
-        left -= done;
+        step = pin_in_table(space, guard, gfn, left, access, &mut runs);
     }
-    space.pin_counts.add(PinCount::Ranges as usize, 1);
-    Ok(())
 }
 
-/// The fast path: pins up to `want` pages from `gfn` on, as far as their table goes; how many, and what
-/// was in the way of the next.
-#[inline]
+/// The fast path, for as many leaves from `gfn` on as one table has: pins up to `want` pages; how many.
 fn pin_in_table<P: Protocol>(
     space: &AddressSpace<P>,
     guard: &Guard,
     gfn: Gfn,
     want: u64,
     access: Access,
-    runs: &mut Runs,
-    open: usize,
-) -> (u64, Option<Obstacle>) {
-    let frames = space.pool.frames();
+    runs: &mut Runs<'_>,
+) -> Result<u64, Obstacle> {
     // P1
     let mut found = space.table.locate(guard, gfn);
+    if found.level() > Level::PT {
+        return pin_huge(space, guard, gfn, want, access).map(|run| runs.push(run));
+    }
     let mut done = 0;
     loop {
-        let Some(first) = found.frame_for(access) else {
-            let frozen = matches!(found.entry(), Entry::Frozen(_));
-            return (done, Some(if frozen { Obstacle::Frozen } else { Obstacle::Fault }));
-        };
-        if found.level() > Level::PT {
-            let span = found.level().entry_frames();
-            let offset = gfn.offset_in(span);
-            let (first, len) = (first.add(offset), want.min(span - offset));
-            // P2
-            blocks(first, len).for_each(|block| frames.pin_block(block.block()));
-            // P3
-            full_fence_after_rmw();
-            // P4
-            if !found.is_unchanged() {
-                // P6
-                blocks(first, len).for_each(|block| space.pool.unpin_block(block.block()));
-                return (0, Some(Obstacle::Changed));
-            }
-            runs.push(first, len, Kind::Blocks, open);
-            return (len, None);
+        match pin_small(space, &found, access) {
+            Ok(frame) => done += runs.push(PinRun::new(frame, 1, Kind::Frames)),
+            // What is in the way of the first is in the way; the others are asked again.
+            Err(obstacle) if done == 0 => return Err(obstacle),
+            Err(_) => return Ok(done),
         }
-        // P2
-        frames.pin(first);
-        // P3
-        full_fence_after_rmw();
-        // P4, P5
-        if !found.is_unchanged() || (P::P5_RECHECK_PDE && !found.is_attached()) {
-            // P6
-            space.pool.unpin(first);
-            return (done, Some(Obstacle::Changed));
-        }
-        runs.push(first, 1, Kind::Frames, open);
-        done += 1;
         match found.next() {
             Some(next) if done < want => found = next,
-            _ => return (done, None),
+            _ => return Ok(done),
         }
     }
 }
 
-/// The first frame of what `frames` from `first` on have of each block.
-fn blocks(first: FrameNo, frames: u64) -> impl Iterator<Item = FrameNo> {
-    let start = first.index() as u64;
-    let aligned = start - first.offset_in_block();
-    (aligned..start + frames).step_by(BLOCK as usize).map(|frame| FrameNo::new(frame as u32))
-}
-
-/// Deals with what stopped the fast path at `gfn`, outside of the guard.
-#[cold]
+/// Deals with what stopped the fast path at `gfn`. Without a guard: it may take a while.
 fn overcome<P: Protocol>(
     space: &AddressSpace<P>,
-    guard: &mut Guard,
     gfn: Gfn,
     obstacle: Obstacle,
     access: Access,
     patience: &Patience,
 ) -> Result<(), PinError> {
     let count = |counter: PinCount| space.pin_counts.add(counter as usize, 1);
-    guard.outside(|| match obstacle {
-        Obstacle::Changed => {
-            count(PinCount::Changed);
-            Ok(())
+    match obstacle {
+        Obstacle::Changed => count(PinCount::Changed),
+        Obstacle::Frozen if patience.is_endless() => {
+            count(PinCount::Frozen);
+            // Who collapses holds this lock.
+            drop(space.table.cursor_on(gfn, Level::PT));
         }
         Obstacle::Frozen => {
             count(PinCount::Frozen);
-            if !patience.is_endless() {
-                return patience.nap(gfn.gpa());
-            }
-            // Who collapses holds this lock.
-            drop(space.table.cursor_on(gfn, Level::PT));
-            Ok(())
+            patience.nap(gfn.gpa())?;
         }
         Obstacle::Fault => {
             count(PinCount::Faults);
             fault(space, gfn.gpa(), access)?;
-            Ok(())
         }
-    })
+    }
+    Ok(())
 }
 
 /// Pins the page under its table's lock, where nothing changes; none if it is not there.
-#[cold]
-fn pin_locked<P: Protocol>(
-    space: &AddressSpace<P>,
-    gfn: Gfn,
-    access: Access,
-) -> Option<(FrameNo, Kind)> {
+fn pin_locked<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn, access: Access) -> Option<PinRun> {
     space.pin_counts.add(PinCount::Locked as usize, 1);
     let cursor = space.table.cursor_on(gfn, Level::PT);
     let Entry::Leaf(leaf) = cursor.entry(gfn) else { return None };
@@ -236,8 +285,8 @@ fn pin_locked<P: Protocol>(
     let frame = leaf.frame.add(gfn.offset_in(cursor.level().entry_frames()));
     if cursor.level() > Level::PT {
         space.pool.frames().pin_block(frame.block());
-        return Some((frame, Kind::Blocks));
+        return Some(PinRun::new(frame, 1, Kind::Blocks));
     }
     space.pool.frames().pin(frame);
-    Some((frame, Kind::Frames))
+    Some(PinRun::new(frame, 1, Kind::Frames))
 }

@@ -11,11 +11,11 @@ use crate::protocol::{Protocol, Sound};
 use crate::split::split;
 use crate::unmap::unmap;
 
-use super::{Patience, Pinned, pin};
+use super::{Pinned, pin};
 
 fn pin_page<P: Protocol>(world: &World<P>, gfn: u64) -> Pinned<'_> {
     let page = GpaRange::new(Gfn::new(gfn).gpa(), FRAME_BYTES).unwrap();
-    pin(&world.space, page, Access::Write, &Patience::forever()).expect("the page can be used")
+    pin(&world.space, page, Access::Write, None).expect("the page can be used")
 }
 
 /// A device writes 7 to a page.

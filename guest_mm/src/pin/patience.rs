@@ -33,10 +33,8 @@ pub struct Patience {
 const NAP: Duration = Duration::from_micros(20);
 
 impl Patience {
-    /// Waits for as long as it takes. What a pin waits for today is a collapse: some 100 us.
-    pub const fn forever() -> Patience {
-        Patience { deadline: None, cancel: None }
-    }
+    /// Waits for as long as it takes. What a pin waits for is a collapse: some 100 us.
+    pub const FOREVER: Patience = Patience { deadline: None, cancel: None };
 
     /// Waits `time`, counted from now.
     pub fn for_at_most(time: Duration) -> Patience {

@@ -8,36 +8,68 @@ use crate::addr::GpaRange;
 use crate::pool::Pool;
 use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, PinCount};
+use crate::table::reclaim::Guard;
 
-use super::runs::Runs;
-use super::{Patience, PinError, pin_range};
+use super::runs::{PinRun, pieces};
+use super::{Patience, PinError, pin_leaf, pin_rest};
 
 /// Guest memory that a device may use until this is dropped: its frames stay where they are and are nobody
 /// else's, whatever becomes of the guest addresses meanwhile. Memory that was pinned for writing counts
-/// as written by a device when it is dropped.
+/// as written by a device when it is dropped. A range whose frames lie in several places keeps a list of them
+/// on the heap; a [`super::PinBatch`] has room for it.
 #[derive(Debug)]
 #[must_use = "dropping it unpins"]
 pub struct Pinned<'s> {
     pool: &'s Pool,
     range: GpaRange,
     access: Access,
-    runs: Runs,
+    first: PinRun,
+    /// The runs behind the first, of which most ranges have none.
+    more: Option<Box<More>>,
 }
 
-/// Pins `range`.
+#[derive(Debug)]
+struct More(Vec<PinRun>);
+
+/// Pins `range`; without a patience, waiting for as long as it takes.
 #[inline]
 pub(crate) fn pin<'s, P: Protocol>(
     space: &'s AddressSpace<P>,
     range: GpaRange,
     access: Access,
-    patience: &Patience,
+    patience: Option<&Patience>,
 ) -> Result<Pinned<'s>, PinError> {
-    let mut pinned = Pinned { pool: &space.pool, range, access, runs: Runs::default() };
-    let mut guard = space.table.enter();
-    // Failing, the drop of `pinned` takes back what was pinned.
-    pin_range(space, &mut guard, range.frames(), access, patience, &mut pinned.runs)?;
-    Ok(pinned)
+    let frames = range.frames();
+    let guard = space.table.enter();
+    let first = pin_leaf(space, &guard, frames.start(), frames.frames(), access);
+    if let Some(first) = first
+        && first.frames() == frames.frames()
+    {
+        drop(guard);
+        space.pin_counts.add(PinCount::Ranges as usize, 1);
+        return Ok(Pinned { pool: &space.pool, range, access, first, more: None });
+    }
+    pin_slowly(space, guard, range, access, patience, first)
+}
+
+#[cold]
+#[inline(never)]
+fn pin_slowly<'s, P: Protocol>(
+    space: &'s AddressSpace<P>,
+    mut guard: Guard,
+    range: GpaRange,
+    access: Access,
+    patience: Option<&Patience>,
+    first: Option<PinRun>,
+) -> Result<Pinned<'s>, PinError> {
+    let patience = patience.unwrap_or(&Patience::FOREVER);
+    let mut more = Vec::new();
+    let frames = range.frames();
+    let first = pin_rest(space, &mut guard, frames, access, patience, first, &mut more)?;
+    space.pin_counts.add(PinCount::Ranges as usize, 1);
+    let more = (!more.is_empty()).then(|| Box::new(More(more)));
+    Ok(Pinned { pool: &space.pool, range, access, first, more })
 }
 
 impl Pinned<'_> {
@@ -56,9 +88,13 @@ impl Pinned<'_> {
         self.pieces().next().expect("a pin is not empty").0
     }
 
+    fn more(&self) -> &[PinRun] {
+        self.more.as_ref().map_or(&[], |more| &more.0)
+    }
+
     fn pieces(&self) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
         let offset = self.range.start().frame_offset() as u64;
-        self.runs.pieces(0..self.runs.len(), offset, self.range.bytes())
+        pieces(self.first, self.more(), offset, self.range.bytes())
     }
 }
 
@@ -96,6 +132,9 @@ pub(super) fn slice(
 impl Drop for Pinned<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.runs.unpin(0..self.runs.len(), self.pool, self.access);
+        self.first.unpin(self.pool, self.access);
+        if self.more.is_some() {
+            self.more().iter().for_each(|run| run.unpin(self.pool, self.access));
+        }
     }
 }

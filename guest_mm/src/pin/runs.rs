@@ -1,25 +1,19 @@
 //! What a pin holds: runs of frames, and on which words their pins are.
 
-use smallvec::SmallVec;
+use std::num::NonZeroU64;
 
 use crate::addr::{FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
 use crate::pool::Pool;
 use crate::prot::Access;
 
-/// Runs that need no allocation.
-const INLINE: usize = 4;
-
 /// Frames of one block.
 const BLOCK: u64 = PageSize::Size2M.frames();
 
-/// Frames in order, pinned on words of one kind.
+/// Frames in order, pinned on words of one kind: the first in bits 31:0, bit 32 says that the pins are on the
+/// blocks' words, bits 63:33 are how many. One word, so that a pin goes from hand to hand in a register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct PinRun {
-    first: FrameNo,
-    /// How many, times two; the lowest bit says that the pins are on the blocks' words.
-    frames_and_kind: u32,
-}
+pub(super) struct PinRun(NonZeroU64);
 
 /// Which words the pins of a run are on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,51 +24,70 @@ pub(super) enum Kind {
     Blocks = 1,
 }
 
-/// Pinned runs, in the order of guest addresses.
-#[derive(Debug, Default)]
-pub(super) struct Runs(SmallVec<[PinRun; INLINE]>);
+/// A range's runs while they are pinned, in the order of guest addresses.
+pub(super) struct Runs<'m> {
+    pub(super) first: Option<PinRun>,
+    pub(super) more: &'m mut Vec<PinRun>,
+    /// How many of `more` are another range's.
+    pub(super) others: usize,
+}
 
 impl PinRun {
+    /// A run of at least one frame.
     #[inline]
-    fn new(first: FrameNo, frames: u64, kind: Kind) -> PinRun {
-        // A run is at most a pool of 2^31 frames, 8 TiB.
-        PinRun { first, frames_and_kind: (frames as u32) << 1 | kind as u32 }
+    pub(super) fn new(first: FrameNo, frames: u64, kind: Kind) -> PinRun {
+        let word = frames << 33 | (kind as u64) << 32 | first.index() as u64;
+        PinRun(NonZeroU64::new(word).expect("a run is not empty"))
     }
 
     #[inline]
-    fn frames(self) -> u64 {
-        (self.frames_and_kind >> 1).into()
+    fn first(self) -> FrameNo {
+        FrameNo::new(self.0.get() as u32)
+    }
+
+    #[inline]
+    pub(super) fn frames(self) -> u64 {
+        self.0.get() >> 33
     }
 
     #[inline]
     fn kind(self) -> Kind {
-        if self.frames_and_kind & 1 == 0 { Kind::Frames } else { Kind::Blocks }
+        if self.0.get() & 1 << 32 == 0 { Kind::Frames } else { Kind::Blocks }
     }
 
-    #[inline]
     fn end(self) -> FrameNo {
-        self.first.add(self.frames())
+        self.first().add(self.frames())
+    }
+
+    /// Whether `next` lies behind this run and its pins are on words of the same kind.
+    fn continues_in(self, next: PinRun) -> bool {
+        self.kind() == next.kind()
+            && self.end() == next.first()
+            // Two parts of one block are two pins on its word.
+            && (next.kind() == Kind::Frames || next.first().offset_in_block() == 0)
     }
 
     /// P6; `access` is what the device was allowed.
     #[inline]
-    fn unpin(self, pool: &Pool, access: Access) {
+    pub(super) fn unpin(self, pool: &Pool, access: Access) {
+        if self.kind() == Kind::Frames && self.frames() == 1 {
+            unpin_frame(pool, self.first(), access);
+        } else {
+            self.unpin_many(pool, access);
+        }
+    }
+
+    fn unpin_many(self, pool: &Pool, access: Access) {
         match self.kind() {
             Kind::Frames => {
-                for i in 0..self.frames() {
-                    let frame = self.first.add(i);
-                    if access == Access::Write {
-                        pool.frames().set_dirty(frame);
-                    }
-                    pool.unpin(frame);
-                }
+                (0..self.frames()).for_each(|i| unpin_frame(pool, self.first().add(i), access));
             }
             Kind::Blocks => self.unpin_blocks(pool, access),
         }
     }
 
     fn unpin_blocks(self, pool: &Pool, access: Access) {
-        let mut next = self.first;
+        let mut next = self.first();
         while next < self.end() {
             let block = next.block();
             let left = (self.end().index() - next.index()) as u64;
@@ -92,71 +105,54 @@ impl PinRun {
     }
 }
 
-impl Runs {
-    /// Room for `runs` without another allocation.
-    pub(super) fn reserve(&mut self, runs: usize) {
-        self.0.reserve(runs.saturating_sub(self.0.len()));
+#[inline]
+fn unpin_frame(pool: &Pool, frame: FrameNo, access: Access) {
+    if access == Access::Write {
+        pool.frames().set_dirty(frame);
     }
+    pool.unpin(frame);
+}
 
-    /// How many runs there are.
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Adds `frames` from `first` on; to the last run, if that one is `open` and they continue it.
-    #[inline]
-    pub(super) fn push(&mut self, first: FrameNo, frames: u64, kind: Kind, open: usize) {
-        if self.0.len() > open
-            && let Some(last) = self.0.last_mut()
-            && last.kind() == kind
-            && last.end() == first
-            // Two halves of one block are two pins on its word.
-            && (kind == Kind::Frames || first.offset_in_block() == 0)
-        {
-            *last = PinRun::new(last.first, last.frames() + frames, kind);
-        } else {
-            self.0.push(PinRun::new(first, frames, kind));
-        }
-    }
-
-    /// Unpins the runs of `range`, which stay in the list.
-    #[inline]
-    pub(super) fn unpin(&self, range: std::ops::Range<usize>, pool: &Pool, access: Access) {
-        for run in &self.0[range] {
-            run.unpin(pool, access);
-        }
-    }
-
-    /// Forgets the runs from `len` on, which are unpinned, and keeps the room.
-    #[inline]
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.0.truncate(len);
-    }
-
-    /// The bytes of the runs of `range`, `bytes` from `offset` of the first on, as pieces of the pool:
-    /// where they start and how long they are. As few as the frames allow.
-    pub(super) fn pieces(
-        &self,
-        range: std::ops::Range<usize>,
-        offset: u64,
-        bytes: u64,
-    ) -> impl Iterator<Item = (FrameNo, u64, u64)> {
-        let mut runs = self.0[range].iter().copied().peekable();
-        let (mut skip, mut left) = (offset, bytes);
-        std::iter::from_fn(move || {
-            let run = runs.next()?;
-            let mut frames = run.frames();
-            while let Some(next) = runs.peek()
-                && next.first == run.first.add(frames)
-            {
-                frames += next.frames();
-                runs.next();
+impl Runs<'_> {
+    /// Adds `run`, to the last one if it continues that; how many frames it has.
+    pub(super) fn push(&mut self, run: PinRun) -> u64 {
+        let last = match self.more.get_mut(self.others..).and_then(<[PinRun]>::last_mut) {
+            Some(last) => Some(last),
+            None => self.first.as_mut(),
+        };
+        match last {
+            Some(last) if last.continues_in(run) => {
+                *last = PinRun::new(last.first(), last.frames() + run.frames(), run.kind());
             }
-            let length = (frames * FRAME_BYTES - skip).min(left);
-            let piece = (run.first, skip, length);
-            (skip, left) = (0, left - length);
-            Some(piece)
-        })
+            Some(_) => self.more.push(run),
+            None => self.first = Some(run),
+        }
+        run.frames()
     }
+}
+
+/// The bytes of the runs `first` and `more`, `bytes` from `offset` of the first on, as pieces of the pool:
+/// the frame where each starts, the offset in it, and how long it is. As few as the frames allow.
+pub(super) fn pieces(
+    first: PinRun,
+    more: &[PinRun],
+    offset: u64,
+    bytes: u64,
+) -> impl Iterator<Item = (FrameNo, u64, u64)> {
+    let mut runs = std::iter::once(first).chain(more.iter().copied()).peekable();
+    let (mut skip, mut left) = (offset, bytes);
+    std::iter::from_fn(move || {
+        let run = runs.next()?;
+        let mut frames = run.frames();
+        while let Some(next) = runs.peek()
+            && next.first() == run.first().add(frames)
+        {
+            frames += next.frames();
+            runs.next();
+        }
+        let length = (frames * FRAME_BYTES - skip).min(left);
+        let piece = (run.first(), skip, length);
+        (skip, left) = (0, left - length);
+        Some(piece)
+    })
 }

@@ -15,7 +15,7 @@
 //! a moment whoever owns it, and no change of owner touches the pins.
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
-use crate::sync::{AtomicU64, Ordering, zeroed_words};
+use crate::sync::{Apart, AtomicU64, Ordering, zeroed_words};
 
 pub(super) const REFS_MASK: u64 = (1 << 24) - 1;
 const PINS_SHIFT: u32 = 24;
@@ -64,14 +64,14 @@ pub struct FrameState {
 /// The words of all frames of a pool, and of its blocks. All zero is: free, and its bytes are zero.
 #[derive(Debug)]
 pub(crate) struct FrameTable {
-    frames: Box<[AtomicU64]>,
+    frames: Apart<Box<[AtomicU64]>>,
     blocks: Box<[AtomicU64]>,
 }
 
 impl FrameTable {
     pub(crate) fn new(frames: usize) -> FrameTable {
         let blocks = frames.div_ceil(PageSize::Size2M.frames() as usize);
-        FrameTable { frames: zeroed_words(frames), blocks: zeroed_words(blocks) }
+        FrameTable { frames: Apart::new(zeroed_words(frames)), blocks: zeroed_words(blocks) }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -30,7 +30,7 @@ use crate::sync::{AtomicU64, Held, Ordering};
 use super::node::NodeState;
 use super::reclaim::{Guard, retire};
 use super::zap::{FrameRuns, Published, Unreachable, Zap};
-use super::{OutOfTables, Table, decode};
+use super::{OutOfTables, ROOT, Table, decode};
 
 /// A locked table page that hangs in the tree. Dropping it unlocks (L5).
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl<P: Protocol> Table<P> {
 
     /// The lowest table for `gfn`, at `level` or above.
     fn find(&self, _guard: &Guard, gfn: Gfn, level: Level) -> (NodeNo, Level) {
-        let mut found = (self.root, Level::ROOT);
+        let mut found = (ROOT, Level::ROOT);
         while let (node, at) = found
             && at > level
         {

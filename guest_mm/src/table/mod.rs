@@ -33,7 +33,7 @@ use crate::addr::{Gfn, GfnRange};
 use crate::entry::{Entry, NodeNo};
 use crate::geometry::{FANOUT, Level};
 use crate::protocol::Protocol;
-use crate::sync::Arc;
+use crate::sync::{Apart, Arc};
 
 use node::Arena;
 use reclaim::{Guard, Reclaimer};
@@ -48,11 +48,13 @@ pub struct OutOfTables {
     pub gfn: u64,
 }
 
+/// The root's page.
+const ROOT: NodeNo = NodeNo::new(0);
+
 /// The tree.
 #[derive(Debug)]
 pub(crate) struct Table<P: Protocol> {
-    arena: Arc<Arena>,
-    root: NodeNo,
+    arena: Apart<Arc<Arena>>,
     reclaimer: Reclaimer,
     resident: Resident,
     protocol: PhantomData<P>,
@@ -62,11 +64,10 @@ impl<P: Protocol> Table<P> {
     /// An empty tree with room for tables over `ranges`.
     pub(crate) fn new(ranges: &[GfnRange]) -> Table<P> {
         let arena = Arc::new(Arena::new(nodes_for(ranges)));
-        let root =
-            arena.alloc(Level::ROOT, Gfn::new(0)).expect("an empty arena has room for a root");
+        let root = arena.alloc(Level::ROOT, Gfn::new(0));
+        assert!(root == Some(ROOT), "the first page of an arena is the root");
         let table = Table {
-            arena,
-            root,
+            arena: Apart::new(arena),
             reclaimer: Reclaimer::new(),
             resident: Resident::default(),
             protocol: PhantomData,

@@ -4,7 +4,7 @@ use crate::addr::{Gfn, GfnRange};
 use crate::entry::NodeNo;
 use crate::geometry::{FANOUT, Level};
 use crate::pool::Reservation;
-use crate::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
+use crate::sync::{Apart, AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
 
 /// What a table's lock guards, beside the right to write its words.
 #[derive(Debug)]
@@ -32,11 +32,24 @@ impl NodeState {
 /// one array, which the host backs as it is touched.
 #[derive(Debug)]
 pub(crate) struct Arena {
-    words: Box<[AtomicU64]>,
+    words: Apart<Box<[AtomicU64]>>,
     states: Box<[Lock<NodeState>]>,
     free: Lock<Vec<NodeNo>>,
     /// Pages below this index have been used once.
     fresh: AtomicU32,
+}
+
+/// The words of all tables of an arena.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables<'a>(&'a [AtomicU64]);
+
+impl<'a> Tables<'a> {
+    /// The words of `node` from `index` to its end.
+    #[inline]
+    pub(crate) fn words_from(self, node: NodeNo, index: usize) -> &'a [AtomicU64] {
+        let start = node.index() * FANOUT;
+        &self.0[start + index..start + FANOUT]
+    }
 }
 
 /// A page was freed while it still held entries.
@@ -55,7 +68,7 @@ impl Arena {
             })
         };
         Arena {
-            words: zeroed_words(nodes * FANOUT),
+            words: Apart::new(zeroed_words(nodes * FANOUT)),
             states: (0..nodes).map(|_| vacant()).collect(),
             free: Lock::new(Vec::new()),
             fresh: AtomicU32::new(0),
@@ -73,11 +86,11 @@ impl Arena {
         &self.words[node.index() * FANOUT + index]
     }
 
-    /// The words of `node` from `index` to its end.
+    /// The words of all tables. Taken once for a walk: asked for at every level, the address would be loaded
+    /// at every level.
     #[inline]
-    pub(crate) fn words_from(&self, node: NodeNo, index: usize) -> &[AtomicU64] {
-        let start = node.index() * FANOUT;
-        &self.words[start + index..start + FANOUT]
+    pub(crate) fn tables(&self) -> Tables<'_> {
+        Tables(&self.words)
     }
 
     /// Takes the lock of `node`.

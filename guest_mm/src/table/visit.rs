@@ -6,7 +6,7 @@ use crate::geometry::{FANOUT, Level};
 use crate::protocol::Protocol;
 use crate::sync::Ordering;
 
-use super::{Table, decode};
+use super::{ROOT, Table, decode};
 
 /// One entry that is not absent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ impl<P: Protocol> Table<P> {
     /// entries. Without locks: while others write, each entry is right for some moment of the visit.
     pub(crate) fn visit(&self, mut see: impl FnMut(Visited)) {
         let _guard = self.enter();
-        self.visit_node(self.root, Level::ROOT, Gfn::new(0), &mut see);
+        self.visit_node(ROOT, Level::ROOT, Gfn::new(0), &mut see);
     }
 
     fn visit_node(&self, node: NodeNo, level: Level, base: Gfn, see: &mut impl FnMut(Visited)) {

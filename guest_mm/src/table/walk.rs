@@ -8,7 +8,7 @@ use crate::protocol::Protocol;
 use crate::sync::{AtomicU64, Ordering};
 
 use super::reclaim::Guard;
-use super::{Table, decode};
+use super::{ROOT, Table, decode};
 
 /// Where a walk ended. A statement about the past: whoever acts on it locks and looks again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,10 +40,11 @@ impl<P: Protocol> Table<P> {
     }
 
     /// As [`Table::walk`]; the result can be looked at again for as long as the guard is held.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn locate<'g>(&'g self, _guard: &'g Guard, gfn: Gfn) -> Located<'g> {
+        let tables = self.arena.tables();
         let mut level = Level::ROOT;
-        let mut words = self.arena.words_from(self.root, level.index(gfn.as_u64()));
+        let mut words = tables.words_from(ROOT, level.index(gfn.as_u64()));
         // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
         // the entry that leads to it can be seen.
         let mut raw = words[0].load(Ordering::Acquire);
@@ -53,7 +54,7 @@ impl<P: Protocol> Table<P> {
         {
             (parent, parent_raw) = (&words[0], raw);
             level = below;
-            words = self.arena.words_from(child, level.index(gfn.as_u64()));
+            words = tables.words_from(child, level.index(gfn.as_u64()));
             raw = words[0].load(Ordering::Acquire);
         }
         Located { words, raw, level, parent, parent_raw }

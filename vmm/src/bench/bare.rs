@@ -52,7 +52,8 @@ impl BareRam {
         ftruncate(&file, bytes)?;
         let (window, direct) = (map(&file, bytes)?, map(&file, bytes)?);
         let mappings = Arc::new(Mappings { window, direct, bytes });
-        let uffd = Arc::new(register(window, bytes)?);
+        let uffd = Arc::new(open()?);
+        register(&uffd, window, bytes)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let thread = {
             let (uffd, mappings, stop) = (uffd.clone(), mappings.clone(), stop.clone());
@@ -149,7 +150,8 @@ fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
     }
 }
 
-fn map(file: &OwnedFd, bytes: u64) -> io::Result<u64> {
+/// A mapping of the first `bytes` of a file that starts at a multiple of 2 MiB.
+pub(super) fn map(file: &OwnedFd, bytes: u64) -> io::Result<u64> {
     // SAFETY: a new range, placed by the kernel; then the file over an aligned part of it.
     unsafe {
         let none = ProtFlags::empty();
@@ -169,22 +171,27 @@ fn map(file: &OwnedFd, bytes: u64) -> io::Result<u64> {
     }
 }
 
-fn register(start: u64, bytes: u64) -> io::Result<OwnedFd> {
+/// A userfaultfd with no window yet.
+pub(super) fn open() -> io::Result<OwnedFd> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: the descriptor is used on one window, which only the guest accesses.
+    // SAFETY: the descriptor is used on windows, which only a guest accesses.
     let uffd = unsafe { userfaultfd(flags)? };
     let features = UFFD_FEATURE_PAGEFAULT_FLAG_WP
         | UFFD_FEATURE_MISSING_SHMEM
         | UFFD_FEATURE_MINOR_SHMEM
         | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
     let mut api = uffdio_api { api: UFFD_API.into(), features: features.into(), ioctls: 0 };
+    // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
+    unsafe { ioctl(&uffd, Updater::<{ UFFDIO_API as Opcode }, _>::new(&mut api))? };
+    Ok(uffd)
+}
+
+/// Has `uffd` report what is not mapped in a window.
+pub(super) fn register(uffd: &OwnedFd, start: u64, bytes: u64) -> io::Result<()> {
     let mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
     let range = uffdio_range { start, len: bytes };
     let mut registered = uffdio_register { range, mode: mode.into(), ioctls: 0 };
-    // SAFETY: each ioctl reads and writes the structure that it is given.
-    unsafe {
-        ioctl(&uffd, Updater::<{ UFFDIO_API as Opcode }, _>::new(&mut api))?;
-        ioctl(&uffd, Updater::<{ UFFDIO_REGISTER as Opcode }, _>::new(&mut registered))?;
-    }
-    Ok(uffd)
+    // SAFETY: UFFDIO_REGISTER reads and writes one `uffdio_register`.
+    unsafe { ioctl(uffd, Updater::<{ UFFDIO_REGISTER as Opcode }, _>::new(&mut registered))? };
+    Ok(())
 }

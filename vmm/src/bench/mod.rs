@@ -5,16 +5,21 @@
 
 mod bare;
 mod boot;
+mod collapse;
 mod fault;
+mod pin;
 mod table;
 mod touch;
+mod turns;
 
 use crate::boot::BootError;
 use crate::kvm::KvmError;
 use crate::machine::MachineError;
 
 pub use boot::{BARE_HELLO, bare_hello, boot};
+pub use collapse::collapse;
 pub use fault::fault;
+pub use pin::pin;
 pub use table::{Goal, Row, Table};
 
 /// How long to measure.
@@ -56,4 +61,12 @@ pub enum BenchError {
     /// The guest.
     #[error("the benchmark's guest failed: {0}")]
     Guest(String),
+    /// The memory service.
+    #[error("the benchmark's memory failed: {0}")]
+    Memory(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// An error of the memory service's, as a benchmark's.
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> BenchError {
+    BenchError::Memory(Box::new(error))
 }

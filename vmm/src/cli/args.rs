@@ -129,6 +129,10 @@ pub enum BenchCommand {
     Fault(BenchOptions),
     /// How long `hello` takes from exec to its first byte, and what the monitor keeps in memory.
     Boot(BenchOptions),
+    /// What it costs a device to pin guest memory, beside the least that it can cost and other ways to do it.
+    Pin(BenchOptions),
+    /// What it costs to make a block of 4 KiB pages one huge page, beside what the kernel takes for it.
+    Collapse(BenchOptions),
 }
 
 /// What every benchmark takes.

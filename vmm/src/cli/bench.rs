@@ -15,6 +15,8 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
     let (options, measure): (&BenchOptions, Measure) = match command {
         BenchCommand::Fault(options) => (options, bench::fault),
         BenchCommand::Boot(options) => (options, bench::boot),
+        BenchCommand::Pin(options) => (options, bench::pin),
+        BenchCommand::Collapse(options) => (options, bench::collapse),
     };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
     let table = measure(rounds, &progress)?;
