@@ -1,7 +1,7 @@
 //! Copy collapse: pages from anywhere are gathered in a block of their own (C2 to C8).
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::entry::{Entry, Leaf};
+use crate::entry::Leaf;
 use crate::geometry::Level;
 use crate::protocol::Protocol;
 use crate::space::{AddressSpace, RamRegion, count};
@@ -22,7 +22,7 @@ pub(super) fn copy<'t, P: Protocol>(
     let range = table.range();
     let start = range.start();
     // A first look, so that the guest is not disturbed in vain.
-    if let Some(gfn) = pinned_page(space, &table) {
+    if let Some(gfn) = pinned_page(space, range, plan) {
         return Ok(Collapsed::Skipped(Skip::Pinned { gfn }));
     }
     let hint = region.preferred_frame(start, space.pool.nr_frames()).block();
@@ -45,17 +45,18 @@ pub(super) fn copy<'t, P: Protocol>(
     full_fence();
     // C5
     if P::C5_LOOK_AFTER_FREEZE
-        && let Some(gfn) = pinned_page(space, &table)
+        && let Some(gfn) = pinned_page(space, range, plan)
     {
         let _nothing = flushed.release(&space.pool);
         give_up(space, &table, target);
         return Ok(Collapsed::Skipped(Skip::Pinned { gfn }));
     }
     // C6
-    for (gfn, to) in places(range, target) {
-        match table.entry(gfn) {
-            Entry::Leaf(leaf) => space.pool.copy(leaf.frame, to),
-            _ => space.pool.memory().zero(to, 1),
+    for (i, page) in plan.pages.iter().enumerate() {
+        let to = target.add(i as u64);
+        match *page {
+            Some(from) => space.pool.copy(from, to),
+            None => space.pool.memory().zero(to, 1),
         }
     }
     // C7
@@ -72,16 +73,11 @@ pub(super) fn copy<'t, P: Protocol>(
     Ok(Collapsed::Copied { pages, holes: plan.holes.len() as u64 })
 }
 
-/// Each page of `range` with its place in the block at `target`.
-fn places(range: GfnRange, target: FrameNo) -> impl Iterator<Item = (Gfn, FrameNo)> {
-    range.iter().enumerate().map(move |(i, gfn)| (gfn, target.add(i as u64)))
-}
-
-/// The first page of `table` that a device has pinned.
-fn pinned_page<P: Protocol>(space: &AddressSpace<P>, table: &Cursor<'_, P>) -> Option<Gfn> {
-    table.range().iter().find(|&gfn| {
-        matches!(table.entry(gfn), Entry::Leaf(leaf) if space.pool.frames().is_pinned(leaf.frame))
-    })
+/// The first page of `range` that a device has pinned.
+fn pinned_page<P: Protocol>(space: &AddressSpace<P>, range: GfnRange, plan: &Plan) -> Option<Gfn> {
+    let frames = space.pool.frames();
+    let mut pages = range.iter().zip(&plan.pages);
+    pages.find(|(_, page)| page.is_some_and(|frame| frames.is_pinned(frame))).map(|found| found.0)
 }
 
 /// Everything is as it was, but for what the window lost: the guest asks for that again.

@@ -117,6 +117,8 @@ fn try_block<P: Protocol>(
 struct Plan {
     /// The rights of every page.
     prot: Prot,
+    /// Where each page lies, or that it is absent.
+    pages: Vec<Option<FrameNo>>,
     /// Pages that are absent.
     holes: Vec<Gfn>,
     /// The first frame of the block in which every page lies in its place, if they do.
@@ -130,6 +132,7 @@ impl Plan {
         policy: CollapsePolicy,
     ) -> Result<Plan, Skip> {
         let block = table.range();
+        let mut pages = Vec::with_capacity(block.frames() as usize);
         let mut holes = Vec::new();
         let mut first: Option<Leaf> = None;
         let mut in_order = None;
@@ -138,10 +141,12 @@ impl Plan {
                 Entry::Leaf(leaf) => leaf,
                 Entry::Marker(marker) => return Err(Skip::Marked { gfn, marker }),
                 _ => {
+                    pages.push(None);
                     holes.push(gfn);
                     continue;
                 }
             };
+            pages.push(Some(leaf.frame));
             let home = leaf.frame.block().first();
             if first.is_none() {
                 first = Some(leaf);
@@ -160,7 +165,7 @@ impl Plan {
         if holes.len() > policy.max_holes as usize {
             return Err(Skip::Holes { absent: holes.len() as u32 });
         }
-        Ok(Plan { prot: first.prot, holes, in_order })
+        Ok(Plan { prot: first.prot, pages, holes, in_order })
     }
 }
 

@@ -34,6 +34,8 @@ mod model;
 mod patience;
 mod pinned;
 mod runs;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::Entry;

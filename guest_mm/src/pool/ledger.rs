@@ -272,6 +272,11 @@ impl Ledger {
         }
     }
 
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn hold_books(&self) -> impl Sized + '_ {
+        self.books.lock()
+    }
+
     /// The words of the frames, for who pins them.
     #[inline]
     pub(super) fn frames(&self) -> &FrameTable {

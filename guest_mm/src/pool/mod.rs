@@ -170,6 +170,12 @@ impl Pool {
         self.ledger.adopt(block)
     }
 
+    /// Keeps everybody else from the pool's books.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn hold_books(&self) -> impl Sized + '_ {
+        self.ledger.hold_books()
+    }
+
     /// Ends a reservation. Frames of it that are in use stay in use.
     pub(crate) fn unreserve(&self, reservation: Reservation) {
         self.ledger.unreserve(reservation);

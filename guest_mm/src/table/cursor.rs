@@ -242,7 +242,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
                 if below == Level::PT {
                     state.reservation = reservation(leaf.frame);
                 }
-                resident.leaf_gone(self.level());
+                resident.leaves_gone(self.level(), 1);
                 resident.leaves_made(below, FANOUT as u64);
             }
             Entry::Marker(marker) => {
@@ -324,7 +324,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             Entry::Absent | Entry::Table(_) | Entry::Frozen(_) => return,
             Entry::Leaf(leaf) => {
                 frames.push(leaf.frame, self.level().entry_frames());
-                self.table.resident.leaf_gone(self.level());
+                self.table.resident.leaves_gone(self.level(), 1);
             }
             Entry::Marker(marker) => self.table.resident.marker_gone(marker),
         }
@@ -390,9 +390,17 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         // The leaf first: a walker finds the old entries or the new one, never an absent page.
         self.publish(gfn, Entry::Leaf(leaf));
         self.table.resident.leaves_made(self.level(), 1);
+        let mut leaves = 0;
         for inner in below.entries_in(below.range()) {
-            below.clear(inner, &mut frames);
+            if let Entry::Leaf(leaf) = below.entry(inner) {
+                frames.push(leaf.frame, below.level().entry_frames());
+                leaves += 1;
+            }
+            below.publish(inner, Entry::Absent);
         }
+        // One subtraction, not 512.
+        self.table.resident.leaves_gone(below.level(), leaves);
+        below.state.live = 0;
         let ended = below.end();
         let run = Run { gfn, frame: leaf.frame, frames: self.level().entry_frames() };
         (Published::new(run, leaf.prot), frames, ended)

@@ -37,8 +37,8 @@ pub(super) struct Resident {
 const ORDER: Ordering = Ordering::Relaxed;
 
 impl Resident {
-    pub(super) fn leaf_gone(&self, level: Level) {
-        self.leaves[level.number() as usize - 1].fetch_sub(1, ORDER);
+    pub(super) fn leaves_gone(&self, level: Level, count: u64) {
+        self.leaves[level.number() as usize - 1].fetch_sub(count, ORDER);
     }
 
     pub(super) fn leaves_made(&self, level: Level, count: u64) {

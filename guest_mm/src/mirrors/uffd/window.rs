@@ -52,6 +52,9 @@ const MOVER_STACK_BYTES: usize = 64 << 10;
 /// `MADV_COLLAPSE`, which rustix has no name for.
 const MADV_COLLAPSE: i32 = linux_raw_sys::general::MADV_COLLAPSE as i32;
 
+/// How often to ask for it.
+const GATHER_TRIES: u32 = 4;
+
 /// Frames of a block.
 const BLOCK: u64 = PageSize::Size2M.frames();
 
@@ -215,9 +218,15 @@ impl Window {
     /// refuses for a block that is not open (any more).
     pub(super) fn gather(&self, range: GfnRange) {
         let start = self.hva(range.start()).as_u64() as *mut _;
-        // SAFETY: the host moves the bytes to another of its pages, behind all mappings of the file; no byte
-        // changes, and no reference of this process points into a window.
-        let _ = unsafe { libc::madvise(start, range.bytes() as usize, MADV_COLLAPSE) };
+        for _ in 0..GATHER_TRIES {
+            // SAFETY: the host moves the bytes to another of its pages, behind all mappings of the file; no
+            // byte changes, and no reference of this process points into a window.
+            let result = unsafe { libc::madvise(start, range.bytes() as usize, MADV_COLLAPSE) };
+            // Somebody had one of its pages for a moment.
+            if result == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::EAGAIN) {
+                break;
+            }
+        }
     }
 
     /// Opens the block `range`, whole and pointed in place: every page of it is mapped by the table, so
@@ -254,12 +263,14 @@ impl Window {
             word.fetch_and(!bit, Ordering::Relaxed);
         }
         if self.has_strays(range) {
-            for (&gfn, stray) in self.strays.lock().range_mut(range.start()..range.end()) {
-                if stray.open {
-                    uffd.register(self.hva(gfn), FRAME_BYTES)?;
-                    stray.open = false;
-                }
-            }
+            let mut strays = self.strays.lock();
+            let open = || strays.range(range.start()..range.end()).filter(|(_, stray)| stray.open);
+            let Some((&first, _)) = open().next() else { return Ok(()) };
+            let Some((&last, _)) = open().next_back() else { return Ok(()) };
+            // All in one call: what lies between is registered, and may be so again.
+            let bytes = (last.as_u64() - first.as_u64() + 1) * FRAME_BYTES;
+            uffd.register(self.hva(first), bytes)?;
+            strays.range_mut(first..=last).for_each(|(_, stray)| stray.open = false);
         }
         Ok(())
     }
