@@ -68,7 +68,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["boot", "kvm", "guests", "map", "control"]),
             floor(Apart, &["ram"]),
             floor(Apart, &["vcpu"]),
-            floor(Apart, &["machine"]),
+            floor(Apart, &["machine", "rig"]),
             floor(Together, &["bench", "race", "migrate"]),
             floor(Together, &["cli"]),
         ],
