@@ -5,14 +5,15 @@
 //!                         L1 walk to the page (guard)     D1 lock the page
 //!                                                         D2 clear the parent's entry, `attached` off
 //!                         L2 lock the page                D3 unlock, retire (`reclaim`, R2)
-//!                         L3 attached? else L1 again
+//!                         L3 attached, and still this
+//!                            range's? else L1 again
 //!                         L4 write entries
 //!                         L5 unlock
 //!
 //! Invariant   an entry is only written to a page that hangs in the tree: what is mapped can be found,
 //!             unmapped and counted.
-//! Tolerated   L2 waits for a page that is detached meanwhile; the guard of L1 keeps it from becoming
-//!             another's table until the lock is held, and L3 sends the writer back.
+//! Tolerated   L2 waits for a page that is detached meanwhile, and perhaps another range's table by the
+//!             time that the lock is held. No guard is held for so long; L3 sends the writer back.
 //! Origin      Linux 0d940a9b270b: a page table can go away between finding and locking it, so
 //!             `pte_offset_map_lock` may fail.
 //! Variant     `LockWithoutRecheck` skips L3.
@@ -28,7 +29,7 @@ use crate::protocol::Protocol;
 use crate::sync::{AtomicU64, Held, Ordering};
 
 use super::node::NodeState;
-use super::reclaim::{Guard, retire};
+use super::reclaim::{Guard, collect, retire};
 use super::zap::{FrameRuns, Published, Unreachable, Zap};
 use super::{OutOfTables, ROOT, Table, decode};
 
@@ -64,17 +65,15 @@ impl<P: Protocol> Table<P> {
     /// Locks the lowest table that exists for `gfn`, at `level` or above.
     pub(crate) fn cursor_on(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
         loop {
-            let guard = self.enter();
-            // L1
-            let (node, at) = self.find(&guard, gfn, level);
+            // L1. The guard ends here: the lock may be long in coming, and L3 knows the table again.
+            let (node, at) = self.find(&self.enter(), gfn, level);
             // L2
             let cursor = Cursor { table: self, node, state: self.arena.lock(node) };
             // L3
-            if P::L3_RECHECK_ATTACHED && !cursor.state.attached {
+            if P::L3_RECHECK_ATTACHED && !cursor.spans(gfn, at) {
                 continue;
             }
             // From here on the lock keeps the table in the tree.
-            drop(guard);
             let below = matches!(cursor.entry(gfn), Entry::Table(_) | Entry::Frozen(_));
             let grown = at > level && below;
             if !grown {
@@ -88,7 +87,8 @@ impl<P: Protocol> Table<P> {
         (0..TRIES_FOR_A_TABLE).find_map(|_| {
             let node = self.arena.alloc(level, base);
             if node.is_none() {
-                self.reclaimer.expedite();
+                collect(&self.walkers);
+                crate::sync::yield_now();
             }
             node
         })
@@ -116,6 +116,11 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     /// The level of the table: its entries are leaves of this level, or tables of the one below.
     pub(crate) fn level(&self) -> Level {
         self.state.level
+    }
+
+    /// L3: whether it hangs in the tree, at `level`, in the way to `gfn`.
+    fn spans(&self, gfn: Gfn, level: Level) -> bool {
+        self.state.attached && self.level() == level && self.range().contains(gfn)
     }
 
     /// The guest frames that the table spans.
@@ -413,7 +418,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.table.resident.table_gone(self.level());
         let (table, node) = (self.table, self.node);
         drop(self);
-        retire::<P>(&table.reclaimer, &table.arena, node);
+        retire::<P>(&table.walkers, &table.arena, node);
         ended
     }
 
