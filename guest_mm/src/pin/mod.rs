@@ -52,6 +52,8 @@ pub use batch::PinBatch;
 pub use patience::{Cancel, Patience};
 pub use pinned::Pinned;
 pub(crate) use pinned::pin;
+#[cfg(not(loom))]
+pub(crate) use pinned::slice;
 use runs::{Kind, PinRun, Runs};
 
 /// Why memory could not be pinned. Nothing of it is.
