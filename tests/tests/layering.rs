@@ -162,7 +162,7 @@ fn what_breaks_the_rules_is_noticed() {
     let [guest_mm, devices, vmm] = CRATES else { panic!("three crates") };
     for (this, file, source, says) in [
         (guest_mm, "pool/buddy.rs", "use crate::table::Walk;", "imports table"),
-        (guest_mm, "pin/mod.rs", "use super::fault::go;", "imports fault"),
+        (guest_mm, "collapse/mod.rs", "use super::fault::go;", "imports fault"),
         (guest_mm, "audit.rs", "use vmm::cli;", "names the crate vmm"),
         (guest_mm, "misc.rs", "", "has no floor"),
         (devices, "serial.rs", "guest_mm::x();", "names the crate guest_mm"),
