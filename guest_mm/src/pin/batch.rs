@@ -76,6 +76,8 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
                         Ok(run) => run,
                         Err(error) => {
                             drop(guard);
+                            // No device has seen any of it, so nobody wrote.
+                            self.members[before..].iter_mut().for_each(|m| m.access = Access::Read);
                             self.unpin_from(before);
                             return Err(error);
                         }
