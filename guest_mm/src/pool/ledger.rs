@@ -215,6 +215,9 @@ impl Ledger {
         let block = first.block();
         let reserved = self.ticket(block) != 0;
         let pinned = self.frames.is_block_pinned(block);
+        if !pinned {
+            self.settle_dirty(block);
+        }
         let run = || (0..frames).map(|i| first.add(i));
         let freed = run().filter(|&frame| self.frames.disown(frame, reserved, pinned)).count();
         let orphans = frames - freed as u64;
@@ -255,8 +258,15 @@ impl Ledger {
 
     fn reap_block_locked(&self, books: &mut Books, block: BlockNo) {
         if self.frames.stop_awaiting_block(block) {
+            self.settle_dirty(block);
             self.frames_of(block).for_each(|frame| self.reap_locked(books, frame));
         }
+    }
+
+    /// Before frames of a block that no device has pinned are freed: the note that all of it is dirty goes to
+    /// the frames, which lose it with their pages. It would count for those who get the frames next.
+    fn settle_dirty(&self, block: BlockNo) {
+        self.frames.spread_dirty(block, self.frames_of(block));
     }
 
     fn reap_locked(&self, books: &mut Books, frame: FrameNo) {
@@ -385,6 +395,26 @@ mod tests {
         ledger.reap(first.add(3));
         assert_eq!(ledger.usage().free, 2 * BLOCK);
         assert_eq!(ledger.alloc_run(PageSize::Size2M, first), Some(first), "one run again");
+    }
+
+    /// A device wrote all of a block, which is one note for its 512 frames; the note outlived the pages, and
+    /// the next ones in these frames counted as written by a device.
+    #[test]
+    fn what_a_device_wrote_is_forgotten_with_the_page() {
+        let ledger = Ledger::new(BLOCK);
+        let first = ledger.alloc_run(PageSize::Size2M, FrameNo::new(0)).unwrap();
+        ledger.frames().set_block_dirty(first.block());
+        ledger.release(first, 1);
+        assert_eq!(ledger.alloc_frame(), Ok(first));
+        assert!(!ledger.frame_state(first).dirty);
+        assert!(ledger.frame_state(first.add(1)).dirty, "this page is there still");
+        ledger.frames().pin_block(first.block());
+        ledger.release(first, BLOCK);
+        ledger.frames().set_block_dirty(first.block());
+        assert!(ledger.frames().unpin_block(first.block()));
+        ledger.reap_block(first.block());
+        let dirty = |i| ledger.frame_state(first.add(i)).dirty;
+        assert_eq!((0..BLOCK).find(|&i| dirty(i)), None);
     }
 
     #[test]
