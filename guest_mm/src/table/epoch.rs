@@ -72,9 +72,9 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
         self.period.fetch_add(1, Ordering::AcqRel);
         // G2
         if self.asymmetric {
-            imp::heavy_barrier()
+            imp::heavy_barrier();
         } else {
-            full_fence()
+            full_fence();
         }
         // G3. Acquire, with the release of E4.
         let inside = |slot: &S| Some(slot.0.load(Ordering::Acquire)).filter(|&period| period != 0);

@@ -1,7 +1,7 @@
 //! The second-stage table: a radix tree in Intel's EPT format.
 //!
 //! * [`node`]: table pages, one lock each;
-//! * [`cursor`]: the only writer, holding one page's lock;
+//! * [`cursor`]: the only writer, holding one page's lock; [`below`]: what it does to the tables below;
 //! * [`walk`]: the lockless reader;
 //! * [`reclaim`]: when a detached page may be reused; [`epoch`]: who is inside of a walk;
 //! * [`zap`]: what a writer owes the mirror;
@@ -19,6 +19,7 @@
 //! A page's lock is held over mirror calls for its entries: about 1 us for a page, 50 us for a block, and
 //! longest where a window is pointed elsewhere (`mirrors::uffd`).
 
+mod below;
 pub(crate) mod cursor;
 mod epoch;
 pub(crate) mod node;
