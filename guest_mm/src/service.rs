@@ -272,7 +272,7 @@ impl<P: Protocol> Guest<P> {
     ///
     /// # Errors
     /// [`PinError`]: nothing is pinned.
-    #[inline]
+    #[inline(always)]
     pub fn pin(&self, range: GpaRange, access: Access) -> Result<Pinned<'_>, PinError> {
         pin::pin(&self.space, range, access, None)
     }

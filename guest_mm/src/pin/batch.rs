@@ -4,9 +4,10 @@ use crate::addr::GpaRange;
 use crate::prot::Access;
 use crate::protocol::Protocol;
 use crate::space::{AddressSpace, PinCount};
+use crate::table::reclaim::Guard;
 
 use super::runs::{PinRun, pieces};
-use super::{Patience, PinError, pin_leaf, pin_rest};
+use super::{Patience, PinError, Reader, pin_leaf, pin_rest};
 
 /// Ranges that are pinned together, under one guard, and unpinned together. The room for them is kept from
 /// one time to the next, so a batch that has its size allocates nothing.
@@ -61,35 +62,51 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         wanted: impl IntoIterator<Item = (GpaRange, Access)>,
         patience: &Patience,
     ) -> Result<(), PinError> {
-        let before = self.members.len();
-        let mut guard = self.space.table.enter();
+        let (space, before) = (self.space, self.members.len());
+        let mut guard = space.table.enter();
+        let mut reader = Reader::new(space, &guard);
+        let mut result = Ok(());
         for (range, access) in wanted {
-            let frames = range.frames();
-            let (start, want) = (frames.start(), frames.frames());
-            let first = match pin_leaf(self.space, &guard, start, want, access) {
-                Some(run) if run.frames() == want => run,
-                first => {
-                    let more = &mut self.more;
-                    let rest =
-                        pin_rest(self.space, &mut guard, frames, access, patience, first, more);
-                    match rest {
-                        Ok(run) => run,
-                        Err(error) => {
-                            drop(guard);
-                            // No device has seen any of it, so nobody wrote.
-                            self.members[before..].iter_mut().for_each(|m| m.access = Access::Read);
-                            self.unpin_from(before);
-                            return Err(error);
-                        }
-                    }
+            let (frames, end) = (range.frames(), self.more.len() as u32);
+            match pin_leaf(&reader, frames.start(), frames.frames(), access) {
+                Some(first) if first.frames() == frames.frames() => {
+                    self.members.push(Member { range, access, first, end });
                 }
-            };
-            let end = self.more.len() as u32;
-            self.members.push(Member { range, access, first, end });
+                first => {
+                    result = self.pin_slowly(&mut guard, range, access, patience, first);
+                    reader = Reader::new(space, &guard);
+                }
+            }
+            if result.is_err() {
+                break;
+            }
         }
         drop(guard);
+        if result.is_err() {
+            // No device has seen any of it, so nobody wrote.
+            self.members[before..].iter_mut().for_each(|member| member.access = Access::Read);
+            self.unpin_from(before);
+            return result;
+        }
         let pinned = self.members.len() - before;
-        self.space.pin_counts.add(PinCount::Ranges as usize, pinned as u64);
+        space.pin_counts.add(PinCount::Ranges as usize, pinned as u64);
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pin_slowly(
+        &mut self,
+        guard: &mut Guard,
+        range: GpaRange,
+        access: Access,
+        patience: &Patience,
+        first: Option<PinRun>,
+    ) -> Result<(), PinError> {
+        let more = &mut self.more;
+        let first = pin_rest(self.space, guard, range.frames(), access, patience, first, more)?;
+        let end = self.more.len() as u32;
+        self.members.push(Member { range, access, first, end });
         Ok(())
     }
 
@@ -112,8 +129,10 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
     #[inline]
     fn unpin_from(&mut self, from: usize) {
         let kept = self.start(from);
+        let pool = &*self.space.pool;
+        let words = pool.frames().words();
         for member in &self.members[from..] {
-            member.first.unpin(&self.space.pool, member.access);
+            member.first.unpin_by(pool, words, member.access);
         }
         if self.more.len() > kept {
             for index in from..self.members.len() {

@@ -41,12 +41,13 @@ use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::Entry;
 use crate::fault::{FaultError, fault};
 use crate::geometry::Level;
+use crate::pool::{Dirty, FrameWords};
 use crate::prot::Access;
 use crate::protocol::Protocol;
 use crate::space::{AddressSpace, PinCount};
 use crate::sync::full_fence_after_rmw;
 use crate::table::reclaim::Guard;
-use crate::table::walk::Located;
+use crate::table::walk::{Located, Tables};
 
 pub use batch::PinBatch;
 pub use patience::{Cancel, Patience};
@@ -90,39 +91,55 @@ enum Obstacle {
 /// Changes in a row that one page is granted before its table's lock is taken.
 const TRIES: u32 = if cfg!(loom) { 1 } else { 4 };
 
+/// What the fast path reads, its addresses at hand.
+struct Reader<'g, P: Protocol> {
+    space: &'g AddressSpace<P>,
+    guard: &'g Guard,
+    tables: Tables<'g>,
+    words: FrameWords<'g>,
+}
+
+impl<'g, P: Protocol> Reader<'g, P> {
+    #[inline(always)]
+    fn new(space: &'g AddressSpace<P>, guard: &'g Guard) -> Reader<'g, P> {
+        let (tables, words) = (space.table.tables(guard), space.pool.frames().words());
+        Reader { space, guard, tables, words }
+    }
+}
+
 /// The fast path, for one leaf: pins up to `want` pages of it from `gfn` on, or says no more than that
 /// something is in the way. One page, or one huge leaf, is what devices ask for most.
 #[inline(always)]
 fn pin_leaf<P: Protocol>(
-    space: &AddressSpace<P>,
-    guard: &Guard,
+    reader: &Reader<'_, P>,
     gfn: Gfn,
     want: u64,
     access: Access,
 ) -> Option<PinRun> {
     // P1
-    let found = space.table.locate(guard, gfn);
+    let found = reader.tables.locate(gfn);
     if found.level() > Level::PT {
-        return pin_huge(space, guard, gfn, want, access).ok();
+        return pin_huge(reader.space, reader.guard, gfn, want, access).ok();
     }
-    pin_small(space, &found, access).ok().map(|frame| PinRun::new(frame, 1, Kind::Frames))
+    pin_small(reader.space, reader.words, &found, access).ok()
 }
 
 /// P2 to P5 for a page.
 #[inline(always)]
 fn pin_small<P: Protocol>(
     space: &AddressSpace<P>,
+    words: FrameWords<'_>,
     found: &Located<'_>,
     access: Access,
-) -> Result<FrameNo, Obstacle> {
+) -> Result<PinRun, Obstacle> {
     let Some(frame) = found.frame_for(access) else { return Err(Obstacle::Fault) };
     // P2
-    space.pool.frames().pin(frame);
+    let dirty = words.pin(frame);
     // P3
     full_fence_after_rmw();
     // P4, P5
     if found.is_unchanged() && (!P::P5_RECHECK_PDE || found.is_attached()) {
-        return Ok(frame);
+        return Ok(PinRun::new(frame, 1, Kind::Frames, dirty));
     }
     // P6
     space.pool.unpin(frame);
@@ -156,7 +173,7 @@ fn pin_huge<P: Protocol>(
     full_fence_after_rmw();
     // P4
     if found.is_unchanged() {
-        return Ok(PinRun::new(first, frames, Kind::Blocks));
+        return Ok(PinRun::new(first, frames, Kind::Blocks, Dirty::NotYet));
     }
     // P6
     blocks(first, frames).for_each(|block| space.pool.unpin_block(block));
@@ -236,10 +253,11 @@ fn pin_in_table<P: Protocol>(
     if found.level() > Level::PT {
         return pin_huge(space, guard, gfn, want, access).map(|run| runs.push(run));
     }
+    let words = space.pool.frames().words();
     let mut done = 0;
     loop {
-        match pin_small(space, &found, access) {
-            Ok(frame) => done += runs.push(PinRun::new(frame, 1, Kind::Frames)),
+        match pin_small(space, words, &found, access) {
+            Ok(run) => done += runs.push(run),
             // What is in the way of the first is in the way; the others are asked again.
             Err(obstacle) if done == 0 => return Err(obstacle),
             Err(_) => return Ok(done),
@@ -290,8 +308,8 @@ fn pin_locked<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn, access: Access) ->
     let frame = leaf.frame.add(gfn.offset_in(cursor.level().entry_frames()));
     if cursor.level() > Level::PT {
         space.pool.frames().pin_block(frame.block());
-        return Some(PinRun::new(frame, 1, Kind::Blocks));
+        return Some(PinRun::new(frame, 1, Kind::Blocks, Dirty::NotYet));
     }
-    space.pool.frames().pin(frame);
-    Some(PinRun::new(frame, 1, Kind::Frames))
+    let dirty = space.pool.frames().words().pin(frame);
+    Some(PinRun::new(frame, 1, Kind::Frames, dirty))
 }

@@ -4,14 +4,15 @@ use std::num::NonZeroU64;
 
 use crate::addr::{FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
-use crate::pool::Pool;
+use crate::pool::{Dirty, FrameWords, Pool};
 use crate::prot::Access;
 
 /// Frames of one block.
 const BLOCK: u64 = PageSize::Size2M.frames();
 
 /// Frames in order, pinned on words of one kind: the first in bits 31:0, bit 32 says that the pins are on the
-/// blocks' words, bits 63:33 are how many. One word, so that a pin goes from hand to hand in a register.
+/// blocks' words, bit 33 that the frames were all dirty before, bits 63:34 are how many. One word, so that a
+/// pin goes from hand to hand in a register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct PinRun(NonZeroU64);
 
@@ -35,8 +36,9 @@ pub(super) struct Runs<'m> {
 impl PinRun {
     /// A run of at least one frame.
     #[inline]
-    pub(super) fn new(first: FrameNo, frames: u64, kind: Kind) -> PinRun {
-        let word = frames << 33 | (kind as u64) << 32 | first.index() as u64;
+    pub(super) fn new(first: FrameNo, frames: u64, kind: Kind, dirty: Dirty) -> PinRun {
+        let dirty = u64::from(dirty == Dirty::Already);
+        let word = frames << 34 | dirty << 33 | (kind as u64) << 32 | first.index() as u64;
         PinRun(NonZeroU64::new(word).expect("a run is not empty"))
     }
 
@@ -47,7 +49,12 @@ impl PinRun {
 
     #[inline]
     pub(super) fn frames(self) -> u64 {
-        self.0.get() >> 33
+        self.0.get() >> 34
+    }
+
+    #[inline]
+    fn dirty(self) -> Dirty {
+        if self.0.get() & 1 << 33 == 0 { Dirty::NotYet } else { Dirty::Already }
     }
 
     #[inline]
@@ -70,8 +77,14 @@ impl PinRun {
     /// P6; `access` is what the device was allowed.
     #[inline]
     pub(super) fn unpin(self, pool: &Pool, access: Access) {
+        self.unpin_by(pool, pool.frames().words(), access);
+    }
+
+    /// As [`PinRun::unpin`], for who has the words at hand.
+    #[inline]
+    pub(super) fn unpin_by(self, pool: &Pool, words: FrameWords<'_>, access: Access) {
         if self.kind() == Kind::Frames && self.frames() == 1 {
-            unpin_frame(pool, self.first(), access);
+            unpin_frame(pool, words, self.first(), access, self.dirty());
         } else {
             self.unpin_many(pool, access);
         }
@@ -80,7 +93,9 @@ impl PinRun {
     fn unpin_many(self, pool: &Pool, access: Access) {
         match self.kind() {
             Kind::Frames => {
-                (0..self.frames()).for_each(|i| unpin_frame(pool, self.first().add(i), access));
+                let words = pool.frames().words();
+                let frames = (0..self.frames()).map(|i| self.first().add(i));
+                frames.for_each(|frame| unpin_frame(pool, words, frame, access, self.dirty()));
             }
             Kind::Blocks => self.unpin_blocks(pool, access),
         }
@@ -106,11 +121,14 @@ impl PinRun {
 }
 
 #[inline]
-fn unpin_frame(pool: &Pool, frame: FrameNo, access: Access) {
-    if access == Access::Write {
-        pool.frames().set_dirty(frame);
+fn unpin_frame(pool: &Pool, words: FrameWords<'_>, frame: FrameNo, access: Access, dirty: Dirty) {
+    // Said before the pin goes: from then on a collapse may copy the page, and the note with it.
+    if access == Access::Write && dirty == Dirty::NotYet {
+        words.set_dirty(frame);
     }
-    pool.unpin(frame);
+    if words.unpin(frame) {
+        pool.reap(frame);
+    }
 }
 
 impl Runs<'_> {
@@ -122,7 +140,9 @@ impl Runs<'_> {
         };
         match last {
             Some(last) if last.continues_in(run) => {
-                *last = PinRun::new(last.first(), last.frames() + run.frames(), run.kind());
+                let dirty = if last.dirty() == run.dirty() { run.dirty() } else { Dirty::NotYet };
+                let frames = last.frames() + run.frames();
+                *last = PinRun::new(last.first(), frames, run.kind(), dirty);
             }
             Some(_) => self.more.push(run),
             None => self.first = Some(run),

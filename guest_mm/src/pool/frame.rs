@@ -68,6 +68,18 @@ pub(crate) struct FrameTable {
     blocks: Box<[AtomicU64]>,
 }
 
+/// The words of all frames of a pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameWords<'a>(&'a [AtomicU64]);
+
+impl<'a> FrameWords<'a> {
+    /// The word of `frame`.
+    #[inline]
+    pub(super) fn word(self, frame: FrameNo) -> &'a AtomicU64 {
+        &self.0[frame.index()]
+    }
+}
+
 impl FrameTable {
     pub(crate) fn new(frames: usize) -> FrameTable {
         let blocks = frames.div_ceil(PageSize::Size2M.frames() as usize);
@@ -88,6 +100,13 @@ impl FrameTable {
     #[inline]
     pub(super) fn block_word(&self, block: BlockNo) -> &AtomicU64 {
         &self.blocks[block.index()]
+    }
+
+    /// The words of the frames. Taken once for many pins: asked for at each, their address would be loaded at
+    /// each.
+    #[inline]
+    pub(crate) fn words(&self) -> FrameWords<'_> {
+        FrameWords(&self.frames)
     }
 
     /// The words of all frames and of all blocks.

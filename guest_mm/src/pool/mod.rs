@@ -27,11 +27,12 @@ use crate::addr::{BlockNo, FrameNo, PageSize};
 #[cfg(not(loom))]
 pub use backing::{BackingChoice, BackingError, BackingKind};
 use direct_map::DirectMap;
-pub(crate) use frame::FrameTable;
 pub use frame::{FrameState, Owner};
+pub(crate) use frame::{FrameTable, FrameWords};
 use ledger::Ledger;
 pub(crate) use ledger::Reservation;
 pub use ledger::{Exhausted, PoolUsage};
+pub(crate) use pins::Dirty;
 
 /// The pool. Shared by all guests of a process.
 #[derive(Debug)]
@@ -207,9 +208,15 @@ impl Pool {
     /// P6 of [`pins`]: the claim ends.
     #[inline]
     pub(crate) fn unpin(&self, frame: FrameNo) {
-        if self.ledger.frames().unpin(frame) {
-            self.ledger.reap(frame);
+        if self.frames().words().unpin(frame) {
+            self.reap(frame);
         }
+    }
+
+    /// P6 of [`pins`]: the last claim on an orphan has ended.
+    #[cold]
+    pub(crate) fn reap(&self, frame: FrameNo) {
+        self.ledger.reap(frame);
     }
 
     /// P6 of [`pins`]: the claim on a block ends.
@@ -233,7 +240,7 @@ impl Pool {
     pub(crate) fn copy(&self, from: FrameNo, to: FrameNo) {
         self.memory.copy(from, to);
         if self.frame_state(from).dirty {
-            self.frames().set_dirty(to);
+            self.frames().words().set_dirty(to);
         }
     }
 

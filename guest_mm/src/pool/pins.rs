@@ -26,32 +26,52 @@ use crate::addr::{BlockNo, FrameNo};
 use crate::sync::Ordering;
 
 use super::frame::{
-    DIRTY, FrameTable, ONE_PIN, ORPHANS, OWNER_MASK, OWNER_ORPHAN, PINS_MASK, pins,
+    DIRTY, FrameTable, FrameWords, ONE_PIN, ORPHANS, OWNER_MASK, OWNER_ORPHAN, PINS_MASK, pins,
 };
 
-impl FrameTable {
-    /// P2. Relaxed, because the barrier of P3 orders it.
+/// Whether a device has written to a frame since somebody asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dirty {
+    /// Not that anybody knows.
+    NotYet,
+    /// It has.
+    Already,
+}
+
+impl FrameWords<'_> {
+    /// P2; whether the frame is dirty already, which it then stays for as long as it is pinned. Relaxed,
+    /// because the barrier of P3 orders it.
     #[inline]
-    pub(crate) fn pin(&self, frame: FrameNo) {
+    pub(crate) fn pin(self, frame: FrameNo) -> Dirty {
         let word = self.word(frame).fetch_add(ONE_PIN, Ordering::Relaxed);
         debug_assert!(word & PINS_MASK != PINS_MASK, "frame {frame} has too many pins");
-    }
-
-    /// P2, for all frames of a block.
-    #[inline]
-    pub(crate) fn pin_block(&self, block: BlockNo) {
-        let word = self.block_word(block).fetch_add(ONE_PIN, Ordering::Relaxed);
-        debug_assert!(word & PINS_MASK != PINS_MASK, "block {block:?} has too many pins");
+        if word & DIRTY == 0 { Dirty::NotYet } else { Dirty::Already }
     }
 
     /// P6; whether it was the last pin of an orphan, which the caller then has to free.
     ///
     /// Release, with the acquire in `disown` and `adopt_orphan`: the device is done with the bytes.
     #[inline]
-    pub(crate) fn unpin(&self, frame: FrameNo) -> bool {
+    pub(crate) fn unpin(self, frame: FrameNo) -> bool {
         let word = self.word(frame).fetch_sub(ONE_PIN, Ordering::Release);
         debug_assert!(word & PINS_MASK != 0, "frame {frame} was not pinned");
         word & (OWNER_MASK | PINS_MASK) == OWNER_ORPHAN | ONE_PIN
+    }
+
+    /// A device has written to the frame, and its pin on the frame is about to go.
+    #[inline]
+    pub(crate) fn set_dirty(self, frame: FrameNo) {
+        // Relaxed: the release of `unpin` follows on the same word.
+        self.word(frame).fetch_or(DIRTY, Ordering::Relaxed);
+    }
+}
+
+impl FrameTable {
+    /// P2, for all frames of a block.
+    #[inline]
+    pub(crate) fn pin_block(&self, block: BlockNo) {
+        let word = self.block_word(block).fetch_add(ONE_PIN, Ordering::Relaxed);
+        debug_assert!(word & PINS_MASK != PINS_MASK, "block {block:?} has too many pins");
     }
 
     /// P6, for all frames of a block; whether some of them wait for this.
@@ -60,17 +80,6 @@ impl FrameTable {
         let word = self.block_word(block).fetch_sub(ONE_PIN, Ordering::Release);
         debug_assert!(word & PINS_MASK != 0, "block {block:?} was not pinned");
         word & (ORPHANS | PINS_MASK) == ORPHANS | ONE_PIN
-    }
-
-    /// A device has written to the frame, and its pin on the frame is about to go.
-    #[inline]
-    pub(crate) fn set_dirty(&self, frame: FrameNo) {
-        let word = self.word(frame);
-        // The look saves a locked instruction. It is enough: who collects dirty frames does not clean one
-        // that has a pin on this word.
-        if word.load(Ordering::Relaxed) & DIRTY == 0 {
-            word.fetch_or(DIRTY, Ordering::Relaxed);
-        }
     }
 
     /// A device has written to the frame, and its pin on the block is about to go.

@@ -7,6 +7,7 @@ use crate::prot::Access;
 use crate::protocol::Protocol;
 use crate::sync::{AtomicU64, Ordering};
 
+pub(crate) use super::node::Tables;
 use super::reclaim::Guard;
 use super::{ROOT, Table, decode};
 
@@ -40,11 +41,24 @@ impl<P: Protocol> Table<P> {
     }
 
     /// As [`Table::walk`]; the result can be looked at again for as long as the guard is held.
+    #[inline]
+    pub(crate) fn locate<'g>(&'g self, guard: &'g Guard, gfn: Gfn) -> Located<'g> {
+        self.tables(guard).locate(gfn)
+    }
+
+    /// The words of all tables, for walks under one guard.
+    #[inline]
+    pub(crate) fn tables<'g>(&'g self, _guard: &'g Guard) -> Tables<'g> {
+        self.arena.tables()
+    }
+}
+
+impl<'g> Tables<'g> {
+    /// See [`Table::locate`].
     #[inline(always)]
-    pub(crate) fn locate<'g>(&'g self, _guard: &'g Guard, gfn: Gfn) -> Located<'g> {
-        let tables = self.arena.tables();
+    pub(crate) fn locate(self, gfn: Gfn) -> Located<'g> {
         let mut level = Level::ROOT;
-        let mut words = tables.words_from(ROOT, level.index(gfn.as_u64()));
+        let mut words = self.words_from(ROOT, level.index(gfn.as_u64()));
         // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
         // the entry that leads to it can be seen.
         let mut raw = words[0].load(Ordering::Acquire);
@@ -54,7 +68,7 @@ impl<P: Protocol> Table<P> {
         {
             (parent, parent_raw) = (&words[0], raw);
             level = below;
-            words = tables.words_from(child, level.index(gfn.as_u64()));
+            words = self.words_from(child, level.index(gfn.as_u64()));
             raw = words[0].load(Ordering::Acquire);
         }
         Located { words, raw, level, parent, parent_raw }

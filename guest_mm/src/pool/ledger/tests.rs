@@ -65,12 +65,12 @@ fn a_late_end_of_a_broken_up_reservation_does_not_hurt_its_successor() {
 fn a_pinned_frame_waits_for_its_last_pin() {
     let ledger = Ledger::new(BLOCK);
     let frame = ledger.alloc_frame().unwrap();
-    ledger.frames().pin(frame);
-    ledger.frames().pin(frame);
+    let _ = ledger.frames().words().pin(frame);
+    let _ = ledger.frames().words().pin(frame);
     ledger.release(frame, 1);
     assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK - 1, 1));
-    assert!(!ledger.frames().unpin(frame), "one pin is left");
-    assert!(ledger.frames().unpin(frame));
+    assert!(!ledger.frames().words().unpin(frame), "one pin is left");
+    assert!(ledger.frames().words().unpin(frame));
     ledger.reap(frame);
     ledger.reap(frame);
     assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK, 0));
@@ -81,13 +81,13 @@ fn a_pinned_block_keeps_all_of_its_frames_until_its_last_pin() {
     let ledger = Ledger::new(2 * BLOCK);
     let first = ledger.alloc_run(PageSize::Size2M, FrameNo::new(0)).unwrap();
     ledger.frames().pin_block(first.block());
-    ledger.frames().pin(first.add(3));
+    let _ = ledger.frames().words().pin(first.add(3));
     ledger.release(first, BLOCK);
     assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK, BLOCK));
     assert!(ledger.frames().unpin_block(first.block()));
     ledger.reap_block(first.block());
     assert_eq!(ledger.usage().orphans, 1, "this one has a pin of its own");
-    assert!(ledger.frames().unpin(first.add(3)));
+    assert!(ledger.frames().words().unpin(first.add(3)));
     ledger.reap(first.add(3));
     assert_eq!(ledger.usage().free, 2 * BLOCK);
     assert_eq!(ledger.alloc_run(PageSize::Size2M, first), Some(first), "one run again");
@@ -118,9 +118,9 @@ fn a_frame_that_is_pinned_twice_waits_for_both() {
     let ledger = Ledger::new(BLOCK);
     let first = ledger.alloc_run(PageSize::Size2M, FrameNo::new(0)).unwrap();
     ledger.frames().pin_block(first.block());
-    ledger.frames().pin(first);
+    let _ = ledger.frames().words().pin(first);
     ledger.release(first, 1);
-    assert!(ledger.frames().unpin(first));
+    assert!(ledger.frames().words().unpin(first));
     ledger.reap(first);
     assert_eq!(ledger.usage().orphans, 1, "its block is pinned");
     assert!(ledger.frames().unpin_block(first.block()));
@@ -133,10 +133,10 @@ fn an_orphan_goes_back_to_the_reservation_of_its_block() {
     let ledger = Ledger::new(BLOCK);
     let reservation = ledger.reserve(BlockNo::new(0)).unwrap();
     let frame = ledger.claim(reservation, 3).unwrap();
-    ledger.frames().pin(frame);
+    let _ = ledger.frames().words().pin(frame);
     ledger.release(frame, 1);
     assert_eq!(ledger.claim(reservation, 3), None, "a device still has it");
-    assert!(ledger.frames().unpin(frame));
+    assert!(ledger.frames().words().unpin(frame));
     ledger.reap(frame);
     assert_eq!(ledger.claim(reservation, 3), Some(frame));
 }
