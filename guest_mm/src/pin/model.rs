@@ -159,3 +159,19 @@ fn a_pin_of_the_whole_block_outlives_its_split_and_unmapping() {
         world.check();
     });
 }
+
+/// A pin through the huge leaf that comes too late is on the block while the last pin of an orphan goes.
+#[test]
+fn a_late_pin_of_the_block_leaves_no_orphan() {
+    explore_bounded(|| {
+        let world = World::<Sound>::new(PageSize::Size2M, 4);
+        world.touch(0);
+        let device = world.beside(|world| drop(pin_page(world, 1)));
+        split(&world.space, block(0), PageSize::Size4K).unwrap();
+        let pinned = pin_page(&world, 0);
+        unmap(&world.space, crate::addr::GfnRange::entry(Gfn::new(0), Level::PT)).unwrap();
+        drop(pinned);
+        device.join().unwrap();
+        world.check();
+    });
+}

@@ -243,9 +243,13 @@ impl Ledger {
     #[cold]
     pub(super) fn reap(&self, frame: FrameNo) {
         let books = &mut *self.books.lock();
-        // A pin on its block keeps it too, and frees it when it goes.
-        if !self.frames.is_block_pinned(frame.block()) {
+        // A pin on its block keeps it too, and frees it when it goes; it has to be told, because it may have come
+        // only after the frame was unmapped.
+        let block = frame.block();
+        if !self.frames.is_block_pinned(block) {
             self.reap_locked(books, frame);
+        } else if !self.frames.await_block(block) {
+            self.reap_block_locked(books, block);
         }
     }
 
