@@ -1,7 +1,7 @@
 //! The guest memory service: every page of guest-physical memory behind second-stage tables of its own.
 //!
 //! ```text
-//! F5   service  audit  stats  map                   the face, and whether its books are right
+//! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
 //!      pin                                          claims of devices; what is absent is faulted in on its way
 //! F3   fault  collapse  unmap  protect  split       the operations; they do not know each other
@@ -77,9 +77,13 @@ pub mod service;
 #[cfg(not(loom))]
 pub mod stats;
 #[cfg(not(loom))]
+pub mod vm_memory;
+#[cfg(not(loom))]
 pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, Service};
+#[cfg(not(loom))]
+pub use vm_memory::GuestView;
 
 #[cfg(all(test, loom))]
 mod model;

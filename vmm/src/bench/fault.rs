@@ -15,10 +15,11 @@ use crate::config::{Host, MachineConfig};
 use crate::kvm;
 use crate::machine::ServedRam;
 use crate::ram::Ram;
+use crate::rig::tsc_khz;
 
 use super::bare::BareRam;
 use super::table::median;
-use super::touch::{Touched, Walk, image, run, tsc_khz};
+use super::touch::{Touched, Walk, image, run};
 use super::{BenchError, Goal, Rounds, Row, Table};
 
 /// RAM that a walk touches.

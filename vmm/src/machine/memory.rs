@@ -1,10 +1,13 @@
 //! The guest's memory, from the service.
 
+use std::fmt;
+
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
-use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
+use guest_mm::protocol::{Protocol, Sound};
+use guest_mm::{FaultPolicy, Guest, GuestConfig, Service};
 
 use crate::boot::BootImage;
 use crate::config::{self, Backing, Memory};
@@ -15,20 +18,20 @@ use super::MachineError;
 
 /// A service with one guest on it. The guest goes before the pool.
 #[derive(Debug)]
-pub struct ServedRam {
-    guest: Guest,
-    service: GuestMm,
+pub struct ServedRam<P: Protocol = Sound> {
+    guest: Guest<P>,
+    service: Service<P>,
 }
 
 /// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
-impl ServedRam {
+impl<P: Protocol> ServedRam<P> {
     /// The memory that `config` describes, untouched but for its guard pages.
     ///
     /// # Errors
     /// The pool or the window cannot be had.
-    pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam, MachineError> {
+    pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam<P>, MachineError> {
         let pages = match config.pages.value {
             config::PageSize::Size4K => PageSize::Size4K,
             config::PageSize::Size2M => PageSize::Size2M,
@@ -40,7 +43,7 @@ impl ServedRam {
             Backing::Tmpfs => BackingChoice::Only(BackingKind::Tmpfs),
             Backing::Hugetlb => BackingChoice::Only(BackingKind::Hugetlb),
         };
-        let service = GuestMm::new(choice, config.pool.value.get(), pages)?;
+        let service = Service::new(choice, config.pool.value.get(), pages)?;
         let ram = config
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
@@ -59,7 +62,7 @@ impl ServedRam {
     }
 
     /// The guest's side of the service.
-    pub fn guest(&self) -> &Guest {
+    pub fn guest(&self) -> &Guest<P> {
         &self.guest
     }
 
@@ -99,7 +102,7 @@ impl ServedRam {
     }
 
     /// Serves no fault any more. No vCPU may run.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.guest.rest();
     }
 
@@ -107,13 +110,13 @@ impl ServedRam {
     ///
     /// # Errors
     /// The first wrong book.
-    pub(super) fn close(self) -> Result<(), guest_mm::audit::AuditError> {
+    pub(crate) fn close(self) -> Result<(), guest_mm::audit::AuditError> {
         self.guest.close()?;
         self.service.audit()
     }
 }
 
-impl Ram for ServedRam {
+impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
     fn slots(&self) -> Vec<Slot> {
         self.guest
             .windows()

@@ -181,8 +181,8 @@ impl Copies {
                 self.accessed_by_hand,
                 least,
             ),
-            Row::faster_than(&fresh, "us", self.fresh, &kernel, self.kernel, Goal::None),
-            Row::against(beside(fresh), "us", self.fresh, parts, self.fresh_by_hand, Goal::None),
+            Row::faster_than(&fresh, "us", self.fresh, &kernel, self.kernel, goal),
+            Row::against(beside(fresh), "us", self.fresh, parts, self.fresh_by_hand, least),
         ]);
         let rate = 1e6 / self.accessed;
         let name = format!("copy collapses of {caches} blocks");

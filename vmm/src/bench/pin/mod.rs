@@ -132,21 +132,33 @@ impl Bench {
         let mut held = Vec::with_capacity(BATCH);
         let chunks: Vec<&[u64]> = pages.chunks_exact(BATCH).collect();
         let a_page = |ns: f64| ns / BATCH as f64;
-        let [batched, batched_floor] = in_turns(
+        let mapped = Mapped::new()?;
+        let [batched, batched_floor, slice] = in_turns(
             *rounds,
             [
                 &mut || Ok(a_page(time_each(&chunks, |c| served.pin_unpin_batch(c, &mut batch)))),
                 &mut || Ok(a_page(time_each(&chunks, |c| floor.pin_unpin_batch(c, &mut held)))),
+                &mut || Ok(time_each(pages, |page| mapped.slice(page))),
             ],
         )?;
-        table.rows.push(Row::against(
-            "64 random pages in a batch, per page",
-            "ns",
-            batched,
-            "the same, one guard for 64",
-            batched_floor,
-            Goal::RatioAtMost(1.2),
-        ));
+        table.rows.extend([
+            Row::against(
+                "64 random pages in a batch, per page",
+                "ns",
+                batched,
+                "the same, one guard for 64",
+                batched_floor,
+                Goal::RatioAtMost(1.2),
+            ),
+            Row::against(
+                "the price of a pin: a page of a batch",
+                "ns",
+                batched,
+                "vm-memory's get_slice, which pins nothing",
+                slice,
+                Goal::RatioAtMost(4.0),
+            ),
+        ]);
         Ok(())
     }
 
