@@ -3,10 +3,13 @@
 //! ```text
 //! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
-//! F3   fault  unmap  protect  split  mark  copy     the operations; they do not know each other
+//!      pin                                          claims of devices; what is absent is faulted in on its way
+//! F3   fault  collapse  unmap  protect  split       the operations; they do not know each other
+//!      mark  copy  dirty
 //! F2   table  mirror  space                         the radix tree, what keeps a window in step, one guest
-//! F1   pool                                         frames, who owns them, how their bytes are reached
-//! F0   addr  entry  prot  geometry  sync  protocol  words and numbers
+//! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
+//! F0   addr  entry  prot  geometry  sync  tally     words and numbers
+//!      protocol
 //! ```
 //!
 //! A [`GuestMm`] has a pool and any number of guests. [`Service::add_guest`] makes a [`Guest`] of some RAM, all of it untouched;
@@ -14,14 +17,20 @@
 //! does not translate is served by a fault thread: a zeroed page, a block or a GiB, as [`FaultPolicy`] has it. What cannot be
 //! served stops the guest through [`GuestConfig::on_stop`], with the address and the reason.
 //!
+//! A device pins what it uses: [`Guest::pin`] for a range, [`Guest::pin_batch`] for many. While a pin is held its frames stay where
+//! they are, and are nobody else's though the guest should lose them. [`Guest::collapse`] makes blocks of small pages, and
+//! [`Guest::start_collapser`] a thread that looks for them.
+//!
 //! The table is the truth; the window is a cache of it, and may hold less but never more. The protocols that keep it so are
 //! written at the top of the modules that run them, and are model-checked.
 //!
-//! `docs/architecture.md` shows the rooms and the life of a fault, `docs/protocols.md` the races and their rules,
+//! `docs/architecture.md` shows the rooms and the lives of a fault, a pin and a collapse, `docs/protocols.md` the races and their rules,
 //! `docs/promises.md` what is promised and which test keeps it, `docs/decisions/` why it is so.
 //!
 //! # Known holes
-//! * No pins, collapse, sharing, images, post-copy or dirty tracking yet.
+//! * No sharing, images or post-copy, and no dirty tracking of what vCPUs write.
+//! * A pinned range whose frames lie in several runs allocates a list of them; a batch that was made large enough does not.
+//! * A write through a slice of a pin that was taken for reading is not noticed.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
 //! * Pages that the guest gave up stay in the pool, not with the host.
 
