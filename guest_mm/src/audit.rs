@@ -62,6 +62,12 @@ pub enum AuditError {
         /// How many.
         frames: u64,
     },
+    /// Frames wait for a device to let go of them though no guest is left, and so no device.
+    #[error("{frames} frames are kept for devices, and no guest is left")]
+    LeftOrphans {
+        /// How many.
+        frames: u64,
+    },
     /// After teardown devices hold claims on frames.
     #[error("bad pin counter: {pins} pins are left, and no guest is")]
     LeakedPins {

@@ -211,6 +211,9 @@ impl<P: Protocol> Service<P> {
         if guests.spaces.is_empty() && usage.reserved > 0 {
             return Err(AuditError::LeftReserved { frames: usage.reserved });
         }
+        if guests.spaces.is_empty() && usage.orphans > 0 {
+            return Err(AuditError::LeftOrphans { frames: usage.orphans });
+        }
         if guests.spaces.is_empty() && self.pool.frames().nr_pins() > 0 {
             return Err(AuditError::LeakedPins { pins: self.pool.frames().nr_pins() });
         }

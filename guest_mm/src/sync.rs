@@ -91,10 +91,10 @@ pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
 
 /// What every pin reads and nobody writes, kept in the second half of 128 bytes.
 ///
-/// An epoch guard stores into the first half of some 128 bytes, four times for each pin. A load whose address
-/// ends in the same 12 bits as a store before it is held up until the store is done ("4K aliasing":
-/// Intel's optimization manual, memory disambiguation), and where the allocator happens to put both
-/// decides whether it does: a pin took 28 ns or 52 ns.
+/// A pin stores to its thread's slot among the walkers, which lies in the first half of 128 bytes. A load whose
+/// address ends in the same 12 bits as a store before it is held up until the store is done ("4K
+/// aliasing": Intel's optimization manual, memory disambiguation), and where the allocator happens to put
+/// both decides whether it does: with another guard, which stored more, a pin took 28 ns or 52 ns.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Apart<T> {

@@ -52,6 +52,7 @@ use numbers::thread_number;
 #[cfg(not(loom))]
 mod numbers {
     use std::cell::Cell;
+    use std::collections::BTreeSet;
     use std::sync::Mutex;
 
     use super::OWN;
@@ -59,11 +60,11 @@ mod numbers {
     /// Numbers below `fresh` that nobody has are in `free`. Its lock also hands a line on from one thread to
     /// the next: what the last has counted is there before the next adds to it.
     struct Numbers {
-        free: Vec<usize>,
+        free: BTreeSet<usize>,
         fresh: usize,
     }
 
-    static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { free: Vec::new(), fresh: 0 });
+    static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { free: BTreeSet::new(), fresh: 0 });
 
     /// Not asked for yet.
     const NONE: usize = usize::MAX;
@@ -81,7 +82,7 @@ mod numbers {
             // What still counts while the thread ends shares the last line.
             let number = NUMBER.replace(OWN);
             if let Ok(mut numbers) = NUMBERS.lock() {
-                numbers.free.push(number);
+                numbers.free.insert(number);
             }
         }
     }
@@ -99,7 +100,8 @@ mod numbers {
         let number = LEASE.try_with(|_| {
             let mut numbers = NUMBERS.lock().ok()?;
             let fresh = numbers.fresh;
-            Some(numbers.free.pop().unwrap_or_else(|| {
+            // The lowest: a thread that stays should not share a line while one is free.
+            Some(numbers.free.pop_first().unwrap_or_else(|| {
                 numbers.fresh += 1;
                 fresh
             }))

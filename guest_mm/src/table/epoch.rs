@@ -25,7 +25,7 @@ use crate::sync::{AtomicU64, Lock, Ordering, compiler_barrier, full_fence};
 
 pub(crate) use imp::{Guard, Walkers};
 
-/// A walker's cell, alone in its line: its period, or 0 outside.
+/// A cell that is alone in its line. A walker's holds its period, or 0 outside.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Slot(AtomicU64);
@@ -36,7 +36,8 @@ const BATCH: usize = if cfg!(loom) { 1 } else { 32 };
 /// The periods, and what waits for walkers to leave.
 #[derive(Debug)]
 struct Epochs<S, T> {
-    period: AtomicU64,
+    /// Read by every walker: alone in its line, and changed with the notes locked.
+    period: Slot,
     slots: Lock<Vec<S>>,
     /// Each with the period in which it was noted.
     notes: Lock<Vec<(u64, T)>>,
@@ -46,14 +47,14 @@ struct Epochs<S, T> {
 
 impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
     fn new(asymmetric: bool) -> Epochs<S, T> {
-        let period = AtomicU64::new(1);
+        let period = Slot(AtomicU64::new(1));
         Epochs { period, slots: Lock::default(), notes: Lock::default(), asymmetric }
     }
 
     #[inline]
     fn enter(&self, slot: &Slot) {
         // E1. Acquire, with the release of G1; Relaxed, because E2 orders it.
-        slot.0.store(self.period.load(Ordering::Acquire), Ordering::Relaxed);
+        slot.0.store(self.period.0.load(Ordering::Acquire), Ordering::Relaxed);
         // E2
         if self.asymmetric { compiler_barrier() } else { full_fence() }
     }
@@ -61,15 +62,19 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
     /// Notes `thing`, unpublished just now; whether it is time to collect.
     fn note(&self, thing: T) -> bool {
         let mut notes = self.notes.lock();
-        notes.push((self.period.load(Ordering::Relaxed), thing));
+        notes.push((self.period.0.load(Ordering::Relaxed), thing));
         notes.len() >= BATCH
     }
 
     /// What can be freed.
     fn collect(&self) -> impl Iterator<Item = T> {
-        // G1. Release, with the acquire of E1.
-        let notes = std::mem::take(&mut *self.notes.lock());
-        self.period.fetch_add(1, Ordering::AcqRel);
+        // G1. In one step for who notes: a note of the old period is taken before there is a new one. Release,
+        // with the acquire of E1.
+        let notes = {
+            let mut notes = self.notes.lock();
+            self.period.0.fetch_add(1, Ordering::AcqRel);
+            std::mem::take(&mut *notes)
+        };
         // G2
         if self.asymmetric {
             imp::heavy_barrier();
