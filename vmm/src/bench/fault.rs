@@ -180,7 +180,7 @@ fn served_ram(pages: &str, bytes: u64) -> Result<ServedRam, BenchError> {
         eprintln!("error: the benchmark's guest was stopped: {error}");
         std::process::exit(1);
     };
-    Ok(ServedRam::new(&config.memory, Box::new(on_stop))?)
+    Ok(ServedRam::new(&config.memory, &config.collapse, Box::new(on_stop))?)
 }
 
 /// First touches of a window from this thread, in microseconds each.

@@ -1,34 +1,41 @@
 //! The guest's memory, from the service.
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
+use guest_mm::collapse::CollapsePolicy;
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
 use crate::boot::BootImage;
-use crate::config::{self, Backing, Memory};
+use crate::config::{self, Backing, Collapse, Memory};
 use crate::kvm::Slot;
 use crate::ram::Ram;
 
 use super::MachineError;
+use super::collapse::{collapser, policy};
 
 /// A service with one guest on it. The guest goes before the pool.
 #[derive(Debug)]
 pub struct ServedRam {
     guest: Guest,
     service: GuestMm,
+    policy: CollapsePolicy,
 }
 
 /// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
 impl ServedRam {
-    /// The memory that `config` describes, untouched but for its guard pages.
+    /// The memory that `config` describes, untouched but for its guard pages, with a collapser if `collapse` has one.
     ///
     /// # Errors
-    /// The pool or the window cannot be had.
-    pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam, MachineError> {
+    /// The pool, the window or a thread cannot be had.
+    pub(crate) fn new(
+        config: &Memory,
+        collapse: &Collapse,
+        on_stop: OnStop,
+    ) -> Result<ServedRam, MachineError> {
         let pages = match config.pages.value {
             config::PageSize::Size4K => PageSize::Size4K,
             config::PageSize::Size2M => PageSize::Size2M,
@@ -45,7 +52,7 @@ impl ServedRam {
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
             .collect::<Result<_, _>>()?;
-        let guest = service.add_guest(GuestConfig {
+        let mut guest = service.add_guest(GuestConfig {
             ram,
             policy: FaultPolicy { pages },
             fault_threads: config.fault_threads.value.into(),
@@ -55,12 +62,23 @@ impl ServedRam {
             let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
             guest.mark(range, Marker::Guard)?;
         }
-        Ok(ServedRam { guest, service })
+        if collapse.background.value {
+            guest.start_collapser(collapser(collapse)).map_err(|source| MachineError::System {
+                what: "starting the collapser",
+                source,
+            })?;
+        }
+        Ok(ServedRam { guest, service, policy: policy(collapse) })
     }
 
     /// The guest's side of the service.
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// What a collapse of this memory may do.
+    pub(super) fn policy(&self) -> CollapsePolicy {
+        self.policy
     }
 
     /// What the pool lies on, and why.

@@ -5,6 +5,7 @@
 //!   image.rs    what is booted              monitor.rs   the main thread: input, signals, the end
 //!   console.rs  where the serial leads      report.rs    what is said afterwards
 //!   answers.rs  what it tells who asks at the control socket
+//!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //! ```
 //!
 //! # Order of set-up
@@ -14,6 +15,7 @@
 //! path that cannot be had should be known before anything else is done; it is served once the guest runs.
 
 mod answers;
+mod collapse;
 mod console;
 mod image;
 mod memory;
@@ -164,7 +166,7 @@ impl Machine {
                 stage.end(Ending::Memory(error.clone()));
                 threads.kick();
             };
-            Arc::new(ServedRam::new(&config.memory, Box::new(on_stop))?)
+            Arc::new(ServedRam::new(&config.memory, &config.collapse, Box::new(on_stop))?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;
@@ -225,7 +227,8 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
-        let serve = |listener| control::Server::start(listener, answers::of(self.name, &ram));
+        let serve =
+            |listener| control::Server::start(listener, answers::of(self.name, &ram));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
