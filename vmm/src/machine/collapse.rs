@@ -1,11 +1,19 @@
 //! Huge pages out of small ones: by themselves, and when somebody asks.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use guest_mm::CollapserConfig;
-use guest_mm::collapse::{CollapsePolicy, CollapserStats, Copying};
+use guest_mm::addr::{GfnRange, PageSize};
+use guest_mm::collapse::{CollapsePolicy, CollapserStats, Copying, Skip};
 
 use crate::config::Collapse;
+use crate::control::{CollapseOutcome, Collapser};
 
 use super::memory::ServedRam;
+
+/// How long a client is kept waiting by a collapse of all RAM. Whoever comes next waits for it, too.
+const LONGEST: Duration = Duration::from_secs(3);
 
 /// What a collapse may do.
 pub(super) fn policy(config: &Collapse) -> CollapsePolicy {
@@ -22,7 +30,55 @@ pub(super) fn collapser(config: &Collapse) -> CollapserConfig {
     }
 }
 
+/// What that thread did, by names.
+pub(super) fn told(stats: CollapserStats) -> Collapser {
+    let by_name = Skip::NAMES.iter().zip(stats.skipped).filter(|&(_, count)| count > 0);
+    Collapser {
+        paused: stats.paused,
+        rounds: stats.rounds,
+        scanned: stats.scanned,
+        promoted: stats.promoted,
+        copied: stats.copied,
+        skipped: by_name.map(|(name, count)| ((*name).to_owned(), count)).collect(),
+        backed_off: stats.backed_off,
+        failed: stats.failed,
+    }
+}
+
 impl ServedRam {
+    /// Collapses all of RAM, block by block, until `stopped` or for [`LONGEST`]; what became of it.
+    pub(super) fn collapse_all(&self, stopped: impl Fn() -> bool) -> CollapseOutcome {
+        let until = Instant::now() + LONGEST;
+        let guest = self.guest();
+        let mut outcome = CollapseOutcome::default();
+        let mut skipped = BTreeMap::<&str, u64>::new();
+        let ram = guest.windows().map(|(range, _)| range);
+        for block in ram.flat_map(|range: GfnRange| range.chunks(PageSize::Size2M.frames())) {
+            outcome.blocks += 1;
+            if stopped() || Instant::now() >= until {
+                outcome.left += 1;
+                continue;
+            }
+            match guest.collapse(block, self.policy()) {
+                Ok(report) => {
+                    outcome.promoted += report.promoted;
+                    outcome.copied += report.copied;
+                    outcome.already_huge += report.already_huge;
+                    outcome.holes_filled += report.holes_filled;
+                    for skip in report.skipped {
+                        *skipped.entry(Skip::NAMES[skip.why.index()]).or_default() += 1;
+                    }
+                }
+                Err(error) => {
+                    outcome.failed += 1;
+                    outcome.failure.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+        outcome.skipped = skipped.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        outcome
+    }
+
     /// Lets the collapser rest for good; what it did, and whether somebody had paused it before.
     pub(super) fn rest_collapser(&self) -> Option<CollapserStats> {
         let guest = self.guest();

@@ -228,7 +228,7 @@ impl Machine {
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
         let serve =
-            |listener| control::Server::start(listener, answers::of(self.name, &ram));
+            |listener| control::Server::start(listener, answers::of(self.name, &ram, &stage));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
