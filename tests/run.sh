@@ -7,6 +7,7 @@
 # machine cannot do (no /dev/kvm, no huge pages) is skipped, and every skip is listed at the end with its reason.
 #
 #   SLAT_REFUSE_SKIPS=1   a device that is there has to work, and what can be fetched has to be there
+#   SLAT_LONG=1           a minute for tests that are the better the longer they run, not five seconds
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,7 +1,7 @@
 //! The guest memory service: every page of guest-physical memory behind second-stage tables of its own.
 //!
 //! ```text
-//! F5   service  audit  stats  map                   the face, and whether its books are right
+//! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
 //! F3   fault  unmap  protect  split  mark  copy     the operations; they do not know each other
 //! F2   table  mirror  space                         the radix tree, what keeps a window in step, one guest
@@ -68,9 +68,13 @@ pub mod service;
 #[cfg(not(loom))]
 pub mod stats;
 #[cfg(not(loom))]
+pub mod vm_memory;
+#[cfg(not(loom))]
 pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, Service};
+#[cfg(not(loom))]
+pub use vm_memory::GuestView;
 
 #[cfg(all(test, loom))]
 mod model;

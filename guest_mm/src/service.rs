@@ -26,6 +26,7 @@ use crate::sync::{Apart, Arc, Lock};
 use crate::table::Table;
 use crate::tally::Tally;
 use crate::unmap::{self, UnmapError};
+use crate::vm_memory::GuestView;
 
 /// The guest memory service of a process.
 pub type GuestMm = Service<Sound>;
@@ -292,6 +293,12 @@ impl<P: Protocol> Guest<P> {
     /// A batch to pin many ranges with, empty.
     pub fn pin_batch(&self) -> PinBatch<'_, P> {
         PinBatch::new(&self.space)
+    }
+
+    /// The memory as device models that are written against `vm-memory` use it, for one request or one
+    /// burst: see [`GuestView`].
+    pub fn view(&self) -> GuestView<'_, P> {
+        GuestView::new(&self.space)
     }
 
     /// Takes `range` away; its next touch reads zeroes. How many frames went back to the pool.

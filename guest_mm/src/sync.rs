@@ -9,19 +9,27 @@
 mod imp {
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use std::thread::yield_now;
 }
 
 #[cfg(loom)]
 mod imp {
     pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use loom::thread::yield_now;
 }
 
-pub(crate) use imp::{Arc, AtomicU32, AtomicU64, Ordering};
+pub(crate) use imp::{Arc, AtomicU32, AtomicU64, Ordering, yield_now};
 
 /// A full barrier: what this thread stored before is seen by all before it loads anything after.
 pub(crate) fn full_fence() {
     imp::fence(Ordering::SeqCst);
+}
+
+/// Keeps the compiler from moving accesses across it; the processor may.
+#[inline]
+pub(crate) fn compiler_barrier() {
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
 }
 
 /// A full barrier between an atomic read-modify-write of this thread and what follows. On x86 the
@@ -30,7 +38,7 @@ pub(crate) fn full_fence() {
 #[inline]
 pub(crate) fn full_fence_after_rmw() {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
-    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    compiler_barrier();
     #[cfg(not(all(target_arch = "x86_64", not(loom))))]
     full_fence();
 }
@@ -45,6 +53,12 @@ pub(crate) type Held<'a, T> = imp::MutexGuard<'a, T>;
 impl<T> Lock<T> {
     /// An open lock around `value`.
     pub(crate) fn new(value: T) -> Lock<T> {
+        Lock(imp::Mutex::new(value))
+    }
+
+    /// An open lock around `value`, for a static.
+    #[cfg(not(loom))]
+    pub(crate) const fn fresh(value: T) -> Lock<T> {
         Lock(imp::Mutex::new(value))
     }
 

@@ -195,6 +195,19 @@ fn touch_in_every_order_is_the_same_memory_in_the_end() {
     assert_eq!(seen.len(), 1, "{seen:?}");
 }
 
+/// Below the image's end, off a page, past RAM, with no room for the notes: each is refused in a sentence, and nothing runs.
+#[test]
+fn touch_refuses_to_share_memory_that_it_does_not_have() {
+    if !require_guests() {
+        return;
+    }
+    for dma in ["0x100000", "0x400800", "0x4000000", "0x1e00000"] {
+        let cmdline = format!("boot.cmdline=dma={dma}");
+        let (output, _) = run("touch.toml", &["memory.size=32M", &cmdline]);
+        assert_ended(&output, 2, &[&format!("touch: dma={dma}: expected the address of a page")]);
+    }
+}
+
 #[test]
 fn smp_loses_no_increment_and_finds_its_cpus_in_the_mp_table() {
     if !require_guests() {

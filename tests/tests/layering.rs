@@ -68,7 +68,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["boot", "kvm", "guests", "map", "control"]),
             floor(Apart, &["ram"]),
             floor(Apart, &["vcpu"]),
-            floor(Apart, &["machine"]),
+            floor(Apart, &["machine", "rig"]),
             floor(Together, &["bench", "race", "migrate"]),
             floor(Together, &["cli"]),
         ],
@@ -77,7 +77,7 @@ const CRATES: &[Crate] = &[
     },
 ];
 
-/// Files that look at several modules from outside: tests and models.
+/// Modules that look at several others from outside: tests and models.
 const OUTSIDE: [&str; 3] = ["tests", "model", "property"];
 
 impl Crate {
@@ -98,7 +98,7 @@ impl Crate {
     fn violations(&self, file: &Path, source: &str) -> Vec<String> {
         let path = module_path(file);
         let shown = format!("{}/src/{}", self.name, file.display());
-        if path.last().is_some_and(|last| OUTSIDE.contains(&last.as_str())) {
+        if path.iter().any(|module| OUTSIDE.contains(&module.as_str())) {
             return Vec::new();
         }
         let mut violations = Vec::new();
@@ -162,7 +162,7 @@ fn what_breaks_the_rules_is_noticed() {
     let [guest_mm, devices, vmm] = CRATES else { panic!("three crates") };
     for (this, file, source, says) in [
         (guest_mm, "pool/buddy.rs", "use crate::table::Walk;", "imports table"),
-        (guest_mm, "pin/mod.rs", "use super::fault::go;", "imports fault"),
+        (guest_mm, "collapse/mod.rs", "use super::fault::go;", "imports fault"),
         (guest_mm, "audit.rs", "use vmm::cli;", "names the crate vmm"),
         (guest_mm, "misc.rs", "", "has no floor"),
         (devices, "serial.rs", "guest_mm::x();", "names the crate guest_mm"),
@@ -177,6 +177,7 @@ fn what_breaks_the_rules_is_noticed() {
     for (this, file, source) in [
         (guest_mm, "pin/mod.rs", "use crate::{pin::x, pool, table::walk}; use super::addr;"),
         (guest_mm, "pin/model.rs", "use crate::collapse;"),
+        (guest_mm, "property/ops.rs", "use crate::collapse;"),
         (guest_mm, "lib.rs", "pub use crate::service::X;"),
         (devices, "dma.rs", "use guest_mm::x;"),
         (vmm, "machine.rs", "use guest_mm::x; use crate::vcpu;"),

@@ -83,6 +83,12 @@ pub const ALL: [Guest; 3] = [
                 meaning: "check that what is written for the first time was zero",
             },
             Key { name: "verify", values: "1|0", meaning: "read everything back after each pass" },
+            Key {
+                name: "dma",
+                values: "ADDRESS",
+                meaning: "share limit= bytes from there on with devices until they say stop; see the guests' README",
+            },
+            Key { name: "slots", values: "4|N", meaning: "devices, with dma=" },
         ],
     },
     Guest {

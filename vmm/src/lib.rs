@@ -3,7 +3,8 @@
 //! ```text
 //! cli                      what can be typed, what is said, exit codes
 //! bench                    figures beside a baseline of the same run
-//! machine                  a whole machine: built, run, taken down with its books checked
+//! race                     the races that the memory service was built against, made to happen
+//! machine  rig             a whole machine: built, run, taken down with its books checked; or just the vCPUs and a console
 //! vcpu                     a thread for each vCPU, and how a run ends
 //! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along
 //! map  control             the memory map as text, JSON and picture; the socket of a running machine
@@ -24,5 +25,7 @@ pub mod guests;
 pub mod kvm;
 pub mod machine;
 pub mod map;
+pub mod race;
 pub mod ram;
+pub mod rig;
 pub mod vcpu;

@@ -2,7 +2,7 @@
 
 use crate::addr::{Gfn, PageSize};
 use crate::entry::Entry;
-use crate::model::{World, block, explore};
+use crate::model::{World, block, explore_bounded};
 use crate::prot::Prot;
 use crate::protect::protect;
 use crate::protocol::Sound;
@@ -17,7 +17,7 @@ fn collapse(world: &World<Sound>, max_holes: u32) -> Collapsed {
 
 #[test]
 fn two_collapses_of_one_block_copy_it_once() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 6);
         world.scatter();
         assert!(world.store(0, 7));
@@ -37,7 +37,7 @@ fn two_collapses_of_one_block_copy_it_once() {
 
 #[test]
 fn two_promotions_of_one_block_make_one_leaf() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 4);
         world.touch(0);
         world.touch(1);
@@ -52,7 +52,7 @@ fn two_promotions_of_one_block_make_one_leaf() {
 /// The guest writes while its block is gathered elsewhere; its own fault brings a lost translation back.
 #[test]
 fn collapse_vs_fault_loses_no_store() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 6);
         world.scatter();
         let guest = world.beside(|world| {
@@ -70,7 +70,7 @@ fn collapse_vs_fault_loses_no_store() {
 
 #[test]
 fn a_hole_is_filled_by_the_collapse_or_by_the_fault() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 4);
         world.touch(0);
         let guest = world.beside(|world| {
@@ -87,7 +87,7 @@ fn a_hole_is_filled_by_the_collapse_or_by_the_fault() {
 
 #[test]
 fn collapse_vs_protect_keeps_the_rights() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 6);
         world.scatter();
         let other = world.beside(|world| protect(&world.space, block(0), Prot::R).unwrap());
@@ -109,7 +109,7 @@ fn collapse_vs_protect_keeps_the_rights() {
 
 #[test]
 fn collapse_vs_unmap_leaves_nothing() {
-    explore(|| {
+    explore_bounded(|| {
         let world = World::<Sound>::new(PageSize::Size4K, 6);
         world.scatter();
         let other = world.beside(|world| unmap(&world.space, block(0)).unwrap());

@@ -54,7 +54,7 @@ fn lock_vs_detach_holds() {
 }
 
 #[test]
-#[should_panic(expected = "non-empty table freed")]
+#[should_panic(expected = "bad resident counter")]
 fn lock_vs_detach_fails_when_a_locked_table_is_taken_for_attached() {
     lock_vs_detach::<LockWithoutRecheck>();
 }

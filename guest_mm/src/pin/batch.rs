@@ -76,6 +76,8 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
                         Ok(run) => run,
                         Err(error) => {
                             drop(guard);
+                            // No device has seen any of it, so nobody wrote.
+                            self.members[before..].iter_mut().for_each(|m| m.access = Access::Read);
                             self.unpin_from(before);
                             return Err(error);
                         }
@@ -139,10 +141,17 @@ impl<P: Protocol> PinBatch<'_, P> {
     /// # Panics
     /// If there is no such range.
     pub fn slices(&self, index: usize) -> impl Iterator<Item = vm_memory::VolatileSlice<'_>> {
+        self.pieces(index).map(|piece| super::slice(&self.space.pool, piece))
+    }
+
+    /// The same as pieces of the pool: the first frame, the offset in it, and the bytes from there on.
+    pub(crate) fn pieces(
+        &self,
+        index: usize,
+    ) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
         let Member { range, first, .. } = self.members[index];
         let offset = range.start().frame_offset() as u64;
         pieces(first, self.more_of(index), offset, range.bytes())
-            .map(|piece| super::pinned::slice(&self.space.pool, piece))
     }
 }
 

@@ -52,6 +52,8 @@ pub use batch::PinBatch;
 pub use patience::{Cancel, Patience};
 pub use pinned::Pinned;
 pub(crate) use pinned::pin;
+#[cfg(not(loom))]
+pub(crate) use pinned::slice;
 use runs::{Kind, PinRun, Runs};
 
 /// Why memory could not be pinned. Nothing of it is.
@@ -211,8 +213,9 @@ fn pin_rest<P: Protocol>(
             }
         };
         if let Some(error) = failed {
-            runs.first.into_iter().for_each(|run| run.unpin(&space.pool, access));
-            runs.more.drain(open..).for_each(|run| run.unpin(&space.pool, access));
+            // No device has seen any of it, so nobody wrote.
+            runs.first.into_iter().for_each(|run| run.unpin(&space.pool, Access::Read));
+            runs.more.drain(open..).for_each(|run| run.unpin(&space.pool, Access::Read));
             return Err(error);
         }
         step = pin_in_table(space, guard, gfn, left, access, &mut runs);

@@ -115,9 +115,9 @@ impl Pinned<'_> {
     }
 }
 
-/// The bytes of a pinned piece of the pool.
+/// The bytes of a piece of the pool, which the caller has pinned for as long as it uses them.
 #[cfg(not(loom))]
-pub(super) fn slice(
+pub(crate) fn slice(
     pool: &Pool,
     (first, offset, bytes): (crate::addr::FrameNo, u64, u64),
 ) -> VolatileSlice<'_> {

@@ -5,22 +5,23 @@
 //!                         L1 walk to the page (guard)     D1 lock the page
 //!                                                         D2 clear the parent's entry, `attached` off
 //!                         L2 lock the page                D3 unlock, retire (`reclaim`, R2)
-//!                         L3 attached? else L1 again
+//!                         L3 attached, and still this
+//!                            range's? else L1 again
 //!                         L4 write entries
 //!                         L5 unlock
 //!
 //! Invariant   an entry is only written to a page that hangs in the tree: what is mapped can be found,
 //!             unmapped and counted.
-//! Tolerated   L2 waits for a page that is detached meanwhile; the guard of L1 keeps it from becoming
-//!             another's table until the lock is held, and L3 sends the writer back.
+//! Tolerated   L2 waits for a page that is detached meanwhile, and perhaps another range's table by the
+//!             time that the lock is held. No guard is held for so long; L3 sends the writer back.
 //! Origin      Linux 0d940a9b270b: a page table can go away between finding and locking it, so
 //!             `pte_offset_map_lock` may fail.
 //! Variant     `LockWithoutRecheck` skips L3.
 //! ```
 
-use crate::addr::{FrameNo, Gfn, GfnRange};
+use crate::addr::{Gfn, GfnRange};
 use crate::entry::{Entry, Leaf, Marker, NodeNo};
-use crate::geometry::{FANOUT, Level};
+use crate::geometry::Level;
 use crate::mirror::Run;
 use crate::pool::Reservation;
 use crate::prot::Prot;
@@ -28,16 +29,16 @@ use crate::protocol::Protocol;
 use crate::sync::{AtomicU64, Held, Ordering};
 
 use super::node::NodeState;
-use super::reclaim::{Guard, retire};
-use super::zap::{FrameRuns, Published, Unreachable, Zap};
+use super::reclaim::{Guard, collect};
+use super::zap::{FrameRuns, Published, Zap};
 use super::{OutOfTables, ROOT, Table, decode};
 
 /// A locked table page that hangs in the tree. Dropping it unlocks (L5).
 #[derive(Debug)]
 pub(crate) struct Cursor<'t, P: Protocol> {
-    table: &'t Table<P>,
-    node: NodeNo,
-    state: Held<'t, NodeState>,
+    pub(super) table: &'t Table<P>,
+    pub(super) node: NodeNo,
+    pub(super) state: Held<'t, NodeState>,
 }
 
 /// What became of the reservations under a detached table.
@@ -64,17 +65,15 @@ impl<P: Protocol> Table<P> {
     /// Locks the lowest table that exists for `gfn`, at `level` or above.
     pub(crate) fn cursor_on(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
         loop {
-            let guard = self.enter();
-            // L1
-            let (node, at) = self.find(&guard, gfn, level);
+            // L1. The guard ends here: the lock may be long in coming, and L3 knows the table again.
+            let (node, at) = self.find(&self.enter(), gfn, level);
             // L2
             let cursor = Cursor { table: self, node, state: self.arena.lock(node) };
             // L3
-            if P::L3_RECHECK_ATTACHED && !cursor.state.attached {
+            if P::L3_RECHECK_ATTACHED && !cursor.spans(gfn, at) {
                 continue;
             }
             // From here on the lock keeps the table in the tree.
-            drop(guard);
             let below = matches!(cursor.entry(gfn), Entry::Table(_) | Entry::Frozen(_));
             let grown = at > level && below;
             if !grown {
@@ -84,11 +83,12 @@ impl<P: Protocol> Table<P> {
     }
 
     /// A table page, waiting for those that wait for their walkers.
-    fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
+    pub(super) fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
         (0..TRIES_FOR_A_TABLE).find_map(|_| {
             let node = self.arena.alloc(level, base);
             if node.is_none() {
-                self.reclaimer.expedite();
+                collect(&self.walkers);
+                crate::sync::yield_now();
             }
             node
         })
@@ -116,6 +116,11 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     /// The level of the table: its entries are leaves of this level, or tables of the one below.
     pub(crate) fn level(&self) -> Level {
         self.state.level
+    }
+
+    /// L3: whether it hangs in the tree, at `level`, in the way to `gfn`.
+    fn spans(&self, gfn: Gfn, level: Level) -> bool {
+        self.state.attached && self.level() == level && self.range().contains(gfn)
     }
 
     /// The guest frames that the table spans.
@@ -215,111 +220,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         Zap::protected(range, prot)
     }
 
-    /// Replaces the huge leaf or marker at `gfn` by a table of the level below that says the same: the
-    /// same frames, the same rights, so nothing is owed to the mirror. `reservation` is what the freed
-    /// pages of a page table go back to.
-    ///
-    /// # Errors
-    /// [`OutOfTables`]; nothing has changed.
-    ///
-    /// # Panics
-    /// If there is no huge leaf or marker.
-    pub(crate) fn split(
-        &mut self,
-        gfn: Gfn,
-        reservation: impl FnOnce(FrameNo) -> Option<Reservation>,
-    ) -> Result<(), OutOfTables> {
-        let entry = self.entry(gfn);
-        let Some(below) = self.level().below() else { panic!("a page has no parts") };
-        let base = gfn.align_down(self.level().entry_frames());
-        let out = OutOfTables { gfn: gfn.as_u64() };
-        let child = self.table.alloc(below, base).ok_or(out)?;
-        let mut state = self.table.arena.lock(child);
-        state.live = FANOUT as u32;
-        let resident = &self.table.resident;
-        match entry {
-            Entry::Leaf(leaf) => {
-                if below == Level::PT {
-                    state.reservation = reservation(leaf.frame);
-                }
-                resident.leaves_gone(self.level(), 1);
-                resident.leaves_made(below, FANOUT as u64);
-            }
-            Entry::Marker(marker) => {
-                resident.marker_gone(marker);
-                resident.markers_made(marker, FANOUT as u64);
-            }
-            _ => panic!("guest frame {gfn} is not mapped or marked huge: {entry:?}"),
-        }
-        for i in 0..FANOUT {
-            let part = match entry {
-                Entry::Leaf(leaf) => {
-                    let frame = leaf.frame.add(i as u64 * below.entry_frames());
-                    Entry::Leaf(Leaf { frame, ..leaf })
-                }
-                other => other,
-            };
-            // Relaxed: published by the release below.
-            self.table.arena.word(child, i).store(part.encode(below), Ordering::Relaxed);
-        }
-        drop(state);
-        self.publish(gfn, Entry::Table(child));
-        self.table.resident.table_made(below);
-        Ok(())
-    }
-
-    /// Takes the table below `gfn`, and all that is mapped in it, out of the tree. The reservations of
-    /// its page tables are the caller's to end, once the zap is flushed.
-    ///
-    /// # Panics
-    /// If there is no table below.
-    pub(crate) fn detach(&mut self, gfn: Gfn) -> (Zap<'_>, Ended) {
-        let Entry::Table(child) = self.entry(gfn) else { panic!("guest frame {gfn} has no table") };
-        let range = GfnRange::entry(gfn, self.level());
-        let (mut frames, mut ended) = (FrameRuns::default(), Ended::new());
-        self.detach_child(gfn, child, &mut frames, &mut ended);
-        (Zap::unmapped(range, frames), ended)
-    }
-
-    /// As [`Cursor::detach`], if a table is there and nothing at all is mapped in it.
-    pub(crate) fn detach_empty(&mut self, gfn: Gfn) -> Option<(Zap<'_>, Ended)> {
-        let Entry::Table(child) = self.entry(gfn) else { return None };
-        // D1. The look and the detaching are one step under the child's lock.
-        let below = self.child(child);
-        if !below.is_empty() {
-            return None;
-        }
-        let mut ended = Ended::new();
-        self.unhook(gfn, below, &mut ended);
-        let range = GfnRange::entry(gfn, self.level());
-        Some((Zap::unmapped(range, FrameRuns::default()), ended))
-    }
-
-    fn detach_child(&mut self, gfn: Gfn, child: NodeNo, frames: &mut FrameRuns, ended: &mut Ended) {
-        // D1. Parent before child, as everywhere.
-        let mut below = self.child(child);
-        for inner in below.entries_in(below.range()) {
-            match below.entry(inner) {
-                Entry::Table(grandchild) => below.detach_child(inner, grandchild, frames, ended),
-                Entry::Frozen(_) => panic!("{inner} is being collapsed during a teardown"),
-                _ => below.clear(inner, frames),
-            }
-        }
-        self.unhook(gfn, below, ended);
-    }
-
-    fn child(&self, child: NodeNo) -> Cursor<'t, P> {
-        Cursor { table: self.table, node: child, state: self.table.arena.lock(child) }
-    }
-
-    fn unhook(&mut self, gfn: Gfn, below: Cursor<'t, P>, ended: &mut Ended) {
-        // D2, which is R1 of `reclaim`.
-        self.publish(gfn, Entry::Absent);
-        self.state.live -= 1;
-        ended.extend(below.end());
-    }
-
-    fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {
+    pub(super) fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {
         match self.entry(gfn) {
             Entry::Absent | Entry::Table(_) | Entry::Frozen(_) => return,
             Entry::Leaf(leaf) => {
@@ -332,103 +233,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.state.live -= 1;
     }
 
-    /// The page table below `gfn`, locked too, if one is there and not frozen.
-    pub(crate) fn below(&self, gfn: Gfn) -> Option<Cursor<'t, P>> {
-        // Nobody freezes the table while this lock is held, so who has the child's lock needs no other.
-        let Entry::Table(child) = self.entry(gfn) else { return None };
-        Some(self.child(child))
-    }
-
-    /// Puts a leaf in the place of the page table `below`, whose entries map the leaf's frames in order: a
-    /// promotion. Old and new say the same, so no zap is owed.
-    pub(crate) fn promote(
-        &mut self,
-        gfn: Gfn,
-        below: Cursor<'t, P>,
-        leaf: Leaf,
-    ) -> (Published<'_>, Ended) {
-        debug_assert!(self.entry(gfn) == Entry::Table(below.node));
-        let (published, _same_frames, ended) = self.supersede(gfn, below, leaf);
-        (published, ended)
-    }
-
-    /// Takes the page table `below` out of every walker's sight, and nothing else: its entries stay. The
-    /// zap that is owed is bound to its lock, so this table's may be released.
-    pub(crate) fn freeze<'b>(&mut self, gfn: Gfn, below: &'b mut Cursor<'t, P>) -> Zap<'b> {
-        debug_assert!(self.entry(gfn) == Entry::Table(below.node));
-        self.publish(gfn, Entry::Frozen(below.node));
-        Zap::unmapped(below.range(), FrameRuns::default())
-    }
-
-    /// Takes a frozen table back into sight: all is as it was.
-    pub(crate) fn thaw(&mut self, gfn: Gfn, below: &Cursor<'t, P>) {
-        debug_assert!(self.entry(gfn) == Entry::Frozen(below.node));
-        self.publish(gfn, Entry::Table(below.node));
-    }
-
-    /// Puts `leaf` in the place of the frozen page table `below`. `flushed` is what became of the zap that
-    /// freezing it owed: with it nobody can reach the frames that `below` maps, and they are returned.
-    pub(crate) fn replace(
-        &mut self,
-        gfn: Gfn,
-        below: Cursor<'t, P>,
-        leaf: Leaf,
-        flushed: Unreachable,
-    ) -> (Published<'_>, Unreachable, Ended) {
-        debug_assert!(self.entry(gfn) == Entry::Frozen(below.node));
-        let (published, frames, ended) = self.supersede(gfn, below, leaf);
-        (published, flushed.with(frames), ended)
-    }
-
-    fn supersede(
-        &mut self,
-        gfn: Gfn,
-        mut below: Cursor<'t, P>,
-        leaf: Leaf,
-    ) -> (Published<'_>, FrameRuns, Ended) {
-        let mut frames = FrameRuns::default();
-        // The leaf first: a walker finds the old entries or the new one, never an absent page.
-        self.publish(gfn, Entry::Leaf(leaf));
-        self.table.resident.leaves_made(self.level(), 1);
-        let mut leaves = 0;
-        for inner in below.entries_in(below.range()) {
-            if let Entry::Leaf(leaf) = below.entry(inner) {
-                frames.push(leaf.frame, below.level().entry_frames());
-                leaves += 1;
-            }
-            below.publish(inner, Entry::Absent);
-        }
-        // One subtraction, not 512.
-        self.table.resident.leaves_gone(below.level(), leaves);
-        below.state.live = 0;
-        let ended = below.end();
-        let run = Run { gfn, frame: leaf.frame, frames: self.level().entry_frames() };
-        (Published::new(run, leaf.prot), frames, ended)
-    }
-
-    /// D2 and D3 for a table that no entry leads to any more.
-    fn end(mut self) -> Ended {
-        let ended = self.state.reservation.take().into_iter().collect();
-        self.state.attached = false;
-        self.table.resident.table_gone(self.level());
-        let (table, node) = (self.table, self.node);
-        drop(self);
-        retire::<P>(&table.reclaimer, &table.arena, node);
-        ended
-    }
-
-    /// A new table below the absent entry for `gfn`, locked.
-    fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
-        let below = self.level().below()?;
-        let child = self.table.alloc(below, gfn.align_down(below.table_frames()))?;
-        let child = self.child(child);
-        self.publish(gfn, Entry::Table(child.node));
-        self.state.live += 1;
-        self.table.resident.table_made(below);
-        Some(child)
-    }
-
-    fn publish(&self, gfn: Gfn, entry: Entry) {
+    pub(super) fn publish(&self, gfn: Gfn, entry: Entry) {
         // L4. Release, with the acquire of `walk` and `find`: what lies behind the entry is complete.
         self.word(gfn).store(entry.encode(self.level()), Ordering::Release);
     }
@@ -439,7 +244,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     }
 
     /// The first guest frame of each entry of this table that lies in `range`.
-    fn entries_in(&self, range: GfnRange) -> impl Iterator<Item = Gfn> + use<P> {
+    pub(super) fn entries_in(&self, range: GfnRange) -> impl Iterator<Item = Gfn> + use<P> {
         let step = self.level().entry_frames();
         let part = self.range().intersection(range);
         part.into_iter().flat_map(move |part| part.chunks(step)).map(GfnRange::start)

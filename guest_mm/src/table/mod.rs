@@ -1,9 +1,9 @@
 //! The second-stage table: a radix tree in Intel's EPT format.
 //!
 //! * [`node`]: table pages, one lock each;
-//! * [`cursor`]: the only writer, holding one page's lock;
+//! * [`cursor`]: the only writer, holding one page's lock; [`below`]: what it does to the tables below;
 //! * [`walk`]: the lockless reader;
-//! * [`reclaim`]: when a detached page may be reused;
+//! * [`reclaim`]: when a detached page may be reused; [`epoch`]: who is inside of a walk;
 //! * [`zap`]: what a writer owes the mirror;
 //! * [`visit`]: the whole tree, for audits and maps.
 //!
@@ -19,7 +19,9 @@
 //! A page's lock is held over mirror calls for its entries: about 1 us for a page, 50 us for a block, and
 //! longest where a window is pointed elsewhere (`mirrors::uffd`).
 
+mod below;
 pub(crate) mod cursor;
+mod epoch;
 pub(crate) mod node;
 pub(crate) mod reclaim;
 mod residency;
@@ -35,8 +37,9 @@ use crate::geometry::{FANOUT, Level};
 use crate::protocol::Protocol;
 use crate::sync::{Apart, Arc};
 
+use epoch::Walkers;
 use node::Arena;
-use reclaim::{Guard, Reclaimer};
+use reclaim::Guard;
 pub use residency::Residency;
 use residency::Resident;
 
@@ -55,7 +58,7 @@ const ROOT: NodeNo = NodeNo::new(0);
 #[derive(Debug)]
 pub(crate) struct Table<P: Protocol> {
     arena: Apart<Arc<Arena>>,
-    reclaimer: Reclaimer,
+    walkers: Walkers,
     resident: Resident,
     protocol: PhantomData<P>,
 }
@@ -68,7 +71,7 @@ impl<P: Protocol> Table<P> {
         assert!(root == Some(ROOT), "the first page of an arena is the root");
         let table = Table {
             arena: Apart::new(arena),
-            reclaimer: Reclaimer::new(),
+            walkers: Walkers::new(),
             resident: Resident::default(),
             protocol: PhantomData,
         };
@@ -79,7 +82,7 @@ impl<P: Protocol> Table<P> {
     /// Keeps table pages from being reused under a walk.
     #[inline]
     pub(crate) fn enter(&self) -> Guard {
-        self.reclaimer.enter()
+        self.walkers.enter()
     }
 
     /// What is mapped, by the books that every writer keeps.

@@ -18,7 +18,7 @@ fn pools(bytes: u64) -> [GuestMm; 2] {
         .map(|kind| GuestMm::new(BackingChoice::Only(kind), bytes, PageSize::Size4K).unwrap())
 }
 
-fn bytes(gpa: u64, len: u64) -> GpaRange {
+pub(super) fn bytes(gpa: u64, len: u64) -> GpaRange {
     GpaRange::new(Gpa::new(gpa), len).unwrap()
 }
 
@@ -87,7 +87,7 @@ fn pages_in_order_become_a_block_without_a_copy_and_the_host_maps_it_huge() {
 
 /// A guest of 4 blocks whose first block's pages lie anywhere: each block's reservation was broken up, by a
 /// neighbour on the same pool that has gone again.
-fn scattered(mm: &GuestMm) -> TestGuest {
+pub(super) fn scattered(mm: &GuestMm) -> TestGuest {
     let test = add(mm, 8 * MIB, PageSize::Size4K);
     let neighbour = add(mm, 56 * MIB, PageSize::Size4K);
     // One page keeps the reservation of block 0 alive until the neighbour takes the rest.

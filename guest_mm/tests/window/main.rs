@@ -14,6 +14,8 @@ use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 mod collapse;
 mod contents;
 mod limits;
+mod queue;
+mod view;
 
 const MIB: u64 = 1 << 20;
 

@@ -64,6 +64,22 @@ impl Pages {
         pages
     }
 
+    /// Every page of `range`, if that is page-aligned, not empty, and RAM above the image.
+    pub fn within(boot: &Boot, range: Range) -> Option<Pages> {
+        let aligned = [range.start, range.end].iter().all(|at| at.is_multiple_of(PAGE));
+        let there = boot.ram().any(|ram| ram.start <= range.start && range.end <= ram.end);
+        let free = range.start >= image_limit()
+            && !boot.occupied().iter().any(|occupied| occupied.overlaps(range));
+        if !aligned || range.is_empty() || !there || !free {
+            return None;
+        }
+        paging::reach(range);
+        let len = range.len() / PAGE;
+        let mut runs = [Run::default(); MAX_RUNS];
+        runs[0] = Run { start: range.start, pages: len };
+        Some(Pages { runs, step: PAGE, len })
+    }
+
     /// How many.
     pub fn len(&self) -> u64 {
         self.len

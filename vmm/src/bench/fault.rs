@@ -15,10 +15,11 @@ use crate::config::{Host, MachineConfig};
 use crate::kvm;
 use crate::machine::ServedRam;
 use crate::ram::Ram;
+use crate::rig::tsc_khz;
 
 use super::bare::BareRam;
 use super::table::median;
-use super::touch::{Touched, Walk, image, run, tsc_khz};
+use super::touch::{Touched, Walk, image, run};
 use super::{BenchError, Goal, Rounds, Row, Table};
 
 /// RAM that a walk touches.
@@ -180,7 +181,7 @@ fn served_ram(pages: &str, bytes: u64) -> Result<ServedRam, BenchError> {
         eprintln!("error: the benchmark's guest was stopped: {error}");
         std::process::exit(1);
     };
-    Ok(ServedRam::new(&config.memory, &config.collapse, Box::new(on_stop))?)
+    Ok(ServedRam::new(&config.memory, Box::new(on_stop))?)
 }
 
 /// First touches of a window from this thread, in microseconds each.

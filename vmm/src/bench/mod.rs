@@ -52,9 +52,9 @@ pub enum BenchError {
     /// The boot image.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The buses.
+    /// The guest's machine.
     #[error(transparent)]
-    Bus(#[from] devices::bus::BusError),
+    Rig(#[from] crate::rig::RigError),
     /// The system.
     #[error("the benchmark could not be set up: {0}")]
     System(std::io::Error),

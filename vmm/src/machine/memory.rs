@@ -1,11 +1,14 @@
 //! The guest's memory, from the service.
 
+use std::fmt;
+
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::collapse::CollapsePolicy;
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
-use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
+use guest_mm::protocol::{Protocol, Sound};
+use guest_mm::{FaultPolicy, Guest, GuestConfig, Service};
 
 use crate::boot::BootImage;
 use crate::config::{self, Backing, Collapse, Memory};
@@ -17,25 +20,21 @@ use super::collapse::{collapser, policy};
 
 /// A service with one guest on it. The guest goes before the pool.
 #[derive(Debug)]
-pub struct ServedRam {
-    guest: Guest,
-    service: GuestMm,
+pub struct ServedRam<P: Protocol = Sound> {
+    guest: Guest<P>,
+    service: Service<P>,
     policy: CollapsePolicy,
 }
 
 /// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
-impl ServedRam {
-    /// The memory that `config` describes, untouched but for its guard pages, with a collapser if `collapse` has one.
+impl<P: Protocol> ServedRam<P> {
+    /// The memory that `config` describes, untouched but for its guard pages.
     ///
     /// # Errors
-    /// The pool, the window or a thread cannot be had.
-    pub(crate) fn new(
-        config: &Memory,
-        collapse: &Collapse,
-        on_stop: OnStop,
-    ) -> Result<ServedRam, MachineError> {
+    /// The pool or the window cannot be had.
+    pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam<P>, MachineError> {
         let pages = match config.pages.value {
             config::PageSize::Size4K => PageSize::Size4K,
             config::PageSize::Size2M => PageSize::Size2M,
@@ -47,12 +46,12 @@ impl ServedRam {
             Backing::Tmpfs => BackingChoice::Only(BackingKind::Tmpfs),
             Backing::Hugetlb => BackingChoice::Only(BackingKind::Hugetlb),
         };
-        let service = GuestMm::new(choice, config.pool.value.get(), pages)?;
+        let service = Service::new(choice, config.pool.value.get(), pages)?;
         let ram = config
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
             .collect::<Result<_, _>>()?;
-        let mut guest = service.add_guest(GuestConfig {
+        let guest = service.add_guest(GuestConfig {
             ram,
             policy: FaultPolicy { pages },
             fault_threads: config.fault_threads.value.into(),
@@ -62,23 +61,31 @@ impl ServedRam {
             let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
             guest.mark(range, Marker::Guard)?;
         }
-        if collapse.background.value {
-            guest.start_collapser(collapser(collapse)).map_err(|source| MachineError::System {
-                what: "starting the collapser",
-                source,
-            })?;
-        }
-        Ok(ServedRam { guest, service, policy: policy(collapse) })
+        Ok(ServedRam { guest, service, policy: CollapsePolicy::default() })
     }
 
-    /// The guest's side of the service.
-    pub fn guest(&self) -> &Guest {
-        &self.guest
+    /// The same memory, collapsed as `config` says: by a thread from now on, if there is to be one.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn collapsed_as(mut self, config: &Collapse) -> Result<Self, MachineError> {
+        self.policy = policy(config);
+        if config.background.value {
+            self.guest.start_collapser(collapser(config)).map_err(|source| {
+                MachineError::System { what: "starting the collapser", source }
+            })?;
+        }
+        Ok(self)
     }
 
     /// What a collapse of this memory may do.
     pub(super) fn policy(&self) -> CollapsePolicy {
         self.policy
+    }
+
+    /// The guest's side of the service.
+    pub fn guest(&self) -> &Guest<P> {
+        &self.guest
     }
 
     /// What the pool lies on, and why.
@@ -117,7 +124,7 @@ impl ServedRam {
     }
 
     /// Serves no fault any more. No vCPU may run.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.guest.rest();
     }
 
@@ -125,13 +132,13 @@ impl ServedRam {
     ///
     /// # Errors
     /// The first wrong book.
-    pub(super) fn close(self) -> Result<(), guest_mm::audit::AuditError> {
+    pub(crate) fn close(self) -> Result<(), guest_mm::audit::AuditError> {
         self.guest.close()?;
         self.service.audit()
     }
 }
 
-impl Ram for ServedRam {
+impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
     fn slots(&self) -> Vec<Slot> {
         self.guest
             .windows()

@@ -1,10 +1,9 @@
 //! A whole machine: built from a config, run to its end, taken down with its books checked.
 //!
 //! ```text
-//!   memory.rs   RAM from the service        threads.rs   vCPU threads, kicking and joining them
-//!   image.rs    what is booted              monitor.rs   the main thread: input, signals, the end
-//!   console.rs  where the serial leads      report.rs    what is said afterwards
-//!   answers.rs  what it tells who asks at the control socket
+//!   memory.rs   RAM from the service        monitor.rs   the main thread: input, signals, the end
+//!   image.rs    what is booted              report.rs    what is said afterwards
+//!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //! ```
 //!
@@ -22,7 +21,6 @@ mod memory;
 mod monitor;
 mod report;
 mod signals;
-mod threads;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -42,13 +40,12 @@ use crate::config::{HostPath, Irqchip, MachineConfig};
 use crate::control::{self, BindError, Listener};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
-use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Vcpu, set_virtual_wire};
+use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu, set_virtual_wire};
 
 use console::Interrupt;
 pub use image::{Facts, image};
 pub use memory::ServedRam;
 pub use report::{Outcome, Report};
-use threads::Threads;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +163,8 @@ impl Machine {
                 stage.end(Ending::Memory(error.clone()));
                 threads.kick();
             };
-            Arc::new(ServedRam::new(&config.memory, &config.collapse, Box::new(on_stop))?)
+            let ram = ServedRam::new(&config.memory, Box::new(on_stop))?;
+            Arc::new(ram.collapsed_as(&config.collapse)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;

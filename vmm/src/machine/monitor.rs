@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use devices::serial::Serial;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::vcpu::{Ending, Progress, Stage};
+use crate::vcpu::{Ending, Progress, Stage, Threads};
 
 use super::console::{Keyboard, Typed};
 use super::signals::Signals;
-use super::threads::Threads;
 
 /// How often idle vCPUs are asked whether they sleep for ever: often enough for a person who waits, seldom
 /// enough to cost nothing.

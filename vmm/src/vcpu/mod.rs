@@ -5,6 +5,7 @@ mod kick;
 mod lapic;
 mod report;
 mod run;
+mod threads;
 
 pub use ending::Ending;
 pub use ending::Stage;
@@ -12,3 +13,4 @@ pub use kick::Kick;
 pub use lapic::set_virtual_wire;
 pub use report::CpuReport;
 pub use run::{Devices, Progress, Vcpu};
+pub use threads::Threads;

@@ -1,12 +1,14 @@
 //! `touch`: walks all RAM above its image. Times the first touch of every page, and checks that nothing that was written is
-//! lost and nothing that was not is there.
+//! lost and nothing that was not is there. With `dma=` it shares its pages with devices instead ([`dma`]).
 #![no_std]
 #![no_main]
+
+mod dma;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rt::boot_params::Boot;
-use rt::cmdline::{BadValue, Expected};
+use rt::cmdline::{BadValue, Cmdline, Expected};
 use rt::histogram::Histogram;
 use rt::mp_table::MAX_CPUS;
 use rt::permutation::{Permutation, hash};
@@ -14,6 +16,8 @@ use rt::ram::{PAGE, Pages, WORDS};
 use rt::smp::{self, Barrier};
 use rt::tsc::{self, Frequency};
 use rt::{exit, println};
+
+use dma::Dma;
 
 rt::main!(main);
 
@@ -58,16 +62,24 @@ struct Plan {
 }
 
 fn main(boot: &Boot) -> u8 {
-    let plan = match Plan::parse(boot) {
-        Ok(plan) => plan,
-        Err(bad) => {
-            println!("touch: {bad}");
-            return exit::BAD_VALUE;
+    let run = Dma::parse(boot).and_then(|dma| match dma {
+        Some(dma) => Ok(work(boot, dma.cpus, |cpu, barrier| dma.work(cpu, barrier))),
+        None => {
+            let plan = Plan::parse(boot)?;
+            println!("touch: {} pages, {} cpus", plan.pages.len(), plan.cpus);
+            Ok(work(boot, plan.cpus, |cpu, barrier| plan.work(cpu, barrier)))
         }
-    };
-    println!("touch: {} pages, {} cpus", plan.pages.len(), plan.cpus);
-    let barrier = Barrier::new(plan.cpus);
-    if let Err(error) = smp::run(boot, plan.cpus, &|cpu| plan.work(cpu, &barrier)) {
+    });
+    run.unwrap_or_else(|bad| {
+        println!("touch: {bad}");
+        exit::BAD_VALUE
+    })
+}
+
+/// Has every CPU work; the verdict.
+fn work(boot: &Boot, cpus: usize, work: impl Fn(usize, &Barrier) + Sync) -> u8 {
+    let barrier = Barrier::new(cpus);
+    if let Err(error) = smp::run(boot, cpus, &|cpu| work(cpu, &barrier)) {
         println!("touch: {error}");
         return exit::FAILED;
     }
@@ -88,20 +100,9 @@ impl Plan {
         }
         let limit = line.number("limit")?.unwrap_or(u64::MAX);
         let pages = Pages::above_image(boot, step, limit);
-        let random = Order::Random(Permutation::new(pages.len(), 0));
         Ok(Plan {
             cpus: smp::count(boot)?,
-            order: line.choice(
-                "order",
-                &[
-                    ("seq", Order::Sequential),
-                    ("rev", Order::Reverse),
-                    ("random", random),
-                    ("stride", Order::Stride),
-                ],
-                Order::Sequential,
-                "seq, rev, random or stride",
-            )?,
+            order: Order::parse(line, pages.len())?,
             passes: line.number_in("passes", 1, u64::MAX, 1)?,
             fill: line.choice(
                 "fill",
@@ -240,6 +241,17 @@ impl Plan {
 }
 
 impl Order {
+    /// The order of `n` pages that the command line asks for.
+    fn parse(line: Cmdline<'static>, n: u64) -> Result<Order, BadValue<'static>> {
+        let orders = [
+            ("seq", Order::Sequential),
+            ("rev", Order::Reverse),
+            ("random", Order::Random(Permutation::new(n, 0))),
+            ("stride", Order::Stride),
+        ];
+        line.choice("order", &orders, Order::Sequential, "seq, rev, random or stride")
+    }
+
     /// The page to visit at step `i` of `n`: a bijection.
     fn page(self, i: u64, n: u64) -> u64 {
         match self {

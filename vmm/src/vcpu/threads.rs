@@ -5,21 +5,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, sleep};
 use std::time::Duration;
 
-use crate::vcpu::{Kick, Vcpu};
+use super::{Kick, Vcpu};
 
 /// The stack of a vCPU thread: its deepest call formats a report.
 const STACK_BYTES: usize = 256 << 10;
 
 /// The threads, from their start until they are joined.
 #[derive(Debug, Default)]
-pub(super) struct Threads(Mutex<Vec<JoinHandle<()>>>);
+pub struct Threads(Mutex<Vec<JoinHandle<()>>>);
 
 impl Threads {
     /// Starts a thread for each vCPU. A kick waits until all are started, so it misses none.
     ///
     /// # Errors
     /// What the system says; those that were started go on until the run ends.
-    pub(super) fn start(&self, vcpus: Vec<Vcpu>) -> io::Result<()> {
+    pub fn start(&self, vcpus: Vec<Vcpu>) -> io::Result<()> {
         let mut threads = self.lock();
         for vcpu in vcpus {
             let name = format!("vcpu{}", vcpu.index);
@@ -30,19 +30,19 @@ impl Threads {
     }
 
     /// Gets every vCPU out of the guest.
-    pub(super) fn kick(&self) {
+    pub fn kick(&self) {
         self.lock().iter().for_each(Kick::kick);
     }
 
     /// Gets the vCPU number `index` out of the guest.
-    pub(super) fn kick_one(&self, index: usize) {
+    pub fn kick_one(&self, index: usize) {
         if let Some(thread) = self.lock().get(index) {
             Kick::kick(thread);
         }
     }
 
     /// Waits for the end of every thread, once the run has ended.
-    pub(super) fn join(&self) {
+    pub fn join(&self) {
         // Not under the lock: a fault thread may want to kick meanwhile.
         while self.lock().iter().any(|thread| !thread.is_finished()) {
             self.kick();
