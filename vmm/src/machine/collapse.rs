@@ -103,6 +103,26 @@ mod tests {
         assert_eq!(collapser(&config.collapse), CollapserConfig::default());
     }
 
+    /// A client that asks for all of a large guest must not keep its machine from ending.
+    #[test]
+    fn a_collapse_of_all_ram_stops_when_the_machine_does() {
+        if !::tests::require_userfaultfd() {
+            return;
+        }
+        let host = Host { phys_bits: 46 };
+        let text = "boot.guest = 'hello'\n[memory]\nsize = '15M'";
+        let config = MachineConfig::parse(text, Path::new("x.toml"), &[], host).unwrap();
+        let ram = ServedRam::new(&config.memory, Box::new(|_| ())).unwrap();
+        let ram = ram.collapsed_as(&config.collapse).unwrap();
+        let whole = ram.collapse_all(|| false);
+        assert_eq!((whole.blocks, whole.left), (8, 0));
+        assert_eq!(whole.skipped.values().sum::<u64>(), 8, "{whole:?}");
+        let asked = std::cell::Cell::new(0);
+        let cut = ram.collapse_all(|| asked.replace(asked.get() + 1) >= 3);
+        assert_eq!((cut.blocks, cut.left), (8, 5), "{cut:?}");
+        ram.close().unwrap();
+    }
+
     #[test]
     fn a_config_reaches_the_library() {
         let sets = ["max_holes=7", "copying=false", "scan_rate=unlimited", "copy_budget=9"];
