@@ -1,11 +1,12 @@
 //! The memory map that a person looks at: what each block of a guest holds.
 
-use crate::addr::{Gfn, PageSize};
+use crate::addr::{FrameNo, Gfn, Gpa, PageSize};
 use crate::entry::{Entry, Marker};
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 
-/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`.
+/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`, but for those of `scattered`
+/// and `pinned`, which are among the mapped ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct BlockMap {
     /// The block's first guest-physical address.
@@ -26,6 +27,9 @@ pub struct BlockMap {
     pub poison: u32,
     /// Small pages whose frame is not in its place in the block that most of them lie in.
     pub scattered: u32,
+    /// Mapped pages that a device has pinned: of a 2 MiB or 1 GiB leaf, all of a block at once.
+    #[serde(default)]
+    pub pinned: u32,
 }
 
 /// The map of one guest.
@@ -48,6 +52,10 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
             ..BlockMap::default()
         })
         .collect();
+    let pinned = |first: FrameNo, pages: u32| {
+        let frames = (0..u64::from(pages)).map(|i| first.add(i));
+        frames.filter(|&frame| space.pool.frame_state(frame).pins > 0).count() as u32
+    };
     // Where the first small page of the block in hand lies, less its place.
     let mut base = (Gfn::new(0), 0);
     space.table.visit(|visited| {
@@ -65,9 +73,17 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                         base = (first, origin);
                     }
                     block.scattered += u32::from(base != (first, origin));
+                    block.pinned += pinned(leaf.frame, 1);
                 }
-                Entry::Leaf(_) if span == BLOCK => block.huge = pages,
-                Entry::Leaf(_) => block.giant = pages,
+                Entry::Leaf(leaf) if span == BLOCK => {
+                    block.huge = pages;
+                    block.pinned = pinned(leaf.frame, pages);
+                }
+                Entry::Leaf(leaf) => {
+                    block.giant = pages;
+                    let offset = Gpa::new(block.gpa).gfn().offset_in(span);
+                    block.pinned = pinned(leaf.frame.add(offset), pages);
+                }
                 Entry::Marker(Marker::Missing) => block.missing += pages,
                 Entry::Marker(Marker::Guard) => block.guard += pages,
                 Entry::Marker(Marker::Poison) => block.poison += pages,

@@ -85,6 +85,33 @@ fn pages_in_order_become_a_block_without_a_copy_and_the_host_maps_it_huge() {
     }
 }
 
+#[test]
+fn the_map_shows_what_devices_have_pinned_whatever_maps_it() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for mm in pools(64 * MIB) {
+        let test = add(&mm, 64 * MIB, PageSize::Size4K);
+        fill(&test, 0, 6);
+        test.guest.collapse(range(2 * MIB, 4 * MIB), CollapsePolicy::default()).unwrap();
+        let pinned = || {
+            let blocks = test.guest.memory_map().blocks;
+            [0, 1, 2, 3].map(|block: usize| blocks[block].pinned)
+        };
+        assert_eq!(pinned(), [0; 4]);
+        let small = test.guest.pin(bytes(3 * PAGE - 8, 16), Access::Read).unwrap();
+        let same = test.guest.pin(bytes(3 * PAGE, 8), Access::Read).unwrap();
+        let part = test.guest.pin(bytes(2 * MIB, PAGE), Access::Write).unwrap();
+        let all = test.guest.pin(bytes(4 * MIB, 2 * MIB), Access::Write).unwrap();
+        assert_eq!(pinned(), [2, 512, 512, 0], "a pin of a huge leaf holds its block");
+        drop((small, part, all));
+        assert_eq!(pinned(), [1, 0, 0, 0]);
+        drop(same);
+        assert_eq!(pinned(), [0; 4]);
+        test.close();
+    }
+}
+
 /// A guest of 4 blocks whose first block's pages lie anywhere: each block's reservation was broken up, by a
 /// neighbour on the same pool that has gone again.
 pub(super) fn scattered(mm: &GuestMm) -> TestGuest {

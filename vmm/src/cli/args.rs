@@ -31,6 +31,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Show a machine's memory by block, while it runs or after.
     Map(MapArgs),
+    /// Make huge pages out of small ones in a running machine, or see what its collapser does.
+    Collapse(CollapseArgs),
 }
 
 /// A config file and what is changed in it: what `check` and `run` share.
@@ -91,7 +93,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub memory_map: Option<PathBuf>,
 
-    /// Answer `slat map` at this socket while the machine runs: short for --set control.socket=PATH.
+    /// Answer `slat map` and `slat collapse` at this socket while the machine runs: short for --set control.socket=PATH.
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
 }
@@ -120,6 +122,41 @@ pub struct MapArgs {
     /// Write a picture to this file, and no text.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+/// `slat collapse`
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+A block is 2 MiB of RAM. One that the guest touched by 4 KiB pages can become one huge page, which the CPU translates
+faster: in place where its pages lie in order, else by a copy. The table [collapse] of a config says what may be done, and
+whether a thread of the machine, the collapser, does it all the time.
+
+Examples:
+  slat run configs/collapse.toml --control /run/slat.sock
+  slat collapse /run/slat.sock              what the collapser did so far, and why not more
+  slat collapse /run/slat.sock --pause      no collapses while something is measured
+  slat collapse /run/slat.sock --resume
+  slat collapse /run/slat.sock --now        all RAM at once; works without a collapser, too
+  slat map /run/slat.sock                   what each block is now")]
+pub struct CollapseArgs {
+    /// The socket of a running machine.
+    pub socket: PathBuf,
+
+    /// Let the collapser rest; a block that it is at work on is done first.
+    #[arg(long, conflicts_with_all = ["resume", "now"])]
+    pub pause: bool,
+
+    /// Let the collapser go on.
+    #[arg(long, conflicts_with = "now")]
+    pub resume: bool,
+
+    /// Collapse all RAM now, and say what became of it.
+    #[arg(long)]
+    pub now: bool,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `slat bench`
@@ -181,6 +218,26 @@ mod tests {
         assert_eq!(args.config.overrides, ["memory.size=1M", "boot.cmdline=a b"]);
         assert_eq!(args.config.config, PathBuf::from("x.toml"));
         assert!(args.quiet);
+    }
+
+    #[test]
+    fn a_collapse_needs_a_socket_and_does_one_thing() {
+        let parse = |args: &[&str]| {
+            Cli::try_parse_from(["slat", "collapse"].iter().chain(args)).map(|cli| cli.command)
+        };
+        let Ok(Command::Collapse(args)) = parse(&["s", "--pause", "--json"]) else {
+            panic!("`collapse` did not parse");
+        };
+        assert_eq!((args.socket, args.pause, args.now, args.json), ("s".into(), true, false, true));
+        for bad in [
+            &[][..],
+            &["a", "b"],
+            &["s", "--pause", "--resume"],
+            &["s", "--pause", "--now"],
+            &["s", "--resume", "--now"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::fmt::{self, Display, Write};
 use serde::Serialize;
 
 use super::{CheckArgs, Failure, print};
-use crate::config::{Image, MachineConfig, Origin, RamRange, Serial, Setting};
+use crate::config::{
+    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting,
+};
 use crate::machine::{self, Facts};
 
 /// A vCPU's facts where there is none: those that leave a boot image the least room.
@@ -53,7 +55,7 @@ struct Report<'a>(&'a MachineConfig);
 
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MachineConfig { file, machine, memory, boot, console, control } = self.0;
+        let MachineConfig { file, machine, memory, collapse, boot, console, control } = self.0;
         writeln!(f, "{}: fine", file.display())?;
 
         writeln!(f, "\nmachine")?;
@@ -90,6 +92,14 @@ impl Display for Report<'_> {
             }
         }
 
+        writeln!(f, "\ncollapse")?;
+        row(f, "background", &collapse.background)?;
+        fact(f, "", what_runs(collapse, memory))?;
+        row(f, "max_holes", &collapse.max_holes)?;
+        row(f, "copying", &collapse.copying)?;
+        row(f, "scan_rate", &collapse.scan_rate)?;
+        row(f, "copy_budget", &collapse.copy_budget)?;
+
         writeln!(f, "\nboot")?;
         match &boot.image.value {
             Image::Guest(guest) => line(f, "guest", guest, boot.image.origin)?,
@@ -119,6 +129,26 @@ impl Display for Report<'_> {
             None => line(f, "socket", "none", Origin::Default),
         }
     }
+}
+
+/// What becomes of blocks of 4 KiB pages by themselves.
+fn what_runs(collapse: &Collapse, memory: &Memory) -> String {
+    if !collapse.background.value {
+        return "blocks of 4 KiB pages stay so, unless \"slat collapse --now\" asks".into();
+    }
+    let blocks: u64 = memory.ram().map(|range| range.length.get().div_ceil(2 << 20)).sum();
+    let round = match collapse.scan_rate.value {
+        Rate::PerSecond(rate) => {
+            format!("a look at all {blocks} blocks takes {:.2} s", blocks as f64 / f64::from(rate))
+        }
+        Rate::Unlimited => "a thread looks at blocks without a pause, on a CPU of its own".into(),
+    };
+    let copies = match (collapse.copying.value, collapse.copy_budget.value) {
+        (false, _) => "nothing is copied".into(),
+        (true, Rate::PerSecond(budget)) => format!("at most {} MiB/s are copied", 2 * budget),
+        (true, Rate::Unlimited) => "copies are not limited".to_owned(),
+    };
+    format!("{round}; {copies}")
 }
 
 fn row<T: Display>(f: &mut fmt::Formatter<'_>, key: &str, setting: &Setting<T>) -> fmt::Result {
@@ -162,9 +192,26 @@ mod tests {
             "0x100000000..0x180000000 (2 GiB, above the MMIO hole)",
             "pool           2 MiB (line 3)",
             "RAM to pool 2560.00, overcommit",
+            "background     false (default)",
+            "blocks of 4 KiB pages stay so",
+            "scan_rate      1024 blocks/s (default)",
             "guest          hello (line 6)",
             "socket         none (default)",
         ] {
+            assert!(report.contains(says), "{says:?} is not in\n{report}");
+        }
+    }
+
+    #[test]
+    fn the_report_says_what_a_collapser_would_do() {
+        for (overrides, says) in [
+            (&[][..], "a look at all 2560 blocks takes 2.50 s; at most 128 MiB/s are copied"),
+            (&["collapse.scan_rate=unlimited"], "without a pause, on a CPU of its own; at most"),
+            (&["collapse.copy_budget=unlimited"], "takes 2.50 s; copies are not limited"),
+            (&["collapse.copying=false"], "takes 2.50 s; nothing is copied"),
+        ] {
+            let report = Report(&config(&[&["collapse.background=true"], overrides].concat()));
+            let report = report.to_string();
             assert!(report.contains(says), "{says:?} is not in\n{report}");
         }
     }
@@ -178,9 +225,15 @@ mod tests {
         assert_eq!(value["machine"]["irqchip"]["value"], "none");
         assert_eq!(value["machine"]["irqchip"]["origin"], "default");
         assert_eq!(value["machine"]["cpu"]["value"], "host");
+        assert_eq!(value["collapse"]["background"]["value"], false);
+        assert_eq!(value["collapse"]["scan_rate"]["value"], 1024);
         assert_eq!(value["boot"]["image"]["value"]["guest"], "hello");
         assert!(value["control"]["socket"].is_null());
         assert_eq!(value["layout"]["ram"][1]["start"], 1_u64 << 32);
         assert_eq!(value["layout"]["overcommit"], 2560.0);
+        let unlimited = json(&config(&["collapse.copy_budget=unlimited"]));
+        let value: serde_json::Value = serde_json::from_str(&unlimited).unwrap();
+        assert_eq!(value["collapse"]["copy_budget"]["value"], "unlimited");
+        assert_eq!(value["collapse"]["copy_budget"]["origin"], "flag");
     }
 }

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod check;
+mod collapse;
 mod map;
 mod run;
 
@@ -16,11 +17,14 @@ use std::time::Instant;
 
 use clap::Parser;
 
-pub use args::{BenchCommand, BenchOptions, CheckArgs, Cli, Command, ConfigArgs, MapArgs, RunArgs};
+pub use args::{
+    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs, RunArgs,
+};
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
 use crate::machine::MachineError;
+use collapse::CollapseFailure;
 use map::MapFailure;
 
 /// The job failed.
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
         Command::Run(args) => run::run(args, started),
     };
     match done {
@@ -68,6 +73,8 @@ enum Failure {
     Bench(BenchError),
     /// There is no memory map.
     Map(MapFailure),
+    /// A machine did not do what it was asked to.
+    Collapse(CollapseFailure),
     /// The machine could not be built or run.
     Machine(MachineError),
     /// A file could not be written.
@@ -89,6 +96,8 @@ impl Failure {
             Failure::Bench(error) => (error.to_string(), FAILED),
             Failure::Map(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Map(error) => (error.to_string(), FAILED),
+            Failure::Collapse(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
+            Failure::Collapse(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
             Failure::Write { path, source } => {
@@ -123,6 +132,12 @@ impl From<BenchError> for Failure {
 impl From<MapFailure> for Failure {
     fn from(error: MapFailure) -> Self {
         Failure::Map(error)
+    }
+}
+
+impl From<CollapseFailure> for Failure {
+    fn from(error: CollapseFailure) -> Self {
+        Failure::Collapse(error)
     }
 }
 

@@ -182,6 +182,8 @@ pub struct MachineConfig {
     pub machine: Machine,
     /// `[memory]`
     pub memory: Memory,
+    /// `[collapse]`
+    pub collapse: Collapse,
     /// `[boot]`
     pub boot: Boot,
     /// `[console]`
@@ -230,6 +232,59 @@ impl Memory {
     /// RAM promised for each byte there is: above 1 is overcommit.
     pub fn overcommit(&self) -> f64 {
         self.size.value.get() as f64 / self.pool.value.get() as f64
+    }
+}
+
+/// `[collapse]`: how blocks of 4 KiB pages become huge pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Collapse {
+    /// Whether a thread looks for such blocks while the guest runs.
+    pub background: Setting<bool>,
+    /// Pages of a block, of 512, that may be absent and are then filled with zeroes: 0 to 511.
+    pub max_holes: Setting<u32>,
+    /// Whether pages may be moved.
+    pub copying: Setting<bool>,
+    /// Blocks that the thread looks at in a second.
+    pub scan_rate: Setting<Rate>,
+    /// Blocks that the thread copies in a second.
+    pub copy_budget: Setting<Rate>,
+}
+
+/// How many in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    /// So many, 1 to a million.
+    PerSecond(u32),
+    /// As many as can be.
+    Unlimited,
+}
+
+impl Rate {
+    /// The most, if there is one.
+    pub const fn limit(self) -> Option<u32> {
+        match self {
+            Rate::PerSecond(count) => Some(count),
+            Rate::Unlimited => None,
+        }
+    }
+}
+
+/// As in a config: a number, or `"unlimited"`.
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Rate::PerSecond(count) => serializer.serialize_u32(*count),
+            Rate::Unlimited => serializer.serialize_str("unlimited"),
+        }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Rate::PerSecond(count) => write!(f, "{count} blocks/s"),
+            Rate::Unlimited => f.write_str("unlimited"),
+        }
     }
 }
 

@@ -124,15 +124,16 @@ impl Value {
     /// What `value` is, if it is of the kind that a key takes.
     fn of(value: &DeValue<'_>, kind: Kind) -> Option<Self> {
         match (value, kind) {
-            (DeValue::Integer(n), Kind::Integer | Kind::Size) => {
+            (DeValue::Integer(n), Kind::Integer | Kind::Size | Kind::IntegerOrText) => {
                 // Wider than 128 bits is as wrong as the widest.
                 let n = i128::from_str_radix(n.as_str(), n.radix()).unwrap_or(i128::MAX);
                 Some(Value::Integer(n))
             }
             (DeValue::Boolean(b), Kind::Boolean) => Some(Value::Boolean(*b)),
-            (DeValue::String(s), Kind::Text | Kind::Size | Kind::TextOrList) => {
-                Some(Value::Text(s.to_string()))
-            }
+            (
+                DeValue::String(s),
+                Kind::Text | Kind::Size | Kind::IntegerOrText | Kind::TextOrList,
+            ) => Some(Value::Text(s.to_string())),
             (DeValue::Array(items), Kind::List | Kind::TextOrList) => items
                 .iter()
                 .map(|item| item.get_ref().as_str().map(str::to_owned))
@@ -147,6 +148,9 @@ impl Value {
     fn of_flag(text: &str, kind: Kind) -> Option<Self> {
         match kind {
             Kind::Integer | Kind::Boolean => Value::of(DeValue::parse(text).ok()?.get_ref(), kind),
+            Kind::IntegerOrText if text.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+                Value::of(DeValue::parse(text).ok()?.get_ref(), kind)
+            }
             Kind::List | Kind::TextOrList if text.starts_with('[') => {
                 Value::of(DeValue::parse(text).ok()?.get_ref(), kind)
             }
@@ -154,7 +158,9 @@ impl Value {
             Kind::TextOrList if text.starts_with('-') => {
                 Some(Value::List(text.split(',').map(str::to_owned).collect()))
             }
-            Kind::Text | Kind::Size | Kind::TextOrList => Some(Value::Text(text.to_owned())),
+            Kind::Text | Kind::Size | Kind::IntegerOrText | Kind::TextOrList => {
+                Some(Value::Text(text.to_owned()))
+            }
         }
     }
 }
@@ -297,12 +303,12 @@ mod tests {
             (
                 "\n[memroy]\nsize = 1",
                 "x.toml:2: memroy is unknown (did you mean [memory]?): \
-                 the tables are machine, memory, boot, console and control",
+                 the tables are machine, memory, collapse, boot, console and control",
             ),
             (
                 "vcpus = 2",
                 "x.toml:1: vcpus is unknown (did you mean machine.vcpus?): \
-                 the tables are machine, memory, boot, console and control",
+                 the tables are machine, memory, collapse, boot, console and control",
             ),
             (
                 "[machine]\nvcpus = \"two\"",
@@ -348,7 +354,7 @@ mod tests {
             (
                 "size=1M",
                 "--set: size is unknown (did you mean memory.size?): \
-                 the tables are machine, memory, boot, console and control",
+                 the tables are machine, memory, collapse, boot, console and control",
             ),
             (
                 "machine.vcpus=two",

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Text,
     /// An integer, or a string with a unit.
     Size,
+    /// An integer, or a word.
+    IntegerOrText,
     /// A list of strings.
     List,
     /// A string or a list of strings.
@@ -33,7 +35,8 @@ impl fmt::Display for Key {
 }
 
 /// The tables, in the order of the reference.
-pub(super) const TABLES: [&str; 5] = ["machine", "memory", "boot", "console", "control"];
+pub(super) const TABLES: [&str; 6] =
+    ["machine", "memory", "collapse", "boot", "console", "control"];
 
 /// Declares each key as a constant and all of them as [`KEYS`].
 macro_rules! keys {
@@ -60,6 +63,11 @@ keys! {
     PAGES = "memory" "pages" Text "4k, 2m or 1g";
     FAULT_THREADS = "memory" "fault_threads" Integer "an integer from 1 to 8";
     GUARD = "memory" "guard" List "a list of ranges like [\"0x2000000+4K\"]";
+    BACKGROUND = "collapse" "background" Boolean "true or false";
+    MAX_HOLES = "collapse" "max_holes" Integer "an integer from 0 to 511";
+    COPYING = "collapse" "copying" Boolean "true or false";
+    SCAN_RATE = "collapse" "scan_rate" IntegerOrText "an integer from 1 to 1000000 or unlimited";
+    COPY_BUDGET = "collapse" "copy_budget" IntegerOrText "an integer from 1 to 1000000 or unlimited";
     GUEST = "boot" "guest" Text "hello, touch or smp";
     KERNEL = "boot" "kernel" Text "the path of an ELF vmlinux or a bzImage";
     PROTOCOL = "boot" "protocol" Text "auto, linux64 or pvh";

@@ -7,13 +7,16 @@
 //! ← {"slat": 1, "kind": "memory-map", "machine": "x.toml", "state": "running", …}
 //! → {"slat": 1, "command": "stats"}
 //! ← {"slat": 1, "kind": "stats", "memory": {…}, "pool": "…"}
+//! → {"slat": 1, "command": "collapse-pause"}
+//! ← {"slat": 1, "kind": "collapser", "machine": "x.toml", "paused": true, …}
 //! → {"slat": 1, "command": "dance"}
-//! ← {"slat": 1, "error": "there is no command \"dance\", but memory-map and stats"}
+//! ← {"slat": 1, "error": "there is no command \"dance\", but …"}
 //! ```
 //!
 //! ```text
 //!   request.rs   what can be asked            server.rs   the thread that answers
 //!   socket.rs    the socket's file            client.rs   who asks
+//!   collapse.rs  what is answered about collapses
 //! ```
 //!
 //! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and
@@ -23,11 +26,13 @@
 //! The answers come from who starts the server: this module knows no machine.
 
 mod client;
+mod collapse;
 mod request;
 mod server;
 mod socket;
 
 pub use client::{AskError, ask};
-pub use request::{BadRequest, Command, LONGEST, VERSION};
+pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
+pub use request::{BadRequest, Command, LONGEST, VERSION, refusal};
 pub use server::{PATIENCE, Server};
 pub use socket::{BindError, Listener};

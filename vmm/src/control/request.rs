@@ -16,6 +16,14 @@ pub enum Command {
     MemoryMap,
     /// What the memory service did.
     Stats,
+    /// What the collapser did.
+    Collapser,
+    /// The collapser is to rest.
+    PauseCollapser,
+    /// The collapser is to go on.
+    ResumeCollapser,
+    /// All RAM is to be collapsed now.
+    Collapse,
 }
 
 /// Why a line is no request. Goes back to the client.
@@ -34,8 +42,14 @@ pub enum BadRequest {
     #[error("version {0} is not spoken here, only {VERSION}")]
     Version(u64),
     /// No such command.
-    #[error("there is no command {0:?}, but memory-map and stats")]
+    #[error("there is no command {0:?}, but {known}", known = known())]
     Unknown(String),
+}
+
+/// The words of all commands.
+fn known() -> String {
+    let [names @ .., last] = Command::ALL.map(Command::name);
+    format!("{} and {last}", names.join(", "))
 }
 
 /// The fields of a request that are known.
@@ -47,13 +61,24 @@ struct Line {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Command; 2] = [Command::MemoryMap, Command::Stats];
+    pub const ALL: [Command; 6] = [
+        Command::MemoryMap,
+        Command::Stats,
+        Command::Collapser,
+        Command::PauseCollapser,
+        Command::ResumeCollapser,
+        Command::Collapse,
+    ];
 
     /// Its word.
     pub const fn name(self) -> &'static str {
         match self {
             Command::MemoryMap => "memory-map",
             Command::Stats => "stats",
+            Command::Collapser => "collapser",
+            Command::PauseCollapser => "collapse-pause",
+            Command::ResumeCollapser => "collapse-resume",
+            Command::Collapse => "collapse",
         }
     }
 
@@ -86,12 +111,12 @@ impl Command {
 impl BadRequest {
     /// The response, its newline included.
     pub fn to_line(&self) -> String {
-        error_line(&self.to_string())
+        refusal(&self.to_string())
     }
 }
 
 /// The response that says `error`, its newline included.
-pub(super) fn error_line(error: &str) -> String {
+pub fn refusal(error: &str) -> String {
     let mut line = serde_json::json!({ "slat": VERSION, "error": error }).to_string();
     line.push('\n');
     line

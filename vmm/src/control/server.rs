@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::request::{Command, LONGEST, error_line};
+use super::request::{Command, LONGEST, refusal};
 use super::socket::{Listener, SocketFile};
 
 /// What a client has from its connection to its answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes the answer to a command: one line of JSON.
-pub(super) type Answer = dyn Fn(Command) -> String + Send;
+pub(super) type Answers = dyn Fn(Command) -> String + Send;
 
 /// A socket that is served. Dropping it ends the service at once, whatever a client does, and removes the socket's file.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Server {
     fn with_patience(
         listener: Listener,
         patience: Duration,
-        answer: Box<Answer>,
+        answer: Box<Answers>,
     ) -> io::Result<Server> {
         let Listener { socket, file } = listener;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -69,7 +69,7 @@ struct Service {
     socket: UnixListener,
     stopped: Arc<OwnedFd>,
     patience: Duration,
-    answer: Box<Answer>,
+    answer: Box<Answers>,
 }
 
 /// Why a client is let go.
@@ -115,7 +115,7 @@ impl Service {
             Err(Gone::Late) => {
                 // One try: who has been silent for so long may be so for longer.
                 let seconds = self.patience.as_secs();
-                let line = error_line(&format!("no request came within {seconds} s"));
+                let line = refusal(&format!("no request came within {seconds} s"));
                 let _ = (&*client).write(line.as_bytes());
                 return Ok(());
             }

@@ -5,10 +5,15 @@ use std::sync::Arc;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
-use crate::control::{Command, VERSION};
+use crate::control::{Answer, Body, Command, VERSION, refusal};
 use crate::map::{Document, State};
+use crate::vcpu::Stage;
 
+use super::collapse::told;
 use super::memory::ServedRam;
+
+/// Who asks for a collapser where there is none.
+const NO_COLLAPSER: &str = "no collapser runs in this machine: give it collapse.background = true";
 
 /// The answer to [`Command::Stats`].
 #[derive(Serialize)]
@@ -24,19 +29,41 @@ struct StatsAnswer<'a> {
 pub(super) fn of(
     name: String,
     ram: &Arc<ServedRam>,
+    stage: &Arc<Stage>,
 ) -> impl Fn(Command) -> String + Send + 'static {
-    let ram = Arc::clone(ram);
-    move |command| match command {
-        Command::MemoryMap => {
-            Document::new(name.clone(), State::Running, ram.guest().memory_map()).to_line()
-        }
-        Command::Stats => {
-            let (memory, pool) = (ram.guest().stats(), ram.describe_pool());
-            let answer = StatsAnswer { slat: VERSION, kind: "stats", machine: &name, memory, pool };
-            let mut line =
-                serde_json::to_string(&answer).expect("keys are strings and no value can fail");
-            line.push('\n');
-            line
+    let (ram, stage) = (Arc::clone(ram), Arc::clone(stage));
+    move |command| {
+        let guest = ram.guest();
+        let answer = |body| Answer::new(name.clone(), body).to_line();
+        let collapser = || match guest.collapser_stats() {
+            Some(stats) => answer(Body::Collapser(told(stats))),
+            None => refusal(NO_COLLAPSER),
+        };
+        match command {
+            Command::MemoryMap => {
+                Document::new(name.clone(), State::Running, guest.memory_map()).to_line()
+            }
+            Command::Stats => {
+                let (memory, pool) = (guest.stats(), ram.describe_pool());
+                let answer =
+                    StatsAnswer { slat: VERSION, kind: "stats", machine: &name, memory, pool };
+                let mut line =
+                    serde_json::to_string(&answer).expect("keys are strings and no value can fail");
+                line.push('\n');
+                line
+            }
+            Command::Collapser => collapser(),
+            Command::PauseCollapser => {
+                guest.pause_collapser();
+                collapser()
+            }
+            Command::ResumeCollapser => {
+                guest.resume_collapser();
+                collapser()
+            }
+            Command::Collapse => {
+                answer(Body::Collapse(ram.collapse_all(|| stage.ending().is_some())))
+            }
         }
     }
 }

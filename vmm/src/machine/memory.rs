@@ -3,6 +3,7 @@
 use std::fmt;
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
+use guest_mm::collapse::CollapsePolicy;
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
@@ -10,17 +11,19 @@ use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::{FaultPolicy, Guest, GuestConfig, Service};
 
 use crate::boot::BootImage;
-use crate::config::{self, Backing, Memory};
+use crate::config::{self, Backing, Collapse, Memory};
 use crate::kvm::Slot;
 use crate::ram::Ram;
 
 use super::MachineError;
+use super::collapse::{collapser, policy};
 
 /// A service with one guest on it. The guest goes before the pool.
 #[derive(Debug)]
 pub struct ServedRam<P: Protocol = Sound> {
     guest: Guest<P>,
     service: Service<P>,
+    policy: CollapsePolicy,
 }
 
 /// Called when an access cannot be served; sends every vCPU out of the guest.
@@ -58,7 +61,26 @@ impl<P: Protocol> ServedRam<P> {
             let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
             guest.mark(range, Marker::Guard)?;
         }
-        Ok(ServedRam { guest, service })
+        Ok(ServedRam { guest, service, policy: CollapsePolicy::default() })
+    }
+
+    /// The same memory, collapsed as `config` says: by a thread from now on, if there is to be one.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn collapsed_as(mut self, config: &Collapse) -> Result<Self, MachineError> {
+        self.policy = policy(config);
+        if config.background.value {
+            self.guest.start_collapser(collapser(config)).map_err(|source| {
+                MachineError::System { what: "starting the collapser", source }
+            })?;
+        }
+        Ok(self)
+    }
+
+    /// What a collapse of this memory may do.
+    pub(super) fn policy(&self) -> CollapsePolicy {
+        self.policy
     }
 
     /// The guest's side of the service.

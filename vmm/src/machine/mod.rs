@@ -4,6 +4,7 @@
 //!   memory.rs   RAM from the service        monitor.rs   the main thread: input, signals, the end
 //!   image.rs    what is booted              report.rs    what is said afterwards
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
+//!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //! ```
 //!
 //! # Order of set-up
@@ -13,6 +14,7 @@
 //! path that cannot be had should be known before anything else is done; it is served once the guest runs.
 
 mod answers;
+mod collapse;
 mod console;
 mod image;
 mod memory;
@@ -161,7 +163,8 @@ impl Machine {
                 stage.end(Ending::Memory(error.clone()));
                 threads.kick();
             };
-            Arc::new(ServedRam::new(&config.memory, Box::new(on_stop))?)
+            let ram = ServedRam::new(&config.memory, Box::new(on_stop))?;
+            Arc::new(ram.collapsed_as(&config.collapse)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;
@@ -222,7 +225,8 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
-        let serve = |listener| control::Server::start(listener, answers::of(self.name, &ram));
+        let serve =
+            |listener| control::Server::start(listener, answers::of(self.name, &ram, &stage));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,

@@ -99,7 +99,10 @@ impl Outcome {
         let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
             left;
         let pool = ram.describe_pool();
-        let look = |ram: &ServedRam| (ram.guest().stats(), ram.guest().memory_map());
+        let collapser = ram.rest_collapser();
+        let look = |ram: &ServedRam| {
+            (Stats { collapser, ..ram.guest().stats() }, ram.guest().memory_map())
+        };
         // Others may still hold it to look at; then it is checked here and taken down by the last.
         let ((memory, map), audit) = match Arc::try_unwrap(ram) {
             Ok(mut ram) => {
@@ -140,6 +143,10 @@ impl Report {
             .filter(|(_, count)| *count > 0)
             .map(|(size, count)| format!("{count} x {size}"))
             .collect();
+        let collapsed = match &memory.collapser {
+            Some(did) => format!(", {} blocks collapsed", did.promoted + did.copied),
+            None => String::new(),
+        };
         let leaves = if leaves.is_empty() { "none".into() } else { leaves.join(" + ") };
         let first = match self.first_output_us {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
@@ -151,7 +158,7 @@ impl Report {
             true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
         };
         format!(
-            "{} faults, {} pages filled ahead; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
+            "{} faults, {} pages filled ahead{collapsed}; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
              audit {}; {ending}",
             memory.violations(),
             memory.prefilled,

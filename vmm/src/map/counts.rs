@@ -4,7 +4,8 @@ use guest_mm::map::BlockMap;
 
 use super::PAGE;
 
-/// Pages of some blocks, by what they are. `scattered` pages are among the `small` ones; all others add up to `pages`.
+/// Pages of some blocks, by what they are. `scattered` pages are among the `small` ones and `pinned` ones among all that
+/// have memory; all others add up to `pages`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pages of RAM.
@@ -23,6 +24,8 @@ pub struct Counts {
     pub poison: u64,
     /// Small pages whose frame is not in its place in a block.
     pub scattered: u64,
+    /// Pages that a device has pinned.
+    pub pinned: u64,
 }
 
 /// What a block is shown as.
@@ -142,6 +145,7 @@ impl From<&BlockMap> for Counts {
             guard: block.guard.into(),
             poison: block.poison.into(),
             scattered: block.scattered.into(),
+            pinned: block.pinned.into(),
         }
     }
 }
@@ -159,6 +163,7 @@ impl std::ops::Add for Counts {
             guard: self.guard + other.guard,
             poison: self.poison + other.poison,
             scattered: self.scattered + other.scattered,
+            pinned: self.pinned + other.pinned,
         }
     }
 }
@@ -176,6 +181,7 @@ mod tests {
         guard: 0,
         poison: 0,
         scattered: 0,
+        pinned: 0,
     };
 
     #[test]

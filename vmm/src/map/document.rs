@@ -4,9 +4,9 @@
 //! {"slat": 1, "kind": "memory-map", "machine": "touch.toml", "state": "finished", "taken_unix": 1767225600,
 //!  "block_bytes": 2097152,
 //!  "totals": {"blocks": 1, "bytes": {"ram": 2097152, "resident": 1048576, "small": 1048576, "scattered": 0,
-//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "untouched": 1044480}},
+//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "untouched": 1044480, "pinned": 0}},
 //!  "blocks": [{"gpa": 0, "pages": 512, "small": 256, "huge": 0, "giant": 0, "missing": 0, "guard": 1, "poison": 0,
-//!              "scattered": 0}]}
+//!              "scattered": 0, "pinned": 0}]}
 //! ```
 //!
 //! `blocks` count 4 KiB pages. `totals` follow from them and are not read back. `configs/README.md` has the reference.
@@ -66,7 +66,7 @@ pub struct Totals {
 }
 
 /// Bytes by kind: `ram` is the sum of `resident`, `missing`, `guard`, `poison` and `untouched`, and `resident` that of
-/// `small`, `huge` and `giant`; `scattered` are among the `small`.
+/// `small`, `huge` and `giant`; `scattered` are among the `small`, `pinned` among the `resident`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "as in `BlockMap`")]
 pub struct KindBytes {
@@ -80,6 +80,7 @@ pub struct KindBytes {
     pub guard: u64,
     pub poison: u64,
     pub untouched: u64,
+    pub pinned: u64,
 }
 
 /// Why bytes are not a memory map. As the end of a sentence that names where they come from.
@@ -219,6 +220,7 @@ impl Totals {
             guard: counts.bytes_of(Kind::Guard),
             poison: counts.bytes_of(Kind::Poison),
             untouched: counts.bytes_of(Kind::Untouched),
+            pinned: counts.pinned * PAGE,
         };
         Totals { blocks: blocks.len() as u64, bytes }
     }
@@ -261,6 +263,9 @@ fn check(blocks: &[BlockMap]) -> Result<(), MapError> {
         if counts.scattered > counts.small {
             return bad("has more scattered pages than small ones");
         }
+        if counts.pinned > counts.resident() {
+            return bad("has more pinned pages than it has memory");
+        }
     }
     Ok(())
 }
@@ -286,6 +291,13 @@ mod tests {
         }
     }
 
+    /// Maps of this version were written before anything could be pinned.
+    #[test]
+    fn a_block_that_says_nothing_of_pins_has_none() {
+        let before = samples::mixed().to_line().replace(",\"pinned\":0", "");
+        assert_eq!(Document::parse(before.as_bytes()), Ok(samples::mixed()));
+    }
+
     #[test]
     fn totals_are_sums_in_bytes() {
         let bytes = samples::mixed().totals.bytes;
@@ -304,6 +316,8 @@ mod tests {
         let backwards = good.replacen("\"gpa\":0", "\"gpa\":1073741824", 1);
         let overfull = good.replacen("\"guard\":1,", "\"guard\":513,", 1);
         let negative = good.replacen("\"guard\":1,", "\"guard\":-1,", 1);
+        let pinned =
+            good.replacen("\"scattered\":0,\"pinned\":0", "\"scattered\":0,\"pinned\":512", 1);
         let overflowing = good.replacen("\"guard\":1,", "\"guard\":4294967295,", 1);
         for (text, says) in [
             ("", "cut short"),
@@ -318,6 +332,7 @@ mod tests {
             (&misplaced, "multiple of 2 MiB"),
             (&backwards, "behind the one before"),
             (&overfull, "more pages of all kinds"),
+            (&pinned, "more pinned pages"),
             (&overflowing, "more pages of all kinds"),
             (&negative, "not a memory map"),
         ] {

@@ -94,7 +94,7 @@ impl Squares {
 /// What a square says to who points at it.
 fn tell(counts: &Counts) -> String {
     let kinds = Kind::ALL.into_iter().filter(|&kind| counts.of(kind) > 0);
-    let parts: Vec<String> = kinds
+    let mut parts: Vec<String> = kinds
         .map(|kind| {
             let name = match kind {
                 Kind::Small => "in 4 KiB pages",
@@ -106,6 +106,9 @@ fn tell(counts: &Counts) -> String {
             format!("{} {name}", human(counts.of(kind) * PAGE))
         })
         .collect();
+    if counts.pinned > 0 {
+        parts.push(format!("{} of it pinned by devices", human(counts.pinned * PAGE)));
+    }
     parts.join(", ")
 }
 

@@ -134,12 +134,16 @@ impl Picture<'_> {
         };
         writeln!(
             out,
-            "<text x=\"{MARGIN}\" y=\"{y}\" font-size=\"12\" fill=\"{PALE_INK}\">{square}; a row is {}.{}</text>",
+            "<text x=\"{MARGIN}\" y=\"{y}\" font-size=\"12\" fill=\"{PALE_INK}\">{square}; a row is {}.{}{}</text>",
             human(grid.row_bytes()),
             if self.counts.of(Kind::Small) > 0 {
                 " The deeper the colour of 4 KiB pages, the fuller the block."
             } else {
                 ""
+            },
+            match self.counts.pinned {
+                0 => String::new(),
+                pinned => format!(" Devices have {} pinned.", human(pinned * PAGE)),
             },
         )?;
         Ok(y + MARGIN - 6)
@@ -190,6 +194,15 @@ mod tests {
         document.machine = "x/<a href=\"&\">\u{1b}".into();
         let picture = picture(&document);
         assert!(picture.contains("&lt;a href=&quot;&amp;&quot;&gt;\u{fffd}"), "{picture}");
+    }
+
+    #[test]
+    fn pins_are_told_below_and_at_their_block() {
+        let mut blocks = samples::blocks(0, 3);
+        (blocks[1].small, blocks[1].pinned) = (8, 2);
+        let picture = picture(&samples::document(blocks));
+        assert!(picture.contains(" Devices have 8 KiB pinned.</text>"), "{picture}");
+        assert!(picture.contains("untouched, 8 KiB of it pinned by devices</title>"), "{picture}");
     }
 
     #[test]

@@ -173,6 +173,11 @@ impl Report<'_> {
             let share = percent(pages, counts.pages);
             writeln!(out, "  {}  {name:<25}{bytes:>10}{share:>10}", self.style.paint(kind, &key))?;
         }
+        if counts.pinned > 0 {
+            let (bytes, share) =
+                (human(counts.pinned * PAGE), percent(counts.pinned, counts.pages));
+            writeln!(out, "        {:<25}{bytes:>10}{share:>10}", "pinned by devices")?;
+        }
         let (resident, all) = (counts.resident(), counts.pages);
         let share = percent(resident, all);
         writeln!(
@@ -210,6 +215,17 @@ mod tests {
         );
         assert!(shown.contains("\ntotal: 4.0 MiB of 160 MiB resident (2.5 %)"), "{shown}");
         assert!(shown.is_ascii() && !shown.contains('\x1b'), "{shown}");
+    }
+
+    #[test]
+    fn pins_have_a_line_where_there_are_any() {
+        assert!(!text(&small_map(), Style::PLAIN).contains("pinned"));
+        let mut blocks = samples::blocks(0, 80);
+        blocks[2].huge = 512;
+        blocks[2].pinned = 2;
+        let shown = text(&samples::document(blocks), Style::PLAIN);
+        let line = "\n        pinned by devices             8 KiB   < 0.1 %\n";
+        assert!(shown.contains(line), "{shown}");
     }
 
     #[test]

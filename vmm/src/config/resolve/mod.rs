@@ -1,5 +1,6 @@
 //! From what was written to what will be: defaults, limits, and rules between keys.
 
+mod collapse;
 mod read;
 
 use std::fs;
@@ -8,7 +9,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use read::{
-    beside, bytes, existing_file, keyword, keyword_or_auto, must_be, setting, small_count, text,
+    beside, boolean, bytes, existing_file, keyword, keyword_or_auto, must_be, setting, small_count,
+    text,
 };
 
 use super::error::quoted;
@@ -39,6 +41,7 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let boot = boot(raw)?;
     let machine = machine(raw, &boot)?;
     let memory = memory(raw, host)?;
+    let collapse = collapse::collapse(raw)?;
     let console =
         Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
     let socket = match raw.get(&schema::SOCKET) {
@@ -46,7 +49,7 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
         None => None,
     };
     let (file, control) = (HostPath(raw.file.clone()), Control { socket });
-    Ok(MachineConfig { file, machine, memory, boot, console, control })
+    Ok(MachineConfig { file, machine, memory, collapse, boot, console, control })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -87,10 +90,7 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
                 protocol: setting(raw, &schema::PROTOCOL, Protocol::Auto, |w| {
                     keyword(w, Protocol::ALL, Protocol::as_str)
                 })?,
-                unpack: setting(raw, &schema::UNPACK, false, |w| match w.value {
-                    Value::Boolean(yes) => Ok(yes),
-                    _ => Err(must_be(&schema::UNPACK)),
-                })?,
+                unpack: setting(raw, &schema::UNPACK, false, |w| boolean(w, &schema::UNPACK))?,
                 initrd: raw
                     .get(&schema::INITRD)
                     .map(|written| {

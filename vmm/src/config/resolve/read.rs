@@ -85,6 +85,14 @@ fn not_one_of(text: &str, words: Vec<&'static str>) -> String {
     format!("it must be {}{hint}", schema::listed(words, "or"))
 }
 
+/// True or false.
+pub(super) fn boolean(written: &Written, key: &Key) -> Result<bool, String> {
+    match written.value {
+        Value::Boolean(yes) => Ok(yes),
+        _ => Err(must_be(key)),
+    }
+}
+
 /// An integer from 1 to 8.
 pub(super) fn small_count(written: &Written, key: &Key) -> Result<u8, String> {
     match written.value {

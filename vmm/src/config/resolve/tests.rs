@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::EMULATION_SAFE;
+use crate::config::{EMULATION_SAFE, Rate};
 
 fn parse(text: &str, overrides: &[&str]) -> Result<MachineConfig, ConfigError> {
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
@@ -81,6 +81,24 @@ fn hugetlb_brings_huge_pages_unless_small_ones_are_asked_for() {
     assert_eq!(config.memory.pages.value, PageSize::Size2M);
     let refused = refusal(&["memory.backing=hugetlb", "memory.pages=4k"]);
     assert!(refused.contains("no 4 KiB pages"), "{refused}");
+}
+
+#[test]
+fn nothing_collapses_unless_it_is_asked_for_and_rates_may_have_no_limit() {
+    let off = hello(&[]).collapse;
+    assert_eq!((off.background.value, off.max_holes.value, off.copying.value), (false, 0, true));
+    let rates = |overrides: &[&str]| {
+        let collapse = hello(overrides).collapse;
+        (collapse.scan_rate.value.limit(), collapse.copy_budget.value.limit())
+    };
+    assert_eq!(rates(&[]), (Some(1024), Some(64)));
+    assert_eq!(rates(&["collapse.scan_rate=unlimited"]), (None, Some(64)));
+    assert_eq!(rates(&["collapse.copy_budget=0x10"]), (Some(1024), Some(16)));
+    let text = "boot.guest = 'hello'\n[collapse]\nbackground = true\nscan_rate = 'unlimited'";
+    let on = parse(text, &["collapse.max_holes=511", "collapse.copying=false"]).unwrap().collapse;
+    assert_eq!((on.background.value, on.max_holes.value, on.copying.value), (true, 511, false));
+    assert_eq!(on.scan_rate.value, Rate::Unlimited);
+    assert_eq!(on.background.origin, Origin::File { line: 3, column: 1 });
 }
 
 #[test]

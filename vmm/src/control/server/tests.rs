@@ -19,6 +19,7 @@ fn server(folder: &Path, patience: Duration) -> (PathBuf, Server) {
     let answer = |command| match command {
         Command::Stats => "{\"slat\":1}\n".to_owned(),
         Command::MemoryMap => format!("\"{}\"\n", "m".repeat(LARGE)),
+        _ => refusal("not here"),
     };
     let server = Server::with_patience(listener, patience, Box::new(answer)).unwrap();
     (path, server)
