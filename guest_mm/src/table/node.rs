@@ -44,11 +44,16 @@ pub(crate) struct Arena {
 pub(crate) struct Tables<'a>(&'a [AtomicU64]);
 
 impl<'a> Tables<'a> {
-    /// The words of `node` from `index` to its end.
+    /// Where word `index` of `node` is among all words.
     #[inline]
-    pub(crate) fn words_from(self, node: NodeNo, index: usize) -> &'a [AtomicU64] {
-        let start = node.index() * FANOUT;
-        &self.0[start + index..start + FANOUT]
+    pub(crate) fn index(node: NodeNo, index: usize) -> usize {
+        node.index() * FANOUT + index
+    }
+
+    /// The word at `index` of all.
+    #[inline]
+    pub(crate) fn word(self, index: usize) -> &'a AtomicU64 {
+        &self.0[index]
     }
 }
 

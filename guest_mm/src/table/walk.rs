@@ -5,7 +5,7 @@ use crate::entry::Entry;
 use crate::geometry::{FANOUT, Level};
 use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 
 pub(crate) use super::node::Tables;
 use super::reclaim::Guard;
@@ -23,12 +23,13 @@ pub(crate) struct Walked {
 /// The word in which a walk ended, to be looked at again by whoever acts without a lock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Located<'g> {
-    /// The words of the table, the one for the address first, up to the table's end.
-    words: &'g [AtomicU64],
+    tables: Tables<'g>,
+    /// Which word of the arena it is.
+    index: usize,
     raw: u64,
     level: Level,
     /// The word that led to the table, and what it said; the word itself for the root.
-    parent: &'g AtomicU64,
+    parent: usize,
     parent_raw: u64,
 }
 
@@ -58,20 +59,20 @@ impl<'g> Tables<'g> {
     #[inline(always)]
     pub(crate) fn locate(self, gfn: Gfn) -> Located<'g> {
         let mut level = Level::ROOT;
-        let mut words = self.words_from(ROOT, level.index(gfn.as_u64()));
+        let mut index = Tables::index(ROOT, level.index(gfn.as_u64()));
         // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
         // the entry that leads to it can be seen.
-        let mut raw = words[0].load(Ordering::Acquire);
-        let (mut parent, mut parent_raw) = (&words[0], raw);
+        let mut raw = self.word(index).load(Ordering::Acquire);
+        let (mut parent, mut parent_raw) = (index, raw);
         while let Some(below) = level.below()
             && let Some(child) = Entry::table(raw)
         {
-            (parent, parent_raw) = (&words[0], raw);
+            (parent, parent_raw) = (index, raw);
             level = below;
-            words = self.words_from(child, level.index(gfn.as_u64()));
-            raw = words[0].load(Ordering::Acquire);
+            index = Tables::index(child, level.index(gfn.as_u64()));
+            raw = self.word(index).load(Ordering::Acquire);
         }
-        Located { words, raw, level, parent, parent_raw }
+        Located { tables: self, index, raw, level, parent, parent_raw }
     }
 }
 
@@ -98,22 +99,25 @@ impl Located<'_> {
     pub(crate) fn is_unchanged(&self) -> bool {
         // Acquire: what is read here is what the holder of the pin relies on. It is ordered behind the pin
         // by the full barrier of P3.
-        self.words[0].load(Ordering::Acquire) == self.raw
+        self.tables.word(self.index).load(Ordering::Acquire) == self.raw
     }
 
     /// P5 of `pin`: whether the entry above still leads to this table.
     #[inline]
     pub(crate) fn is_attached(&self) -> bool {
         // Acquire, as above.
-        self.parent.load(Ordering::Acquire) == self.parent_raw
+        self.tables.word(self.parent).load(Ordering::Acquire) == self.parent_raw
     }
 
     /// The next entry of the same table, or none at its end.
     #[inline]
     pub(crate) fn next(&self) -> Option<Self> {
-        let words = self.words.get(1..).filter(|words| !words.is_empty())?;
-        debug_assert!(words.len() < FANOUT);
+        let index = self.index + 1;
+        if index.is_multiple_of(FANOUT) {
+            return None;
+        }
         // Acquire, as in `locate`.
-        Some(Located { words, raw: words[0].load(Ordering::Acquire), ..*self })
+        let raw = self.tables.word(index).load(Ordering::Acquire);
+        Some(Located { index, raw, ..*self })
     }
 }
