@@ -3,7 +3,7 @@
 //! ```text
 //! enter-vs-collect        walker                          collector
 //!                         E1 slot := period               G1 take the notes of what is unpublished
-//!                         E2 light barrier                   by now; period += 1
+//!                         E2 light barrier                   by now and period += 1, in one step
 //!                         E3 load entries                 G2 heavy barrier
 //!                         E4 slot := 0                    G3 look at every slot
 //!                                                         G4 free what was noted in a period before
@@ -24,6 +24,9 @@
 use crate::sync::{AtomicU64, Lock, Ordering, compiler_barrier, full_fence};
 
 pub(crate) use imp::{Guard, Walkers};
+
+#[cfg(all(test, loom))]
+mod model;
 
 /// A walker's cell, alone in its line: its period, or 0 outside.
 #[derive(Debug)]
@@ -52,8 +55,9 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
 
     #[inline]
     fn enter(&self, slot: &Slot) {
-        // E1. Acquire, with the release of G1; Relaxed, because E2 orders it.
-        slot.0.store(self.period.load(Ordering::Acquire), Ordering::Relaxed);
+        // E1. Acquire, with the release of G1. Release, with the acquire of G3, which may find this period and
+        // so never see E4 of the walk before; what comes behind is ordered by E2.
+        slot.0.store(self.period.load(Ordering::Acquire), Ordering::Release);
         // E2
         if self.asymmetric { compiler_barrier() } else { full_fence() }
     }
@@ -67,9 +71,13 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
 
     /// What can be freed.
     fn collect(&self) -> impl Iterator<Item = T> {
-        // G1. Release, with the acquire of E1.
-        let notes = std::mem::take(&mut *self.notes.lock());
-        self.period.fetch_add(1, Ordering::AcqRel);
+        // G1. Release, with the acquire of E1. One step for whoever notes: a note is in the old period and has
+        // happened before the new one begins, or it is in the new one.
+        let notes = {
+            let mut notes = self.notes.lock();
+            self.period.fetch_add(1, Ordering::AcqRel);
+            std::mem::take(&mut *notes)
+        };
         // G2
         if self.asymmetric {
             imp::heavy_barrier();
