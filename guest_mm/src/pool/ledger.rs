@@ -243,9 +243,13 @@ impl Ledger {
     #[cold]
     pub(super) fn reap(&self, frame: FrameNo) {
         let books = &mut *self.books.lock();
-        // A pin on its block keeps it too, and frees it when it goes.
-        if !self.frames.is_block_pinned(frame.block()) {
+        let block = frame.block();
+        if !self.frames.is_block_pinned(block) {
             self.reap_locked(books, frame);
+        } else if !self.frames.await_block(block) {
+            // A pin on its block keeps it too, and frees it when it goes. The note is taken here again: where
+            // a walker came too late (`pins`), the block was not pinned when the frame was unmapped.
+            self.reap_block_locked(books, block);
         }
     }
 

@@ -128,6 +128,23 @@ fn a_frame_that_is_pinned_twice_waits_for_both() {
     assert_eq!(ledger.usage().orphans, 0);
 }
 
+/// A walker that came too late had the block pinned for the moment in which the frame's last pin went; nobody
+/// had noted that the frame waits for the block, and it was lost.
+#[test]
+fn an_orphan_is_freed_though_a_late_walker_has_its_block_pinned() {
+    let ledger = Ledger::new(BLOCK);
+    let frame = ledger.alloc_frame().unwrap();
+    ledger.frames().pin(frame);
+    ledger.release(frame, 1);
+    ledger.frames().pin_block(frame.block());
+    assert!(ledger.frames().unpin(frame));
+    ledger.reap(frame);
+    if ledger.frames().unpin_block(frame.block()) {
+        ledger.reap_block(frame.block());
+    }
+    assert_eq!((ledger.usage().free, ledger.usage().orphans), (BLOCK, 0));
+}
+
 #[test]
 fn an_orphan_goes_back_to_the_reservation_of_its_block() {
     let ledger = Ledger::new(BLOCK);
