@@ -235,3 +235,15 @@ fn a_refused_access_between_scattered_pages_does_not_keep_the_guest_up() {
     toucher.join().unwrap();
     test.close();
 }
+
+/// The attempt left an empty page table in the place of the page, which nothing could be mapped to any more.
+#[test]
+fn a_hugetlb_page_that_was_not_to_be_had_is_filled_later() {
+    let Some(mm) = on_huge_pages(1) else { return };
+    let test = add(&mm, 4 * MIB, PageSize::Size2M);
+    test.store(0, 1);
+    assert!(test.guest.populate(range(2 * MIB, 2 * MIB)).is_err());
+    test.guest.unmap(range(0, 2 * MIB)).unwrap();
+    assert_eq!(test.load(2 * MIB), 0);
+    test.close();
+}
