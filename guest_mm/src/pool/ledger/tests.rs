@@ -166,3 +166,39 @@ fn a_frame_cannot_be_freed_twice() {
     ledger.release(frame, 1);
     ledger.release(frame, 1);
 }
+
+/// A frame was claimed before it was counted as reserved, and the count went below zero.
+#[test]
+fn the_usage_adds_up_while_frames_come_and_go() {
+    let ledger = Ledger::new(2 * BLOCK);
+    let reservation = ledger.reserve(BlockNo::new(0)).unwrap();
+    (0..BLOCK).for_each(|i| assert!(ledger.claim(reservation, i).is_some()));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            let (ledger, done) = (&ledger, &done);
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    (0..BLOCK).for_each(|i| {
+                        let frame = BlockNo::new(0).first().add(i);
+                        if part == 0 {
+                            ledger.release(frame, 1);
+                        }
+                        while part == 0 && ledger.frame_state(frame).owner != Owner::User {
+                            std::thread::yield_now();
+                        }
+                        while part == 1 && ledger.claim(reservation, i).is_none() {
+                            std::thread::yield_now();
+                        }
+                    });
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        }
+        while !done.load(Ordering::Relaxed) {
+            let usage = ledger.usage();
+            // One is on its way, and one may be claimed and counted still.
+            assert!(usage.reserved <= 2 && usage.free == BLOCK, "{usage:?}");
+        }
+    });
+}
