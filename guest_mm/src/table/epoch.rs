@@ -79,14 +79,17 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
             std::mem::take(&mut *notes)
         };
         // G2
-        if self.asymmetric {
-            imp::heavy_barrier();
+        let passed = if self.asymmetric {
+            imp::heavy_barrier()
         } else {
             full_fence();
-        }
+            true
+        };
         // G3. Acquire, with the release of E4.
         let inside = |slot: &S| Some(slot.0.load(Ordering::Acquire)).filter(|&period| period != 0);
         let oldest = self.slots.lock().iter().filter_map(inside).min().unwrap_or(u64::MAX);
+        // Without the barrier a slot tells nothing, and everything has to wait for the next time.
+        let oldest = if passed { oldest } else { 0 };
         // G4
         let (free, kept): (Vec<_>, Vec<_>) = notes.into_iter().partition(|note| note.0 < oldest);
         self.notes.lock().extend(kept);
@@ -127,9 +130,10 @@ mod imp {
     /// Slots that no thread has.
     static FREE: Lock<Vec<&'static Slot>> = Lock::fresh(Vec::new());
 
-    /// G2: returns when every thread of the process that runs has passed a full barrier.
-    pub(super) fn heavy_barrier() {
-        membarrier(MembarrierCommand::PrivateExpedited).expect("it has been registered and tried");
+    /// G2: returns when every thread of the process that runs has passed a full barrier; false when the kernel
+    /// has no memory for that, or a filter of system calls came between.
+    pub(super) fn heavy_barrier() -> bool {
+        membarrier(MembarrierCommand::PrivateExpedited).is_ok()
     }
 
     /// A thread's place: where it notes that it is inside, and how many guards it holds.
@@ -277,7 +281,7 @@ mod imp {
         places: Mutex<HashMap<ThreadId, (Arc<Slot>, u32)>>,
     }
 
-    pub(super) fn heavy_barrier() {
+    pub(super) fn heavy_barrier() -> bool {
         unreachable!("a model has no kernel")
     }
 
