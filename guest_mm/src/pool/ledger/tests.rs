@@ -178,7 +178,7 @@ fn the_usage_adds_up_while_frames_come_and_go() {
         for part in 0..2 {
             let (ledger, done) = (&ledger, &done);
             scope.spawn(move || {
-                for _ in 0..100 {
+                for _ in 0..4 {
                     (0..BLOCK).for_each(|i| {
                         let frame = BlockNo::new(0).first().add(i);
                         if part == 0 {
@@ -199,6 +199,8 @@ fn the_usage_adds_up_while_frames_come_and_go() {
             let usage = ledger.usage();
             // One is on its way, and one may be claimed and counted still.
             assert!(usage.reserved <= 2 && usage.free == BLOCK, "{usage:?}");
+            // The lock is not a fair one.
+            std::thread::yield_now();
         }
     });
 }
