@@ -142,9 +142,15 @@ fn serve<P: Protocol>(
         return Err(FaultError::Exhausted { gpa, access, cause });
     }
     // F1
-    let mut cursor = space.table.cursor_at(gfn, Level::PT)?;
+    let smallest = space.pool.granule().level().unwrap_or(Level::PT);
+    let mut cursor = space.table.cursor_at(gfn, smallest)?;
     // F2
     match cursor.entry(gfn) {
+        Entry::Absent if smallest > Level::PT => {
+            // It was there, and has been taken away since.
+            drop(cursor);
+            return serve(space, gpa, access);
+        }
         Entry::Absent => {}
         Entry::Marker(marker) => return Err(FaultError::Marked { gpa, access, marker }),
         Entry::Leaf(leaf) if !leaf.prot.allows(access) => return Err(FaultError::ReadOnly { gpa }),
@@ -214,6 +220,14 @@ pub(crate) fn populate<P: Protocol>(
         let huge = space.policy.pages > PageSize::Size4K;
         if huge && fill_huge(space, &region, part.start(), PageSize::Size2M)?.is_some() {
             pages += PageSize::Size2M.frames();
+            continue;
+        }
+        if space.pool.granule() > PageSize::Size4K {
+            // A page table would be in the way of the page that is to come.
+            if walk(space, part.start()).entry == Entry::Absent {
+                let cause = Exhausted { frames: space.pool.nr_frames() };
+                return Err(FaultError::Exhausted { gpa, access, cause });
+            }
             continue;
         }
         let cursor = space.table.cursor_at(part.start(), Level::PT)?;

@@ -4,9 +4,10 @@ use crate::addr::{FrameNo, Gfn, GfnRange, PageSize};
 use crate::entry::{Entry, Marker};
 use crate::geometry::Level;
 use crate::mark::mark;
-use crate::model::{World, block, explore};
+use crate::model::{World, block, explore, explore_bounded};
 use crate::protocol::historical::{FreeWithoutGrace, InstallAfterUnlock, LockWithoutRecheck};
 use crate::protocol::{Protocol, Sound};
+use crate::split::split;
 use crate::unmap::unmap;
 
 fn continue_vs_zap<P: Protocol>(pages: PageSize) {
@@ -57,6 +58,22 @@ fn lock_vs_detach_holds() {
 #[should_panic(expected = "bad resident counter")]
 fn lock_vs_detach_fails_when_a_locked_table_is_taken_for_attached() {
     lock_vs_detach::<LockWithoutRecheck>();
+}
+
+/// A table page comes back as the table of the range that a writer waits for it for, before it hangs in the tree.
+#[test]
+fn lock_vs_detach_holds_while_a_split_makes_the_table_again() {
+    explore_bounded(|| {
+        let world = World::<Sound>::new(PageSize::Size2M, 4);
+        let page = GfnRange::new(Gfn::new(1), 1).unwrap();
+        mark(&world.space, page, Marker::Guard).unwrap();
+        let faulting = world.beside(|world| world.touch(0));
+        unmap(&world.space, block(0)).unwrap();
+        world.touch(0);
+        split(&world.space, block(0), PageSize::Size4K).unwrap();
+        faulting.join().unwrap();
+        world.check();
+    });
 }
 
 fn walk_vs_free<P: Protocol>() {

@@ -97,7 +97,9 @@ impl Ledger {
     }
 
     pub(super) fn usage(&self) -> PoolUsage {
-        let free = self.books.lock().buddy.nr_free();
+        // The lock is held to the end: a frame that is freed can be claimed before it is counted as reserved.
+        let books = self.books.lock();
+        let free = books.buddy.nr_free();
         let reserved = self.nr_reserved.load(Ordering::Relaxed);
         let frames = self.nr_frames();
         let orphans = self.nr_orphans.load(Ordering::Relaxed);

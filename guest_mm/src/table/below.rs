@@ -33,14 +33,13 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         let Some(below) = self.level().below() else { panic!("a page has no parts") };
         let base = gfn.align_down(self.level().entry_frames());
         let out = OutOfTables { gfn: gfn.as_u64() };
-        let child = self.table.alloc(below, base).ok_or(out)?;
-        let mut state = self.table.arena.lock(child);
-        state.live = FANOUT as u32;
+        let mut child = self.table.alloc(below, base).ok_or(out)?;
+        child.state.live = FANOUT as u32;
         let resident = &self.table.resident;
         match entry {
             Entry::Leaf(leaf) => {
                 if below == Level::PT {
-                    state.reservation = reservation(leaf.frame);
+                    child.state.reservation = reservation(leaf.frame);
                 }
                 resident.leaves_gone(self.level(), 1);
                 resident.leaves_made(below, FANOUT as u64);
@@ -60,10 +59,10 @@ impl<'t, P: Protocol> Cursor<'t, P> {
                 other => other,
             };
             // Relaxed: published by the release below.
-            self.table.arena.word(child, i).store(part.encode(below), Ordering::Relaxed);
+            self.table.arena.word(child.node, i).store(part.encode(below), Ordering::Relaxed);
         }
-        drop(state);
-        self.publish(gfn, Entry::Table(child));
+        // While the child is locked: who waits for it finds it in the tree.
+        self.publish(gfn, Entry::Table(child.node));
         self.table.resident.table_made(below);
         Ok(())
     }
@@ -208,7 +207,6 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     pub(super) fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
         let below = self.level().below()?;
         let child = self.table.alloc(below, gfn.align_down(below.table_frames()))?;
-        let child = self.child(child);
         self.publish(gfn, Entry::Table(child.node));
         self.state.live += 1;
         self.table.resident.table_made(below);

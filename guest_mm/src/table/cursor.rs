@@ -82,15 +82,15 @@ impl<P: Protocol> Table<P> {
         }
     }
 
-    /// A table page, waiting for those that wait for their walkers.
-    pub(super) fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
+    /// A table page, locked, waiting for those that wait for their walkers.
+    pub(super) fn alloc(&self, level: Level, base: Gfn) -> Option<Cursor<'_, P>> {
         (0..TRIES_FOR_A_TABLE).find_map(|_| {
-            let node = self.arena.alloc(level, base);
-            if node.is_none() {
+            let made = self.arena.alloc(level, base);
+            if made.is_none() {
                 collect(&self.walkers);
                 crate::sync::yield_now();
             }
-            node
+            made.map(|(node, state)| Cursor { table: self, node, state })
         })
     }
 

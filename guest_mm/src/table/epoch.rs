@@ -3,7 +3,7 @@
 //! ```text
 //! enter-vs-collect        walker                          collector
 //!                         E1 slot := period               G1 take the notes of what is unpublished
-//!                         E2 light barrier                   by now; period += 1
+//!                         E2 light barrier                   by now and period += 1, in one step
 //!                         E3 load entries                 G2 heavy barrier
 //!                         E4 slot := 0                    G3 look at every slot
 //!                                                         G4 free what was noted in a period before
@@ -24,6 +24,9 @@
 use crate::sync::{AtomicU64, Lock, Ordering, compiler_barrier, full_fence};
 
 pub(crate) use imp::{Guard, Walkers};
+
+#[cfg(all(test, loom))]
+mod model;
 
 /// A cell that is alone in its line. A walker's holds its period, or 0 outside.
 #[derive(Debug)]
@@ -53,8 +56,9 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
 
     #[inline]
     fn enter(&self, slot: &Slot) {
-        // E1. Acquire, with the release of G1; Relaxed, because E2 orders it.
-        slot.0.store(self.period.0.load(Ordering::Acquire), Ordering::Relaxed);
+        // E1. Acquire, with the release of G1. Release, with the acquire of G3, which may find this period and
+        // so never see E4 of the walk before; what comes behind is ordered by E2.
+        slot.0.store(self.period.0.load(Ordering::Acquire), Ordering::Release);
         // E2
         if self.asymmetric { compiler_barrier() } else { full_fence() }
     }
@@ -68,22 +72,25 @@ impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
 
     /// What can be freed.
     fn collect(&self) -> impl Iterator<Item = T> {
-        // G1. In one step for who notes: a note of the old period is taken before there is a new one. Release,
-        // with the acquire of E1.
+        // G1. Release, with the acquire of E1. One step for whoever notes: a note is in the old period and has
+        // happened before the new one begins, or it is in the new one.
         let notes = {
             let mut notes = self.notes.lock();
             self.period.0.fetch_add(1, Ordering::AcqRel);
             std::mem::take(&mut *notes)
         };
         // G2
-        if self.asymmetric {
-            imp::heavy_barrier();
+        let passed = if self.asymmetric {
+            imp::heavy_barrier()
         } else {
             full_fence();
-        }
+            true
+        };
         // G3. Acquire, with the release of E4.
         let inside = |slot: &S| Some(slot.0.load(Ordering::Acquire)).filter(|&period| period != 0);
         let oldest = self.slots.lock().iter().filter_map(inside).min().unwrap_or(u64::MAX);
+        // Without the barrier a slot tells nothing, and everything has to wait for the next time.
+        let oldest = if passed { oldest } else { 0 };
         // G4
         let (free, kept): (Vec<_>, Vec<_>) = notes.into_iter().partition(|note| note.0 < oldest);
         self.notes.lock().extend(kept);
@@ -124,9 +131,10 @@ mod imp {
     /// Slots that no thread has.
     static FREE: Lock<Vec<&'static Slot>> = Lock::fresh(Vec::new());
 
-    /// G2: returns when every thread of the process that runs has passed a full barrier.
-    pub(super) fn heavy_barrier() {
-        membarrier(MembarrierCommand::PrivateExpedited).expect("it has been registered and tried");
+    /// G2: returns when every thread of the process that runs has passed a full barrier; false when the kernel
+    /// has no memory for that, or a filter of system calls came between.
+    pub(super) fn heavy_barrier() -> bool {
+        membarrier(MembarrierCommand::PrivateExpedited).is_ok()
     }
 
     /// A thread's place: where it notes that it is inside, and how many guards it holds.
@@ -274,7 +282,7 @@ mod imp {
         places: Mutex<HashMap<ThreadId, (Arc<Slot>, u32)>>,
     }
 
-    pub(super) fn heavy_barrier() {
+    pub(super) fn heavy_barrier() -> bool {
         unreachable!("a model has no kernel")
     }
 

@@ -67,7 +67,7 @@ impl<P: Protocol> Table<P> {
     /// An empty tree with room for tables over `ranges`.
     pub(crate) fn new(ranges: &[GfnRange]) -> Table<P> {
         let arena = Arc::new(Arena::new(nodes_for(ranges)));
-        let root = arena.alloc(Level::ROOT, Gfn::new(0));
+        let root = arena.alloc(Level::ROOT, Gfn::new(0)).map(|(node, _)| node);
         assert!(root == Some(ROOT), "the first page of an arena is the root");
         let table = Table {
             arena: Apart::new(arena),

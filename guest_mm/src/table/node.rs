@@ -103,9 +103,10 @@ impl Arena {
         self.states[node.index()].lock()
     }
 
-    /// An empty table page for `level` from `base` on, attached as soon as its caller publishes it;
-    /// none when every page is in use or waits for its walkers.
-    pub(crate) fn alloc(&self, level: Level, base: Gfn) -> Option<NodeNo> {
+    /// An empty table page for `level` from `base` on, locked: it counts as attached, and its caller publishes
+    /// it before the lock is released, because who waits for it since it was this range's table the last
+    /// time takes it for that. None when every page is in use or waits for its walkers.
+    pub(crate) fn alloc(&self, level: Level, base: Gfn) -> Option<(NodeNo, Held<'_, NodeState>)> {
         let recycled = self.free.lock().pop();
         let node = recycled.or_else(|| {
             self.fresh
@@ -117,7 +118,7 @@ impl Arena {
         })?;
         let mut state = self.lock(node);
         *state = NodeState { attached: true, level, base, live: 0, reservation: None };
-        Some(node)
+        Some((node, state))
     }
 
     /// Gives a detached page back for reuse. No walker may be in it.

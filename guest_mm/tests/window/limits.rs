@@ -215,3 +215,35 @@ fn the_rest_of_a_block_is_not_taken_from_others() {
     large.close();
     small.close();
 }
+
+/// What a refused access is given cannot be registered, and it lay between two scattered pages that were, in one
+/// call with all that is between them.
+#[test]
+fn a_refused_access_between_scattered_pages_does_not_keep_the_guest_up() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(4 * MIB, PageSize::Size4K);
+    let test = add(&mm, 6 * MIB, PageSize::Size4K);
+    test.guest.mark(range(4 * MIB + 0x1000, 0x1000), Marker::Guard).unwrap();
+    // The first two reserve all of the pool; the others get what can be spared.
+    for gpa in [0, 2 * MIB, 4 * MIB, 4 * MIB + 0x3000] {
+        test.store(gpa, 1);
+    }
+    let toucher = test.store_aside(4 * MIB + 0x1000);
+    assert!(matches!(test.stop(), FaultError::Marked { .. }));
+    toucher.join().unwrap();
+    test.close();
+}
+
+/// The attempt left an empty page table in the place of the page, which nothing could be mapped to any more.
+#[test]
+fn a_hugetlb_page_that_was_not_to_be_had_is_filled_later() {
+    let Some(mm) = on_huge_pages(1) else { return };
+    let test = add(&mm, 4 * MIB, PageSize::Size2M);
+    test.store(0, 1);
+    assert!(test.guest.populate(range(2 * MIB, 2 * MIB)).is_err());
+    test.guest.unmap(range(0, 2 * MIB)).unwrap();
+    assert_eq!(test.load(2 * MIB), 0);
+    test.close();
+}

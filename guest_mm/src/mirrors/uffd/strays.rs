@@ -90,6 +90,13 @@ impl Strays {
         GfnRange::new(first, last.as_u64() - first.as_u64() + 1).ok()
     }
 
+    /// The pages of `range` that the host fills by itself.
+    pub(super) fn open_in(&self, range: GfnRange) -> Vec<Gfn> {
+        let pages = self.pages.lock();
+        let pages = pages.range(range.start()..range.end());
+        pages.filter(|(_, stray)| stray.open).map(|(&gfn, _)| gfn).collect()
+    }
+
     /// The host fills no page of `range` by itself any more.
     pub(super) fn close(&self, range: GfnRange) {
         let mut pages = self.pages.lock();

@@ -247,7 +247,12 @@ impl Window {
         }
         // All in one call: what lies between is registered, and may be so again.
         if let Some(span) = self.strays.open_span(range) {
-            uffd.register(self.hva(span.start()), span.bytes())?;
+            if uffd.register(self.hva(span.start()), span.bytes()).is_err() {
+                // Something else lies between (`scratch`).
+                for gfn in self.strays.open_in(span) {
+                    uffd.register(self.hva(gfn), FRAME_BYTES)?;
+                }
+            }
             self.strays.close(span);
         }
         Ok(())
