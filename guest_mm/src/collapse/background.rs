@@ -48,11 +48,20 @@ pub struct CollapserStats {
     /// Blocks gathered in another.
     pub copied: u64,
     /// Blocks that stayed as they were, by reason: see [`Skip::NAMES`].
+    #[serde(serialize_with = "by_name")]
     pub skipped: [u64; Skip::NAMES.len()],
     /// Blocks passed over because a device had them pinned not long ago.
     pub backed_off: u64,
     /// Blocks whose window could not be changed.
     pub failed: u64,
+}
+
+/// Writes counts by reason as a map.
+fn by_name<S: serde::Serializer>(
+    counts: &[u64; Skip::NAMES.len()],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(Skip::NAMES.iter().zip(counts))
 }
 
 #[derive(Debug, Default)]

@@ -40,7 +40,8 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         self.more.reserve(runs.saturating_sub(ranges).saturating_sub(self.more.len()));
     }
 
-    /// Pins all of `wanted` beside what the batch holds already.
+    /// Pins all of `wanted` beside what the batch holds already. The iterator runs under the guard, so it must
+    /// not wait for anything.
     ///
     /// # Errors
     /// [`PinError`]; none of `wanted` is pinned.

@@ -22,7 +22,8 @@ impl Cancel {
     }
 }
 
-/// How long to wait, and who may end it.
+/// How long to wait for a collapse, and who may end the wait. What else a pin may meet, a page to be filled or a
+/// table's lock, takes its time.
 #[derive(Clone, Debug, Default)]
 pub struct Patience {
     deadline: Option<Instant>,

@@ -44,7 +44,7 @@ impl FrameWords<'_> {
     #[inline]
     pub(crate) fn pin(self, frame: FrameNo) -> Dirty {
         let word = self.word(frame).fetch_add(ONE_PIN, Ordering::Relaxed);
-        debug_assert!(word & PINS_MASK != PINS_MASK, "frame {frame} has too many pins");
+        assert!(word & PINS_MASK != PINS_MASK, "frame {frame} has too many pins");
         if word & DIRTY == 0 { Dirty::NotYet } else { Dirty::Already }
     }
 
@@ -71,7 +71,7 @@ impl FrameTable {
     #[inline]
     pub(crate) fn pin_block(&self, block: BlockNo) {
         let word = self.block_word(block).fetch_add(ONE_PIN, Ordering::Relaxed);
-        debug_assert!(word & PINS_MASK != PINS_MASK, "block {block:?} has too many pins");
+        assert!(word & PINS_MASK != PINS_MASK, "block {block:?} has too many pins");
     }
 
     /// P6, for all frames of a block; whether some of them wait for this.

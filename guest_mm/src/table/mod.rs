@@ -109,6 +109,14 @@ fn nodes_for(ranges: &[GfnRange]) -> usize {
     nodes
 }
 
+impl<P: Protocol> Drop for Table<P> {
+    fn drop(&mut self) {
+        // Or its pages, and the arena with them, wait for somebody else's tree to change.
+        #[cfg(not(loom))]
+        reclaim::collect(&self.walkers);
+    }
+}
+
 /// What a word means.
 ///
 /// # Panics
