@@ -1,6 +1,7 @@
 //! Many ranges at once: a queue's worth of descriptors.
 
 use crate::addr::GpaRange;
+use crate::geometry::FRAME_BYTES;
 use crate::prot::Access;
 use crate::protocol::Protocol;
 use crate::space::{AddressSpace, PinCount};
@@ -15,29 +16,58 @@ use super::{Patience, PinError, Reader, pin_leaf, pin_rest};
 pub struct PinBatch<'s, P: Protocol> {
     space: &'s AddressSpace<P>,
     members: Vec<Member>,
-    /// The runs of all members behind their first ones.
-    more: Vec<PinRun>,
+    /// The runs of members behind their first ones, with the member's index; in order.
+    more: Vec<(u32, PinRun)>,
+    /// Room for the runs of one member, empty but while it is pinned.
+    room: Vec<PinRun>,
 }
 
+/// A range while it is pinned. Two words: the next pin waits until all that was stored has left the store
+/// buffer, as its locked instruction does.
 #[derive(Clone, Copy, Debug)]
 struct Member {
-    range: GpaRange,
-    access: Access,
     first: PinRun,
-    /// Its further runs end here, and the next member's begin.
-    end: u32,
+    place: Place,
+}
+
+/// Where a range lies in its runs, and what for: the offset in its first page in bits 11:0, bit 12 for writes,
+/// how many bytes in bits 63:13.
+#[derive(Clone, Copy, Debug)]
+struct Place(u64);
+
+impl Place {
+    #[inline]
+    fn new(range: GpaRange, access: Access) -> Place {
+        let write = u64::from(access == Access::Write);
+        Place(range.bytes() << 13 | write << 12 | range.start().frame_offset() as u64)
+    }
+
+    #[inline]
+    fn access(self) -> Access {
+        if self.0 & 1 << 12 == 0 { Access::Read } else { Access::Write }
+    }
+
+    fn offset(self) -> u64 {
+        self.0 & (FRAME_BYTES - 1)
+    }
+
+    fn bytes(self) -> u64 {
+        self.0 >> 13
+    }
 }
 
 impl<'s, P: Protocol> PinBatch<'s, P> {
     pub(crate) fn new(space: &'s AddressSpace<P>) -> PinBatch<'s, P> {
-        PinBatch { space, members: Vec::new(), more: Vec::new() }
+        PinBatch { space, members: Vec::new(), more: Vec::new(), room: Vec::new() }
     }
 
     /// Makes room for `ranges` that consist of `runs` together: a run is a piece of guest memory whose
     /// frames lie in order, so pages at random are a run each.
     pub fn reserve(&mut self, ranges: usize, runs: usize) {
         self.members.reserve(ranges.saturating_sub(self.members.len()));
-        self.more.reserve(runs.saturating_sub(ranges).saturating_sub(self.more.len()));
+        let more = runs.saturating_sub(ranges);
+        self.more.reserve(more.saturating_sub(self.more.len()));
+        self.room.reserve(more);
     }
 
     /// Pins all of `wanted` beside what the batch holds already. The iterator runs under the guard, so it must
@@ -68,10 +98,10 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         let mut reader = Reader::new(space, &guard);
         let mut result = Ok(());
         for (range, access) in wanted {
-            let (frames, end) = (range.frames(), self.more.len() as u32);
+            let frames = range.frames();
             match pin_leaf(&reader, frames.start(), frames.frames(), access) {
                 Some(first) if first.frames() == frames.frames() => {
-                    self.members.push(Member { range, access, first, end });
+                    self.members.push(Member { first, place: Place::new(range, access) });
                 }
                 first => {
                     result = self.pin_slowly(&mut guard, range, access, patience, first);
@@ -85,8 +115,7 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         drop(guard);
         if result.is_err() {
             // No device has seen any of it, so nobody wrote.
-            self.members[before..].iter_mut().for_each(|member| member.access = Access::Read);
-            self.unpin_from(before);
+            self.unpin_from(before, Some(Access::Read));
             return result;
         }
         let pinned = self.members.len() - before;
@@ -104,10 +133,11 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         patience: &Patience,
         first: Option<PinRun>,
     ) -> Result<(), PinError> {
-        let more = &mut self.more;
-        let first = pin_rest(self.space, guard, range.frames(), access, patience, first, more)?;
-        let end = self.more.len() as u32;
-        self.members.push(Member { range, access, first, end });
+        let frames = range.frames();
+        let first = pin_rest(self.space, guard, frames, access, patience, first, &mut self.room)?;
+        let index = self.members.len() as u32;
+        self.members.push(Member { first, place: Place::new(range, access) });
+        self.more.extend(self.room.drain(..).map(|run| (index, run)));
         Ok(())
     }
 
@@ -124,33 +154,33 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
     /// Unpins all; the room stays.
     #[inline]
     pub fn unpin(&mut self) {
-        self.unpin_from(0);
+        self.unpin_from(0, None);
     }
 
+    /// Unpins the members from `from` on, as if they had been pinned for `access` if that is given.
     #[inline]
-    fn unpin_from(&mut self, from: usize) {
-        let kept = self.start(from);
+    fn unpin_from(&mut self, from: usize, access: Option<Access>) {
         let pool = &*self.space.pool;
         let words = pool.frames().words();
         for member in &self.members[from..] {
-            member.first.unpin_by(pool, words, member.access);
+            let access = access.unwrap_or(member.place.access());
+            member.first.unpin_by(pool, words, access);
         }
-        if self.more.len() > kept {
-            for index in from..self.members.len() {
-                let access = self.members[index].access;
-                self.more_of(index).iter().for_each(|run| run.unpin(&self.space.pool, access));
-            }
-            self.more.truncate(kept);
+        let kept = self.more.partition_point(|more| (more.0 as usize) < from);
+        for &(member, run) in &self.more[kept..] {
+            let access = access.unwrap_or(self.members[member as usize].place.access());
+            run.unpin(pool, access);
         }
+        self.more.truncate(kept);
         self.members.truncate(from);
     }
 
-    fn start(&self, index: usize) -> usize {
-        index.checked_sub(1).map_or(0, |before| self.members[before].end as usize)
-    }
-
-    fn more_of(&self, index: usize) -> &[PinRun] {
-        &self.more[self.start(index)..self.members[index].end as usize]
+    fn more_of(&self, index: usize) -> impl Iterator<Item = PinRun> {
+        let start = self.more.partition_point(|more| (more.0 as usize) < index);
+        self.more[start..]
+            .iter()
+            .take_while(move |more| more.0 as usize == index)
+            .map(|more| more.1)
     }
 }
 
@@ -169,9 +199,8 @@ impl<P: Protocol> PinBatch<'_, P> {
         &self,
         index: usize,
     ) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
-        let Member { range, first, .. } = self.members[index];
-        let offset = range.start().frame_offset() as u64;
-        pieces(first, self.more_of(index), offset, range.bytes())
+        let Member { first, place } = self.members[index];
+        pieces(first, self.more_of(index), place.offset(), place.bytes())
     }
 }
 

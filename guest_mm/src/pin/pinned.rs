@@ -95,7 +95,7 @@ impl Pinned<'_> {
 
     fn pieces(&self) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
         let offset = self.range.start().frame_offset() as u64;
-        pieces(self.first, self.more(), offset, self.range.bytes())
+        pieces(self.first, self.more().iter().copied(), offset, self.range.bytes())
     }
 }
 

@@ -155,11 +155,11 @@ impl Runs<'_> {
 /// the frame where each starts, the offset in it, and how long it is. As few as the frames allow.
 pub(super) fn pieces(
     first: PinRun,
-    more: &[PinRun],
+    more: impl Iterator<Item = PinRun>,
     offset: u64,
     bytes: u64,
 ) -> impl Iterator<Item = (FrameNo, u64, u64)> {
-    let mut runs = std::iter::once(first).chain(more.iter().copied()).peekable();
+    let mut runs = std::iter::once(first).chain(more).peekable();
     let (mut skip, mut left) = (offset, bytes);
     std::iter::from_fn(move || {
         let run = runs.next()?;
