@@ -26,7 +26,6 @@ use crate::sync::{Apart, Arc, Lock};
 use crate::table::Table;
 use crate::tally::Tally;
 use crate::unmap::{self, UnmapError};
-use crate::vm_memory::GuestView;
 
 /// The guest memory service of a process.
 pub type GuestMm = Service<Sound>;
@@ -298,10 +297,9 @@ impl<P: Protocol> Guest<P> {
         PinBatch::new(&self.space)
     }
 
-    /// The memory as device models that are written against `vm-memory` use it, for one request or one
-    /// burst: see [`GuestView`].
-    pub fn view(&self) -> GuestView<'_, P> {
-        GuestView::new(&self.space)
+    /// Its memory, for the faces beside this one.
+    pub(crate) fn space(&self) -> &AddressSpace<P> {
+        &self.space
     }
 
     /// Takes `range` away; its next touch reads zeroes. How many frames went back to the pool.

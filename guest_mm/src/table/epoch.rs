@@ -119,7 +119,7 @@ mod imp {
 
     use rustix::thread::{MembarrierCommand, membarrier};
 
-    use super::super::reclaim::Retired;
+    use super::super::node::Retired;
     use super::{Epochs, Slot};
     use crate::sync::Lock;
 
@@ -271,7 +271,7 @@ mod imp {
 
     use loom::thread::ThreadId;
 
-    use super::super::reclaim::Retired;
+    use super::super::node::Retired;
     use super::{Epochs, Slot};
     use crate::sync::Arc;
 

@@ -4,7 +4,7 @@ use crate::addr::{Gfn, GfnRange};
 use crate::entry::NodeNo;
 use crate::geometry::{FANOUT, Level};
 use crate::pool::Reservation;
-use crate::sync::{Apart, AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
+use crate::sync::{Apart, Arc, AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
 
 /// What a table's lock guards, beside the right to write its words.
 #[derive(Debug)]
@@ -56,6 +56,9 @@ impl<'a> Tables<'a> {
         &self.0[index]
     }
 }
+
+/// A page that waits for its walkers, and where it goes back to.
+pub(super) type Retired = (Arc<Arena>, NodeNo);
 
 /// A page was freed while it still held entries.
 const NOT_EMPTY: &str = "non-empty table freed";

@@ -25,9 +25,6 @@ pub(crate) use super::epoch::Guard;
 use super::epoch::Walkers;
 use super::node::Arena;
 
-/// A page that waits for its walkers, and where it goes back to.
-pub(super) type Retired = (Arc<Arena>, NodeNo);
-
 /// Gives `node`, detached just now, back to `arena` once no walker is left in it (R2, R3).
 pub(super) fn retire<P: Protocol>(walkers: &Walkers, arena: &Arc<Arena>, node: NodeNo) {
     if !P::R2_GRACE_BEFORE_REUSE {

@@ -49,8 +49,16 @@ pub struct GuestView<'g, P: Protocol = Sound> {
     held: RefCell<Held<'g, P>>,
 }
 
+impl<P: Protocol> Guest<P> {
+    /// The memory as device models that are written against `vm-memory` use it, for one request or one
+    /// burst: see [`GuestView`].
+    pub fn view(&self) -> GuestView<'_, P> {
+        GuestView::new(self.space())
+    }
+}
+
 impl<'g, P: Protocol> GuestView<'g, P> {
-    pub(crate) fn new(space: &'g AddressSpace<P>) -> GuestView<'g, P> {
+    fn new(space: &'g AddressSpace<P>) -> GuestView<'g, P> {
         GuestView { space, held: RefCell::new(Held::new(space)) }
     }
 

@@ -3,32 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use guest_mm::CollapserConfig;
 use guest_mm::addr::{GfnRange, PageSize};
-use guest_mm::collapse::{CollapsePolicy, CollapserStats, Copying, Skip};
+use guest_mm::collapse::{CollapserStats, Skip};
 
-use crate::config::Collapse;
 use crate::control::{CollapseOutcome, Collapser};
 
 use super::memory::ServedRam;
 
 /// How long a client is kept waiting by a collapse of all RAM. Whoever comes next waits for it, too.
 const LONGEST: Duration = Duration::from_secs(3);
-
-/// What a collapse may do.
-pub(super) fn policy(config: &Collapse) -> CollapsePolicy {
-    let copying = if config.copying.value { Copying::Allowed } else { Copying::Never };
-    CollapsePolicy { max_holes: config.max_holes.value, copying }
-}
-
-/// The same for the thread that collapses by itself, with its pace.
-pub(super) fn collapser(config: &Collapse) -> CollapserConfig {
-    CollapserConfig {
-        policy: policy(config),
-        scan_rate: config.scan_rate.value.limit(),
-        copy_budget: config.copy_budget.value.limit(),
-    }
-}
 
 /// What that thread did, by names.
 pub(super) fn told(stats: CollapserStats) -> Collapser {
@@ -95,14 +78,6 @@ mod tests {
     use super::*;
     use crate::config::{Host, MachineConfig};
 
-    #[test]
-    fn the_defaults_are_those_of_the_library() {
-        let host = Host { phys_bits: 46 };
-        let text = "boot.guest = 'hello'";
-        let config = MachineConfig::parse(text, Path::new("x.toml"), &[], host).unwrap();
-        assert_eq!(collapser(&config.collapse), CollapserConfig::default());
-    }
-
     /// A client that asks for all of a large guest must not keep its machine from ending.
     #[test]
     fn a_collapse_of_all_ram_stops_when_the_machine_does() {
@@ -121,17 +96,5 @@ mod tests {
         let cut = ram.collapse_all(|| asked.replace(asked.get() + 1) >= 3);
         assert_eq!((cut.blocks, cut.left), (8, 5), "{cut:?}");
         ram.close().unwrap();
-    }
-
-    #[test]
-    fn a_config_reaches_the_library() {
-        let sets = ["max_holes=7", "copying=false", "scan_rate=unlimited", "copy_budget=9"];
-        let sets = sets.map(|set| format!("collapse.{set}"));
-        let host = Host { phys_bits: 46 };
-        let text = "boot.guest = 'hello'";
-        let config = MachineConfig::parse(text, Path::new("x.toml"), &sets, host).unwrap();
-        let policy = CollapsePolicy { max_holes: 7, copying: Copying::Never };
-        let expected = CollapserConfig { policy, scan_rate: None, copy_budget: Some(9) };
-        assert_eq!(collapser(&config.collapse), expected);
     }
 }

@@ -3,12 +3,12 @@
 use std::fmt;
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
-use guest_mm::collapse::CollapsePolicy;
+use guest_mm::collapse::{CollapsePolicy, Copying};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::protocol::{Protocol, Sound};
-use guest_mm::{FaultPolicy, Guest, GuestConfig, Service};
+use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, Service};
 
 use crate::boot::BootImage;
 use crate::config::{self, Backing, Collapse, Memory};
@@ -16,7 +16,6 @@ use crate::kvm::Slot;
 use crate::ram::Ram;
 
 use super::MachineError;
-use super::collapse::{collapser, policy};
 
 /// A service with one guest on it. The guest goes before the pool.
 #[derive(Debug)]
@@ -154,5 +153,48 @@ impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
         let gfn: Gfn = Gpa::new(gpa).gfn();
         let within = GfnRange::new(gfn, 1).is_ok_and(|page| self.guest.is_ram(page));
         within && self.guest.read(Gpa::new(gpa), into).is_ok()
+    }
+}
+
+/// What a collapse may do.
+fn policy(config: &Collapse) -> CollapsePolicy {
+    let copying = if config.copying.value { Copying::Allowed } else { Copying::Never };
+    CollapsePolicy { max_holes: config.max_holes.value, copying }
+}
+
+/// The same for the thread that collapses by itself, with its pace.
+fn collapser(config: &Collapse) -> CollapserConfig {
+    CollapserConfig {
+        policy: policy(config),
+        scan_rate: config.scan_rate.value.limit(),
+        copy_budget: config.copy_budget.value.limit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Host, MachineConfig};
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let host = Host { phys_bits: 46 };
+        let text = "boot.guest = 'hello'";
+        let config = MachineConfig::parse(text, Path::new("x.toml"), &[], host).unwrap();
+        assert_eq!(collapser(&config.collapse), CollapserConfig::default());
+    }
+
+    #[test]
+    fn a_config_reaches_the_library() {
+        let sets = ["max_holes=7", "copying=false", "scan_rate=unlimited", "copy_budget=9"];
+        let sets = sets.map(|set| format!("collapse.{set}"));
+        let host = Host { phys_bits: 46 };
+        let text = "boot.guest = 'hello'";
+        let config = MachineConfig::parse(text, Path::new("x.toml"), &sets, host).unwrap();
+        let policy = CollapsePolicy { max_holes: 7, copying: Copying::Never };
+        let expected = CollapserConfig { policy, scan_rate: None, copy_budget: Some(9) };
+        assert_eq!(collapser(&config.collapse), expected);
     }
 }
