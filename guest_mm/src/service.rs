@@ -107,6 +107,7 @@ impl<P: Protocol> Service<P> {
         bytes: u64,
         pages: PageSize,
     ) -> Result<Service<P>, BackingError> {
+        crate::table::epoch::prepare();
         let pool = Arc::new(Pool::new(choice, bytes, pages)?);
         Ok(Service { pool, guests: Lock::new(Guests { spaces: Vec::new(), next_origin: 0 }) })
     }

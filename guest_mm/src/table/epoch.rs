@@ -23,6 +23,8 @@
 
 use crate::sync::{AtomicU64, Lock, Ordering, compiler_barrier, full_fence};
 
+#[cfg(not(loom))]
+pub(crate) use imp::prepare;
 pub(crate) use imp::{Guard, Walkers};
 
 #[cfg(all(test, loom))]
@@ -130,6 +132,12 @@ mod imp {
 
     /// Slots that no thread has.
     static FREE: Lock<Vec<&'static Slot>> = Lock::fresh(Vec::new());
+
+    /// Asks the kernel for its barriers now: a process that has several threads already waits for that, some
+    /// milliseconds, and one that has a single thread does not.
+    pub(crate) fn prepare() {
+        LazyLock::force(&EPOCHS);
+    }
 
     /// G2: returns when every thread of the process that runs has passed a full barrier; false when the kernel
     /// has no memory for that, or a filter of system calls came between.

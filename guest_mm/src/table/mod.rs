@@ -21,7 +21,7 @@
 
 mod below;
 pub(crate) mod cursor;
-mod epoch;
+pub(crate) mod epoch;
 pub(crate) mod node;
 pub(crate) mod reclaim;
 mod residency;
