@@ -1,13 +1,12 @@
 //! `slat collapse` on the real program: with a collapser and without, and on what is no machine.
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Output, Running, Scratch, Slat, assert_refused, require_kvm};
+use tests::{Output, Running, Scratch, Slat, assert_refused, impostor, require_kvm};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -149,15 +148,7 @@ fn what_is_no_machine_is_said_in_a_sentence() {
         (b"{\"slat\":1,\"error\":\"no\"}\n", "says: no"),
         (b"", "not running"),
     ] {
-        let output = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut client, _) = listener.accept().expect("slat comes");
-                let mut request = [0; 64];
-                let _ = client.read(&mut request);
-                let _ = client.write_all(answer);
-            });
-            collapse(&socket, &["--now"])
-        });
+        let output = impostor(&listener, answer, || collapse(&socket, &["--now"]));
         assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output:?}");
         assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
         assert!(output.stderr.contains(says), "{output:?}");

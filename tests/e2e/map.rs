@@ -1,7 +1,7 @@
 //! `slat map` on the real program: of a machine that runs, of one that has ended, and of what is neither.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Output, Running, Scratch, Slat, assert_refused, require_kvm};
+use tests::{Output, Running, Scratch, Slat, assert_refused, impostor, require_kvm};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -288,15 +288,7 @@ fn a_socket_of_something_else_fails_the_job() {
         (b"{\"slat\":1,\"error\":\"no\"}\n", "the monitor said: no"),
         (b"", "not running"),
     ] {
-        let output = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut client, _) = listener.accept().expect("slat comes");
-                let mut request = [0; 64];
-                let _ = client.read(&mut request);
-                let _ = client.write_all(answer);
-            });
-            SLAT.run([Path::new("map"), &path])
-        });
+        let output = impostor(&listener, answer, || SLAT.run([Path::new("map"), &path]));
         assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output:?}");
         assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
         assert!(output.stderr.contains(says), "{output:?}");

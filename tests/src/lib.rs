@@ -2,6 +2,7 @@
 //! of source trees.
 
 pub mod imports;
+mod impostor;
 mod refusal;
 mod report;
 mod running;
@@ -9,6 +10,7 @@ mod skip;
 mod slat;
 pub mod tree;
 
+pub use impostor::impostor;
 pub use refusal::assert_refused;
 pub use report::Report;
 pub use running::Running;
