@@ -35,7 +35,7 @@
 //! * Pages that the guest gave up stay in the pool, not with the host.
 
 // The models use a part of it.
-#![cfg_attr(loom, allow(dead_code, unused_imports))]
+#![cfg_attr(loom, allow(dead_code))]
 
 // F0
 pub mod addr;

@@ -303,7 +303,8 @@ impl<P: Protocol> Guest<P> {
         &self.space
     }
 
-    /// Takes `range` away; its next touch reads zeroes. How many frames went back to the pool.
+    /// Takes `range` away; its next touch reads zeroes. How many frames it had: they are back in the pool, but
+    /// for those that a device has pinned, which follow when it lets go.
     ///
     /// # Errors
     /// [`UnmapError`].

@@ -13,10 +13,12 @@
 //!                         C3..C6 with the page table's    L3 attached? else L1 again
 //!                            lock alone
 //!                         C7 lock the directory, put
-//!                            the leaf in, unlock both
+//!                            the leaf in, in the
+//!                            window too, unlock both
 //!
-//! Invariant   from C2 to C7 nobody but the collapse changes the PDE or any PTE below it, and the directory,
-//!             which spans a GiB, is locked for two stores.
+//! Invariant   from C2 to C7 nobody but the collapse changes the PDE or any PTE below it. The directory, which
+//!             spans a GiB, is not locked for the flush and the copy; it is for C7, whose call of the window
+//!             is as any other leaf's of its level (C7 is longest where 512 mappings of a page each go).
 //! Tolerated   C7 takes a parent's lock under its child's. Nobody waits the other way round: whoever holds
 //!             the directory and meets a frozen entry lets go of it first.
 //! Origin      ours; khugepaged holds the lock of the whole address space instead.

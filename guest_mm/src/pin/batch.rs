@@ -7,7 +7,9 @@ use crate::protocol::Protocol;
 use crate::space::{AddressSpace, PinCount};
 use crate::table::reclaim::Guard;
 
-use super::runs::{PinRun, pieces};
+use super::runs::PinRun;
+#[cfg(not(loom))]
+use super::runs::pieces;
 use super::{Patience, PinError, Reader, pin_leaf, pin_rest};
 
 /// Ranges that are pinned together, under one guard, and unpinned together. The room for them is kept from

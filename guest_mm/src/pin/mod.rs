@@ -7,8 +7,9 @@
 //!                         P3 full barrier                 C4 full barrier
 //!                         P4 PTE unchanged?               C5 a frame is pinned? then thaw the PDE
 //!                         P5 PDE unchanged? else P6       C6 copy the frames into a block
-//!                         P6 unpin (and again from P1)    C7 PDE := the block, in the window too
-//!                                                         C8 retire the table (R2), free the frames
+//!                         P6 unpin (and again from P1)    C7 PDE := the block; retire the table
+//!                                                            (R2); the block in the window
+//!                                                         C8 free the frames
 //!
 //! Invariant   a frame that P5 left pinned is not copied: either C5 sees the pin of P2, or P5 sees what C2
 //!             did. The PTE alone does not tell: C2 to C7 leave it as it is.

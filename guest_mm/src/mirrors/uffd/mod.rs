@@ -139,7 +139,7 @@ impl Uffd {
                 true => window.open(&self.descriptor, &self.pool, part),
                 false => window.show(&self.descriptor, &self.pool, part, frame),
             };
-            // Where no mapping is left to split off, the block is served page by page.
+            // Where no mapping is left to split off, the block stays as it is mapped, and is filled in it.
             if opened != Err(Errno::NOMEM) {
                 return opened;
             }

@@ -284,7 +284,7 @@ impl Bench {
         ]);
     }
 
-    /// Single pins while blocks collapse and split.
+    /// Single pins while blocks are promoted and split.
     fn under_fire(&self, table: &mut Table) -> Result<(), BenchError> {
         let Bench { served, pages, rounds, .. } = self;
         let (mut p50, mut p99, mut collapses) = (Vec::new(), Vec::new(), Vec::new());
@@ -296,19 +296,14 @@ impl Bench {
         }
         table.rows.extend([
             Row::against(
-                "pin and unpin while blocks collapse and split, p99",
+                "pin and unpin while blocks are promoted and split, p99",
                 "cycles",
                 median(&mut p99),
                 "p50",
                 median(&mut p50),
                 Goal::RatioAtMost(20.0),
             ),
-            Row::alone(
-                "blocks collapsed meanwhile",
-                "blocks/s",
-                median(&mut collapses),
-                Goal::None,
-            ),
+            Row::alone("blocks promoted meanwhile", "blocks/s", median(&mut collapses), Goal::None),
         ]);
         Ok(())
     }
