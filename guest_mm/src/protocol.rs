@@ -1,40 +1,137 @@
-//! The steps of the protocols that history got wrong, one constant each.
+//! The steps of the protocols, and those of them that history got wrong.
 //!
-//! A constant is named after the label of its step in the protocol block at the top of a module, and the
+//! A constant of [`Protocol`] is named after the label of its step in the protocol block at the top of a module, and the
 //! code asks for it where the step is taken. [`Sound`] has them all; it is the only one that a production
-//! type names. `historical` has the others: each leaves one step out, as Linux or an earlier monitor
+//! type names. [`historical`] has the others: each leaves one step out, as Linux or an earlier monitor
 //! once did, and a test shows the damage.
+//!
+//! The code also says which [`Step`] it is about to take. Nobody listens to [`Sound`]; with [`Observed`] somebody
+//! does, and can hold a thread there.
 
-/// Which steps are taken.
-pub trait Protocol: Send + Sync + 'static {
+pub mod historical;
+mod step;
+
+use std::fmt;
+use std::marker::PhantomData;
+
+pub use step::Step;
+
+/// Makes the trait, [`Sound`]'s assertion and [`Observed`]'s forwarding of one list.
+macro_rules! protocol {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        /// Which steps are taken.
+        pub trait Protocol: Send + Sync + 'static {
+            $($(#[$doc])* const $name: bool = true;)*
+
+            /// Called before a step is taken. Locks may be held, and on the way of a pin an epoch.
+            #[inline(always)]
+            fn at(_step: Step) {}
+        }
+
+        const _: () = assert!(
+            $(Sound::$name)&&*,
+            "the protocol that ships takes every step"
+        );
+
+        impl<P: Protocol, O: Observer> Protocol for Observed<P, O> {
+            $(const $name: bool = P::$name;)*
+
+            #[inline]
+            fn at(step: Step) {
+                O::at(step);
+            }
+        }
+    };
+}
+
+protocol! {
     /// `continue-vs-zap`, step F5 (`fault`): a published leaf goes into the window before the lock on
     /// its table is released. Without it a zap can come between, and the window keeps a translation
     /// that the table has lost. Origin: ours; KVM guards the same step with `mmu_invalidate_seq`
     /// (Linux e930bffe95e1, "KVM: Synchronize guest physical memory map to host virtual memory map").
-    const F5_INSTALL_UNDER_LOCK: bool = true;
+    F5_INSTALL_UNDER_LOCK;
 
     /// `lock-vs-detach`, step L3 (`table::cursor`): after a table's lock is taken, it is looked at
     /// again whether the table still hangs in the tree. Without it an entry goes into a detached table
     /// and its page is lost. Origin: Linux 0d940a9b270b, "mm/pgtable: allow pte_offset_map[_lock]() to
     /// fail".
-    const L3_RECHECK_ATTACHED: bool = true;
+    L3_RECHECK_ATTACHED;
 
     /// `walk-vs-free`, step R2 (`table::reclaim`): a detached table is reused only after every walker
     /// that could still be in it has left. Without it a walker reads another range's entries. Origin:
     /// Linux 2667f50e8b81, "mm: introduce a general RCU get_user_pages_fast()".
-    const R2_GRACE_BEFORE_REUSE: bool = true;
+    R2_GRACE_BEFORE_REUSE;
 
     /// `pin-vs-collapse`, step P5 (`pin`): with the pin in place, it is looked at again whether the page
     /// directory still points to the page table that the leaf was found in. Without it a pin lands on
     /// a page that a collapse has copied already, and what a device writes there is lost. Origin: Linux
     /// 70cbc3cc78a99, "mm: gup: fix the fast GUP race against THP collapse".
-    const P5_RECHECK_PDE: bool = true;
+    P5_RECHECK_PDE;
 
     /// `pin-vs-collapse`, step C5 (`collapse`): the pins are looked at when no walker can find the page
     /// table any more. Looked at before that only, a pin that comes between is overlooked. Origin:
     /// khugepaged counts references after it has cleared and flushed the entry (Linux ba76149f47d8,
     /// "thp: khugepaged"); other code that replaces pages was found to count before, or not at all.
-    const C5_LOOK_AFTER_FREEZE: bool = true;
+    C5_LOOK_AFTER_FREEZE;
+
+    /// `pin-vs-unexclusive`, step P3 (`pin`): a full barrier between the pin and the look at what it rests on.
+    /// Without it the look may be the older of the two, and both sides miss each other. Origin, of this and
+    /// the three that follow: Linux 088b8aa537c2, "mm: fix PageAnonExclusive clearing racing with concurrent
+    /// RCU GUP-fast". On x86 the pin itself is this barrier.
+    P3_BARRIER_BEHIND_PIN;
+
+    /// `pin-vs-unexclusive`, step P4 (`pin`): the look at the entry comes before that at the mark. Without it a
+    /// mark that was read early vouches for an entry that was restored since. x86 keeps loads in order.
+    P4_READ_BARRIER;
+
+    /// `pin-vs-unexclusive`, step P6 (`pin`): the mark is looked at after the entry. Looked at before that only,
+    /// a frame whose mark went while its entry was out for a moment is pinned for good, and shared. Origin:
+    /// Linux 6c287605fd56, "mm: remember exclusively mapped anonymous pages with PG_anon_exclusive".
+    P6_RECHECK_MARK;
+
+    /// `pin-vs-unexclusive`, step X3 (`share`): a full barrier between the entry that is taken out and the look at
+    /// the pins. On x86 taking the entry out is this barrier.
+    X3_BARRIER_BEHIND_CLEAR;
+
+    /// `pin-vs-unexclusive`, step X6 (`share`): who sees the entry restored sees the mark gone. x86 keeps stores
+    /// in order.
+    X6_WRITE_BARRIER;
+
+    /// `dedup-vs-pin`, step S1 (`share`): the entry is taken out, of the table and of the window, before the pins are
+    /// looked at. Looked at before that only, a pin comes between the look and the replacement, and the device
+    /// writes to a page that the guest has lost. Origin: Linux, `write_protect_page` and `replace_page` of
+    /// ksm.c, which clear and flush before they count (31dbd01f3143, "ksm: Kernel SamePage Merging").
+    S1_TAKE_OUT_BEFORE_LOOK;
+
+    /// `dedup-vs-pin`, step S3 (`share`): the pins are looked at, at all. Origin: uprobes' `__replace_page`, which
+    /// never did (Linux 2b1444983508, "uprobes, mm, x86: Add the ability to install and remove uprobes
+    /// breakpoints").
+    S3_LOOK_AT_PINS;
+
+    /// `place-vs-retract`, step T1 (`collapse::retract`): the page directory is locked before the page table is emptied, and
+    /// the page table's lock is kept until it is detached. Without it a page that is placed between the two is
+    /// lost. Origin: Linux 1043173eb5eb and its repair, "mm/khugepaged: fix collapse_pte_mapped_thp() versus
+    /// uffd".
+    T1_DIRECTORY_BEFORE_EMPTYING;
+
+    /// `place-vs-retract`, step T4 (`collapse::retract`): what an earlier pass has taken out is flushed, though the later
+    /// one finds nothing to take out, or gives up. Without it the window keeps what the table has lost. Origin: the
+    /// second draft of that repair, withdrawn for it.
+    T4_FLUSH_EVERY_PASS;
+
+    /// `huge-vs-small-fault`, step H3 (`fault::image`): with the directory's lock taken, it is looked at again
+    /// whether nothing has come to the block. Without it a huge leaf goes over a page table, and that and
+    /// its pages are lost. Origin: Linux e2093926a098, "dax: fix race between colliding PMD & PTE entries".
+    H3_RECHECK_HUGE;
+
+    /// `huge-vs-small-fault`, step K3 (`fault::image`): with the lock taken, it is looked at again whether a huge leaf has
+    /// come. Without it a page table goes over the leaf, and the counters never recover. Origin: as for H3.
+    K3_RECHECK_SMALL;
+
+    /// `huge-map-over-missing`, step M2 (`place`): a block is shown huge only when each of its pages is there. Without
+    /// it the guest reads zeroes where pages are still to come. Origin: ours; Cloud Hypervisor's issue 8663
+    /// is the same.
+    M2_EVERY_PAGE_PRESENT;
 }
 
 /// Every step is taken.
@@ -43,52 +140,18 @@ pub struct Sound;
 
 impl Protocol for Sound {}
 
-const _: () = assert!(
-    Sound::F5_INSTALL_UNDER_LOCK
-        && Sound::L3_RECHECK_ATTACHED
-        && Sound::R2_GRACE_BEFORE_REUSE
-        && Sound::P5_RECHECK_PDE
-        && Sound::C5_LOOK_AFTER_FREEZE,
-    "the protocol that ships takes every step"
-);
+/// Hears of the steps that threads are about to take.
+pub trait Observer: Send + Sync + 'static {
+    /// The calling thread is about to take `step`. It may be kept waiting: for replays and storms, where that is
+    /// the purpose.
+    fn at(step: Step);
+}
 
-/// Protocols that leave one step out, for those who want to see what it is good for. A service with one of
-/// them loses data: that is what they are for.
-pub mod historical {
-    use super::Protocol;
+/// The protocol `P`, with `O` told of each step.
+pub struct Observed<P, O>(PhantomData<(P, O)>);
 
-    /// A leaf is installed in the window after its lock was dropped.
-    #[derive(Debug)]
-    pub struct InstallAfterUnlock;
-    impl Protocol for InstallAfterUnlock {
-        const F5_INSTALL_UNDER_LOCK: bool = false;
-    }
-
-    /// A locked table is taken for attached.
-    #[derive(Debug)]
-    pub struct LockWithoutRecheck;
-    impl Protocol for LockWithoutRecheck {
-        const L3_RECHECK_ATTACHED: bool = false;
-    }
-
-    /// A detached table is reused at once.
-    #[derive(Debug)]
-    pub struct FreeWithoutGrace;
-    impl Protocol for FreeWithoutGrace {
-        const R2_GRACE_BEFORE_REUSE: bool = false;
-    }
-
-    /// A pin is taken for good though the page table may be on its way out.
-    #[derive(Debug)]
-    pub struct PinWithoutPde;
-    impl Protocol for PinWithoutPde {
-        const P5_RECHECK_PDE: bool = false;
-    }
-
-    /// A collapse looks at the pins while new ones can still come.
-    #[derive(Debug)]
-    pub struct LookBeforeFreeze;
-    impl Protocol for LookBeforeFreeze {
-        const C5_LOOK_AFTER_FREEZE: bool = false;
+impl<P: fmt::Debug, O> fmt::Debug for Observed<P, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observed")
     }
 }

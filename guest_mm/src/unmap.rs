@@ -4,7 +4,7 @@ use crate::addr::GfnRange;
 use crate::entry::Entry;
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, CutsPage};
 use crate::table::OutOfTables;
 use crate::table::cursor::Ended;
@@ -44,6 +44,7 @@ fn unmap_in_block<P: Protocol>(
 ) -> Result<u64, UnmapError> {
     let gfn = part.start();
     loop {
+        P::at(Step::Z1);
         let mut cursor = space.table.cursor_on(gfn, Level::PD);
         let span = GfnRange::entry(gfn, cursor.level());
         match cursor.entry(gfn) {
@@ -55,8 +56,12 @@ fn unmap_in_block<P: Protocol>(
             }
             // Z1 to Z5 of `fault`
             Entry::Leaf(_) | Entry::Marker(_) if range.covers(span) => {
-                let gone = cursor.unmap(span).flush(&*space.mirror)?;
+                P::at(Step::Z2);
+                let zap = cursor.unmap(span);
+                P::at(Step::Z3);
+                let gone = zap.flush(&*space.mirror)?;
                 drop(cursor);
+                P::at(Step::Z5);
                 return Ok(gone.release(&space.pool));
             }
             Entry::Leaf(_) | Entry::Marker(_) => {
@@ -65,9 +70,12 @@ fn unmap_in_block<P: Protocol>(
             Entry::Table(_) if range.covers(span) => {
                 // If the flush fails, the frames stay in use for ever, and so do the reservations around
                 // them: nothing of the block may be handed out.
+                P::at(Step::Z2);
                 let (zap, ended) = cursor.detach(gfn);
+                P::at(Step::Z3);
                 let gone = zap.flush(&*space.mirror)?;
                 drop(cursor);
+                P::at(Step::Z5);
                 let frames = gone.release(&space.pool);
                 end(space, ended);
                 return Ok(frames);
@@ -78,9 +86,13 @@ fn unmap_in_block<P: Protocol>(
                 if cursor.level() != Level::PT {
                     continue;
                 }
-                let gone = cursor.unmap(part).flush(&*space.mirror)?;
+                P::at(Step::Z2);
+                let zap = cursor.unmap(part);
+                P::at(Step::Z3);
+                let gone = zap.flush(&*space.mirror)?;
                 let emptied = cursor.is_empty();
                 drop(cursor);
+                P::at(Step::Z5);
                 let frames = gone.release(&space.pool);
                 if emptied {
                     prune(space, part)?;

@@ -3,7 +3,7 @@
 use crate::addr::{FrameNo, Gfn, GfnRange};
 use crate::entry::Leaf;
 use crate::geometry::Level;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::sync::full_fence;
 use crate::table::cursor::Cursor;
@@ -31,9 +31,11 @@ pub(super) fn copy<'t, P: Protocol>(
     };
     let target = block.first();
     // C2
+    P::at(Step::C2);
     let zap = directory.freeze(start, &mut table);
     drop(directory);
     // C3
+    P::at(Step::C3);
     let flushed = match zap.flush(&*space.mirror) {
         Ok(flushed) => flushed,
         Err(error) => {
@@ -44,6 +46,7 @@ pub(super) fn copy<'t, P: Protocol>(
     // C4
     full_fence();
     // C5
+    P::at(Step::C5);
     if P::C5_LOOK_AFTER_FREEZE
         && let Some(gfn) = pinned_page(space, range, plan)
     {
@@ -52,6 +55,7 @@ pub(super) fn copy<'t, P: Protocol>(
         return Ok(Collapsed::Skipped(Skip::Pinned { gfn }));
     }
     // C6
+    P::at(Step::C6);
     for (i, page) in plan.pages.iter().enumerate() {
         let to = target.add(i as u64);
         match *page {
@@ -60,12 +64,14 @@ pub(super) fn copy<'t, P: Protocol>(
         }
     }
     // C7
+    P::at(Step::C7);
     let mut directory = space.table.cursor_on(start, Level::PD);
     let leaf = Leaf { frame: target, prot: plan.prot };
     let (published, old, ended) = directory.replace(start, table, leaf, flushed);
     let shown = published.promote(&*space.mirror);
     drop(directory);
     // C8
+    P::at(Step::C8);
     let pages = old.release(&space.pool);
     end(space, ended);
     count(&space.counters.prefilled, plan.holes.len() as u64);

@@ -36,7 +36,7 @@ use crate::entry::{Entry, Leaf};
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
 use crate::prot::Prot;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, count};
 use crate::table::cursor::{Cursor, Ended};
 
@@ -93,6 +93,7 @@ fn try_block<P: Protocol>(
         return skipped(Skip::NotWhole);
     };
     // C1
+    P::at(Step::C1);
     let directory = space.table.cursor_on(start, Level::PD);
     let mut table = match directory.entry(start) {
         Entry::Leaf(_) => return Ok(Collapsed::AlreadyHuge),

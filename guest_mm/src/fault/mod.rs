@@ -31,7 +31,7 @@ use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::pool::{Exhausted, Pool};
 use crate::prot::{Access, Prot};
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::table::OutOfTables;
 use crate::table::cursor::Cursor;
@@ -142,6 +142,7 @@ fn serve<P: Protocol>(
         return Err(FaultError::Exhausted { gpa, access, cause });
     }
     // F1
+    P::at(Step::F1);
     let smallest = space.pool.granule().level().unwrap_or(Level::PT);
     let mut cursor = space.table.cursor_at(gfn, smallest)?;
     // F2
@@ -261,6 +262,7 @@ fn fill_huge<P: Protocol>(
     let hint = region.preferred_frame(range.start(), space.pool.nr_frames());
     let Some(frame) = space.pool.alloc_run_zeroed(size, hint) else { return Ok(None) };
     // F1
+    P::at(Step::F1);
     let mut cursor = match space.table.cursor_at(gfn, level) {
         Ok(cursor) => cursor,
         Err(error) => {
@@ -275,12 +277,14 @@ fn fill_huge<P: Protocol>(
         return Ok(None);
     }
     // F4
+    P::at(Step::F4);
     let published = cursor.map(range.start(), Leaf { frame, prot: RAM });
     // F5, F6
     match install::<P>(published, &*space.mirror, Cause::Touched)? {
         None => drop(cursor),
         Some(late) => {
             drop(cursor);
+            P::at(Step::F5);
             late.install(&*space.mirror)?;
         }
     }
@@ -332,6 +336,7 @@ fn fill<P: Protocol>(
         let wanted = gfn < range.end() && cursor.entry(gfn) == Entry::Absent && result.is_ok();
         // F3
         let frame = if wanted {
+            P::at(Step::F3);
             let frame = frame_for(space, region, &mut cursor, gfn, cause);
             frame.unwrap_or_else(|error| {
                 result = Err(error);
@@ -349,6 +354,7 @@ fn fill<P: Protocol>(
         }
         if let Some(done) = run.take() {
             // F4, F5
+            P::at(Step::F4);
             let published = cursor.map_run(done, RAM);
             pages += done.frames;
             match install::<P>(published, &*space.mirror, cause) {
@@ -359,8 +365,10 @@ fn fill<P: Protocol>(
         run = frame.map(|frame| Run { gfn, frame, frames: 1 });
     }
     // F6
+    P::at(Step::F6);
     drop(cursor);
     for late in late {
+        P::at(Step::F5);
         late.install(&*space.mirror).map_err(FillError::Mirror)?;
     }
     result.map(|()| pages)
@@ -375,6 +383,7 @@ fn install<P: Protocol>(
     if !P::F5_INSTALL_UNDER_LOCK {
         return Ok(Some(published.after_unlock()));
     }
+    P::at(Step::F5);
     match cause {
         Cause::Touched => published.install(mirror)?,
         Cause::Asked | Cause::Around => published.offer(mirror)?,

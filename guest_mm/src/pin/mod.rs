@@ -6,15 +6,15 @@
 //!                         P2 pin the PTE's frame          C3 zap the window: no vCPU writes any more
 //!                         P3 full barrier                 C4 full barrier
 //!                         P4 PTE unchanged?               C5 a frame is pinned? then thaw the PDE
-//!                         P5 PDE unchanged? else P6       C6 copy the frames into a block
-//!                         P6 unpin (and again from P1)    C7 PDE := the block; retire the table
+//!                         P5 PDE unchanged? else P7       C6 copy the frames into a block
+//!                         P7 unpin (and again from P1)    C7 PDE := the block; retire the table
 //!                                                            (R2); the block in the window
 //!                                                         C8 free the frames
 //!
 //! Invariant   a frame that P5 left pinned is not copied: either C5 sees the pin of P2, or P5 sees what C2
 //!             did. The PTE alone does not tell: C2 to C7 leave it as it is.
-//! Tolerated   a pin of P2 on a frame that was copied already, until P6; nobody writes through it. A
-//!             collapse that gives up (C5) on a pin that P6 takes back.
+//! Tolerated   a pin of P2 on a frame that was copied already, until P7; nobody writes through it. A
+//!             collapse that gives up (C5) on a pin that P7 takes back.
 //! Origin      Linux 70cbc3cc78a99 (P5: without the IPI that once held collapses up, the fast walk must look
 //!             at the PMD again) and 2ba99c5e08812 (R2: nor may the table be freed under it).
 //! Variants    `PinWithoutPde` skips P5; `LookBeforeFreeze` does C5 before C2; `FreeWithoutGrace` skips R2
@@ -44,7 +44,7 @@ use crate::fault::{FaultError, fault};
 use crate::geometry::Level;
 use crate::pool::{Dirty, FrameWords};
 use crate::prot::Access;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, PinCount};
 use crate::sync::full_fence_after_rmw;
 use crate::table::reclaim::Guard;
@@ -118,6 +118,7 @@ fn pin_leaf<P: Protocol>(
     access: Access,
 ) -> Option<PinRun> {
     // P1
+    P::at(Step::P1);
     let found = reader.tables.locate(gfn);
     if found.level() > Level::PT {
         return pin_huge(reader.space, reader.guard, gfn, want, access).ok();
@@ -135,14 +136,17 @@ fn pin_small<P: Protocol>(
 ) -> Result<PinRun, Obstacle> {
     let Some(frame) = found.frame_for(access) else { return Err(Obstacle::Fault) };
     // P2
+    P::at(Step::P2);
     let dirty = words.pin(frame);
     // P3
     full_fence_after_rmw();
     // P4, P5
+    P::at(Step::P4);
     if found.is_unchanged() && (!P::P5_RECHECK_PDE || found.is_attached()) {
         return Ok(PinRun::new(frame, 1, Kind::Frames, dirty));
     }
-    // P6
+    // P7
+    P::at(Step::P7);
     space.pool.unpin(frame);
     Err(Obstacle::Changed)
 }
@@ -157,6 +161,7 @@ fn pin_huge<P: Protocol>(
     access: Access,
 ) -> Result<PinRun, Obstacle> {
     // P1
+    P::at(Step::P1);
     let found = space.table.locate(guard, gfn);
     if found.level() == Level::PT {
         return Err(Obstacle::Changed);
@@ -169,14 +174,17 @@ fn pin_huge<P: Protocol>(
     let offset = gfn.offset_in(span);
     let (first, frames) = (leaf.add(offset), want.min(span - offset));
     // P2
+    P::at(Step::P2);
     blocks(first, frames).for_each(|block| space.pool.frames().pin_block(block));
     // P3
     full_fence_after_rmw();
     // P4
+    P::at(Step::P4);
     if found.is_unchanged() {
         return Ok(PinRun::new(first, frames, Kind::Blocks, Dirty::NotYet));
     }
-    // P6
+    // P7
+    P::at(Step::P7);
     blocks(first, frames).for_each(|block| space.pool.unpin_block(block));
     Err(Obstacle::Changed)
 }
@@ -250,6 +258,7 @@ fn pin_in_table<P: Protocol>(
     runs: &mut Runs<'_>,
 ) -> Result<u64, Obstacle> {
     // P1
+    P::at(Step::P1);
     let mut found = space.table.locate(guard, gfn);
     if found.level() > Level::PT {
         return pin_huge(space, guard, gfn, want, access).map(|run| runs.push(run));

@@ -74,7 +74,7 @@ impl PinRun {
             && (next.kind() == Kind::Frames || next.first().offset_in_block() == 0)
     }
 
-    /// P6; `access` is what the device was allowed.
+    /// P7; `access` is what the device was allowed.
     #[inline]
     pub(super) fn unpin(self, pool: &Pool, access: Access) {
         self.unpin_by(pool, pool.frames().words(), access);

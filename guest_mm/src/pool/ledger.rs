@@ -241,7 +241,7 @@ impl Ledger {
         }
     }
 
-    /// P6: frees the orphan whose last pin has gone, if it is one still.
+    /// P7: frees the orphan whose last pin has gone, if it is one still.
     #[cold]
     pub(super) fn reap(&self, frame: FrameNo) {
         let books = &mut *self.books.lock();
@@ -255,7 +255,7 @@ impl Ledger {
         }
     }
 
-    /// P6: frees the orphans of the block whose last pin has gone.
+    /// P7: frees the orphans of the block whose last pin has gone.
     #[cold]
     pub(super) fn reap_block(&self, block: BlockNo) {
         let books = &mut *self.books.lock();

@@ -205,7 +205,7 @@ impl Pool {
         self.ledger.frames()
     }
 
-    /// P6 of [`pins`]: the claim ends.
+    /// P7 of [`pins`]: the claim ends.
     #[inline]
     pub(crate) fn unpin(&self, frame: FrameNo) {
         if self.frames().words().unpin(frame) {
@@ -213,13 +213,13 @@ impl Pool {
         }
     }
 
-    /// P6 of [`pins`]: the last claim on an orphan has ended.
+    /// P7 of [`pins`]: the last claim on an orphan has ended.
     #[cold]
     pub(crate) fn reap(&self, frame: FrameNo) {
         self.ledger.reap(frame);
     }
 
-    /// P6 of [`pins`]: the claim on a block ends.
+    /// P7 of [`pins`]: the claim on a block ends.
     #[inline]
     pub(crate) fn unpin_block(&self, block: BlockNo) {
         if self.ledger.frames().unpin_block(block) {

@@ -5,9 +5,9 @@
 //!                         P1 walk to a leaf (guard)       U1 clear the leaf
 //!                         P2 pin its frame                U2 zap the window
 //!                         P3 full barrier                 U3 full barrier
-//!                         P4 leaf unchanged? else P6      U4 pinned? then it is an orphan, else free
+//!                         P4 leaf unchanged? else P7      U4 pinned? then it is an orphan, else free
 //!                         P5 (`pin-vs-collapse`)
-//!                         P6 unpin; an orphan's last
+//!                         P7 unpin; an orphan's last
 //!                            pin frees it
 //!
 //! Invariant   a frame that a device may use is handed to nobody else: either U4 sees the pin of P2, or P4
@@ -48,7 +48,7 @@ impl FrameWords<'_> {
         if word & DIRTY == 0 { Dirty::NotYet } else { Dirty::Already }
     }
 
-    /// P6; whether it was the last pin of an orphan, which the caller then has to free.
+    /// P7; whether it was the last pin of an orphan, which the caller then has to free.
     ///
     /// Release, with the acquire in `disown` and `adopt_orphan`: the device is done with the bytes.
     #[inline]
@@ -74,7 +74,7 @@ impl FrameTable {
         assert!(word & PINS_MASK != PINS_MASK, "block {block:?} has too many pins");
     }
 
-    /// P6, for all frames of a block; whether some of them wait for this.
+    /// P7, for all frames of a block; whether some of them wait for this.
     #[inline]
     pub(crate) fn unpin_block(&self, block: BlockNo) -> bool {
         let word = self.block_word(block).fetch_sub(ONE_PIN, Ordering::Release);

@@ -25,7 +25,7 @@ use crate::geometry::Level;
 use crate::mirror::Run;
 use crate::pool::Reservation;
 use crate::prot::Prot;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::sync::{AtomicU64, Held, Ordering};
 
 use super::node::NodeState;
@@ -65,10 +65,13 @@ impl<P: Protocol> Table<P> {
     /// Locks the lowest table that exists for `gfn`, at `level` or above.
     pub(crate) fn cursor_on(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
         loop {
+            P::at(Step::L1);
             // L1. The guard ends here: the lock may be long in coming, and L3 knows the table again.
             let (node, at) = self.find(&self.enter(), gfn, level);
+            P::at(Step::L2);
             // L2
             let cursor = Cursor { table: self, node, state: self.arena.lock(node) };
+            P::at(Step::L3);
             // L3
             if P::L3_RECHECK_ATTACHED && !cursor.spans(gfn, at) {
                 continue;
