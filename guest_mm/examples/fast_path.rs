@@ -21,6 +21,8 @@ fn main() {
     let ram = GfnRange::new(Gfn::new(0), PAGES).expect("RAM");
     let config = GuestConfig {
         ram: vec![ram],
+        over: Vec::new(),
+        on_missing: None,
         policy: FaultPolicy { pages: PageSize::Size4K },
         fault_threads: 1,
         on_stop: Box::new(|error| eprintln!("{error}")),

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use crate::addr::{FrameNo, Gfn};
-use crate::entry::Entry;
+use crate::entry::{Entry, Source};
 use crate::geometry::Level;
-use crate::pool::Owner;
+use crate::pool::{Owner, Pool};
+use crate::prot::Prot;
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 use crate::table::Residency;
@@ -40,6 +41,22 @@ pub enum AuditError {
         owner: Owner,
         /// Its references.
         refs: u32,
+    },
+    /// A leaf says that its frame is the image's, and it is not.
+    #[error("frame {frame}, mapped at guest frame {gfn}, is not the image's page there")]
+    NotTheImage {
+        /// The frame.
+        frame: FrameNo,
+        /// Where it is mapped.
+        gfn: Gfn,
+    },
+    /// The guest can write to a frame that others use too.
+    #[error("frame {frame}, mapped at guest frame {gfn} for writing, is not the guest's alone")]
+    SharedWritable {
+        /// The frame.
+        frame: FrameNo,
+        /// Where it is mapped.
+        gfn: Gfn,
     },
     /// A leaf lies outside of RAM.
     #[error("guest frame {gfn} is mapped but is not RAM")]
@@ -94,14 +111,39 @@ pub struct Mismatch {
     pub found: Residency,
 }
 
-/// Checks one guest; how many frames it maps.
+/// Frames that guests map.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holdings {
+    /// Frames that one leaf maps and no other will.
+    pub(crate) exclusive: u64,
+    /// How many leaves map each of the others, and one of the guest frames that do.
+    pub(crate) shared: HashMap<FrameNo, (u32, Gfn)>,
+}
+
+impl Holdings {
+    /// Adds another guest's.
+    pub(crate) fn merge(&mut self, other: Holdings) {
+        self.exclusive += other.exclusive;
+        for (frame, (leaves, gfn)) in other.shared {
+            self.shared.entry(frame).or_insert((0, gfn)).0 += leaves;
+        }
+    }
+
+    /// How many frames they are.
+    pub(crate) fn frames(&self) -> u64 {
+        self.exclusive + self.shared.len() as u64
+    }
+}
+
+/// Checks one guest; what it maps of its own.
 ///
 /// # Errors
 /// The first wrong book.
-pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditError> {
+pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<Holdings, AuditError> {
     let mut found = Residency::default();
     found.tables[Level::ROOT.number() as usize - 1] = 1;
     let mut mapped: HashMap<FrameNo, Gfn> = HashMap::new();
+    let mut holdings = Holdings::default();
     let mut wrong = None;
     space.table.visit(|visited| match visited.entry {
         Entry::Absent => {}
@@ -110,20 +152,19 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditEr
         }
         Entry::Marker(marker) => found.markers[marker.index()] += 1,
         Entry::Leaf(leaf) => {
-            found.leaves[visited.level.number() as usize - 1] += 1;
+            let size = visited.level.number() as usize - 1;
+            found.leaves[size] += 1;
+            found.image[size] += u64::from(leaf.source == Source::Image);
             for i in 0..visited.level.entry_frames() {
                 let (frame, gfn) = (leaf.frame.add(i), visited.gfn.add(i));
-                let state = space.pool.frame_state(frame);
-                let error = if let Some(first) = mapped.insert(frame, gfn) {
-                    AuditError::MappedTwice { frame, first, second: gfn }
-                } else if state.owner != Owner::User || state.refs != 1 {
-                    AuditError::BadFrameState { frame, gfn, owner: state.owner, refs: state.refs }
-                } else if space.region(gfn).is_none() {
-                    AuditError::OutsideRam { gfn }
-                } else {
-                    continue;
+                let checked = match leaf.source {
+                    Source::Image => check_image(space, gfn, frame),
+                    Source::Guest => check_own(space, gfn, frame, &mut mapped, &mut holdings),
                 };
-                wrong.get_or_insert(error);
+                let rights = checked.and_then(|()| check_rights(space, gfn, frame, leaf.prot));
+                if let Err(error) = rights {
+                    wrong.get_or_insert(error);
+                }
             }
         }
     });
@@ -134,7 +175,82 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<u64, AuditEr
     if counted != found {
         return Err(AuditError::BadResidentCounter(Box::new(Mismatch { counted, found })));
     }
-    Ok(mapped.len() as u64)
+    Ok(holdings)
+}
+
+/// Checks a frame that a leaf maps as the guest's own.
+fn check_own<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+    frame: FrameNo,
+    mapped: &mut HashMap<FrameNo, Gfn>,
+    holdings: &mut Holdings,
+) -> Result<(), AuditError> {
+    let state = space.pool.frame_state(frame);
+    let leaves = if state.exclusive {
+        holdings.exclusive += 1;
+        1
+    } else {
+        let (leaves, _) = holdings.shared.entry(frame).or_insert((0, gfn));
+        *leaves += 1;
+        *leaves
+    };
+    if let Some(first) = mapped.insert(frame, gfn)
+        && state.exclusive
+    {
+        return Err(AuditError::MappedTwice { frame, first, second: gfn });
+    }
+    // Other guests may have references on a shared frame.
+    let counted = if state.exclusive { state.refs == 1 } else { state.refs >= leaves };
+    if state.owner != Owner::User || !counted {
+        let (owner, refs) = (state.owner, state.refs);
+        return Err(AuditError::BadFrameState { frame, gfn, owner, refs });
+    }
+    if space.region(gfn).is_none() {
+        return Err(AuditError::OutsideRam { gfn });
+    }
+    Ok(())
+}
+
+/// Checks a frame that a leaf maps as its image's.
+fn check_image<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+    frame: FrameNo,
+) -> Result<(), AuditError> {
+    let region = space.region(gfn).ok_or(AuditError::OutsideRam { gfn })?;
+    let page = region.over.as_ref().and_then(|over| over.image.loaded(over.page(region, gfn)));
+    if page == Some(frame) { Ok(()) } else { Err(AuditError::NotTheImage { frame, gfn }) }
+}
+
+/// Checks that nobody can write to what others use too.
+fn check_rights<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+    frame: FrameNo,
+    prot: Prot,
+) -> Result<(), AuditError> {
+    match prot.writable() && !space.pool.frame_state(frame).exclusive {
+        true => Err(AuditError::SharedWritable { frame, gfn }),
+        false => Ok(()),
+    }
+}
+
+/// Checks that each frame that leaves of `holdings` share has as many references as leaves, and those that `kept` has
+/// beside them.
+pub(crate) fn check_shared(
+    pool: &Pool,
+    holdings: &Holdings,
+    kept: &HashMap<FrameNo, u32>,
+) -> Result<(), AuditError> {
+    for (&frame, &(leaves, gfn)) in &holdings.shared {
+        let state = pool.frame_state(frame);
+        if state.refs != leaves + kept.get(&frame).copied().unwrap_or(0) {
+            let (owner, refs) = (state.owner, state.refs);
+            return Err(AuditError::BadFrameState { frame, gfn, owner, refs });
+        }
+    }
+    Ok(())
 }
 
 /// Checks that nothing is left of a guest but its root table.
@@ -142,7 +258,7 @@ pub(crate) fn audit_torn_down<P: Protocol>(space: &AddressSpace<P>) -> Result<()
     audit(space)?;
     let left = space.table.residency();
     let only_root = left.tables.iter().sum::<u64>() == 1;
-    if only_root && left.leaves == [0; 3] && left.markers == [0; 3] {
+    if only_root && left.leaves == [0; 3] && left.image == [0; 3] && left.markers == [0; 3] {
         Ok(())
     } else {
         Err(AuditError::Left(Box::new(left)))

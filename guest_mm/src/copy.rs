@@ -15,14 +15,32 @@ pub struct NotMapped {
     pub gpa: Gpa,
 }
 
+/// Why bytes could not be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WriteError {
+    /// A page has no bytes.
+    NotMapped(NotMapped),
+    /// A page is not the guest's alone.
+    Shared {
+        /// Where it begins to be so.
+        at: Gpa,
+        /// Bytes before that, which are written.
+        written: usize,
+    },
+}
+
 /// Copies `from` into mapped memory at `gpa`.
 pub(crate) fn write<P: Protocol>(
     space: &AddressSpace<P>,
     gpa: Gpa,
     from: &[u8],
-) -> Result<(), NotMapped> {
-    each_page(space, gpa, from.len(), |frame, offset, part| {
-        space.pool.memory().write(frame, offset, &from[part]);
+) -> Result<(), WriteError> {
+    each_page(space, gpa, from.len(), |frame, at, part| {
+        if !space.pool.frames().is_exclusive(frame) {
+            return Err(WriteError::Shared { at, written: part.start });
+        }
+        space.pool.memory().write(frame, at.frame_offset(), &from[part]);
+        Ok(())
     })
 }
 
@@ -33,31 +51,37 @@ pub(crate) fn read<P: Protocol>(
     into: &mut [u8],
 ) -> Result<(), NotMapped> {
     let bytes = into.len();
-    each_page(space, gpa, bytes, |frame, offset, part| {
-        space.pool.memory().read(frame, offset, &mut into[part]);
-    })
+    let read = each_page(space, gpa, bytes, |frame, at, part| {
+        space.pool.memory().read(frame, at.frame_offset(), &mut into[part]);
+        Ok(())
+    });
+    match read {
+        Err(WriteError::NotMapped(error)) => Err(error),
+        _ => Ok(()),
+    }
 }
 
-/// Calls `copy` for each page of the `bytes` at `gpa` with its frame, the offset in it, and the part of
-/// the buffer.
+/// Calls `copy` for each page of the `bytes` at `gpa` with its frame, where in guest memory it is, and the part of the
+/// buffer.
 fn each_page<P: Protocol>(
     space: &AddressSpace<P>,
     gpa: Gpa,
     bytes: usize,
-    mut copy: impl FnMut(FrameNo, usize, std::ops::Range<usize>),
-) -> Result<(), NotMapped> {
+    mut copy: impl FnMut(FrameNo, Gpa, std::ops::Range<usize>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    let not_mapped = |gpa| WriteError::NotMapped(NotMapped { gpa });
     let mut done = 0;
     while done < bytes {
-        let at = gpa.checked_add(done as u64).ok_or(NotMapped { gpa })?;
+        let at = gpa.checked_add(done as u64).ok_or(not_mapped(gpa))?;
         let take = (FRAME_BYTES as usize - at.frame_offset()).min(bytes - done);
         // Also keeps the address inside of what the tables can map.
         if space.region(at.gfn()).is_none() {
-            return Err(NotMapped { gpa: at });
+            return Err(not_mapped(at));
         }
         let cursor = space.table.cursor_on(at.gfn(), Level::PT);
-        let Entry::Leaf(leaf) = cursor.entry(at.gfn()) else { return Err(NotMapped { gpa: at }) };
+        let Entry::Leaf(leaf) = cursor.entry(at.gfn()) else { return Err(not_mapped(at)) };
         let frame = leaf.frame.add(at.gfn().offset_in(cursor.level().entry_frames()));
-        copy(frame, at.frame_offset(), done..done + take);
+        copy(frame, at, done..done + take)?;
         done += take;
     }
     Ok(())

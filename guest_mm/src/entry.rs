@@ -4,12 +4,13 @@
 //! forms). The words are never walked by hardware, but they could be: what the SDM reserves is zero.
 //!
 //! ```text
-//!  63  62..57  56..52   51..12                     11  10 9 8   7    6   5..3   2 1 0
-//!  sve   -     marker   frame or table             mk  -  - -  leaf  ipat  mt   X W R
+//!  63  62..57  56..52          51..12              11  10 9 8   7    6   5..3   2 1 0
+//!  sve   -     marker, or own  frame or table      mk  -  - -  leaf  ipat  mt   X W R
 //! ```
 //!
 //! * a *table* has R, W and X set and no more: the leaf alone decides;
-//! * a *leaf* has R, memory type 6 (write-back), and bit 7 where the level is 2 or 3;
+//! * a *leaf* has R, memory type 6 (write-back), and bit 7 where the level is 2 or 3; of the bits that the CPU
+//!   ignores, 52 says that a store is given a copy, 53 that the frame is an image's;
 //! * an entry with R = W = X = 0 is not present, and the CPU ignores its other bits (29.3.2): there a
 //!   *marker* sets bit 11 and its kind in 53:52. All zero is *absent*. Kind 3 is a *frozen* table: one that a
 //!   collapse has taken out of sight, with the table in bits 51:12.
@@ -34,6 +35,10 @@ const LEAF: u64 = 1 << 7;
 const MARKER: u64 = 1 << 11;
 /// Ignored by the CPU in an entry that is not present (bits 53:52): ours, the marker's kind.
 const MARKER_KIND_SHIFT: u32 = 52;
+/// Ignored by the CPU in a leaf (bit 52): a store is given a copy.
+const COPY_ON_WRITE: u64 = 1 << 52;
+/// Ignored by the CPU in a leaf (bit 53): the frame is an image's.
+const OF_IMAGE: u64 = 1 << 53;
 /// The kind of a frozen table.
 const FROZEN: u64 = 3 << MARKER_KIND_SHIFT;
 /// Bits 51:12: the frame of a leaf, the table of an entry that is none.
@@ -63,6 +68,29 @@ pub struct Leaf {
     pub frame: FrameNo,
     /// What the guest may do.
     pub prot: Prot,
+    /// Whose frame it is.
+    pub source: Source,
+}
+
+/// Whose frame a leaf maps.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Source {
+    /// The guest's, alone or together with others: it has a reference on it.
+    Guest,
+    /// An image's, which keeps it for as long as any guest lies over the image.
+    Image,
+}
+
+impl Leaf {
+    /// A leaf of the guest's own.
+    pub const fn own(frame: FrameNo, prot: Prot) -> Leaf {
+        Leaf { frame, prot, source: Source::Guest }
+    }
+
+    /// A leaf that maps the frame of an image.
+    pub const fn image(frame: FrameNo, prot: Prot) -> Leaf {
+        Leaf { frame, prot, source: Source::Image }
+    }
 }
 
 /// An entry that is not present and says why.
@@ -131,7 +159,8 @@ impl Entry {
             Entry::Leaf(leaf) => {
                 assert!(level.number() <= 3, "the format has no leaves at this level");
                 let size = if level.number() >= 2 { LEAF } else { 0 };
-                READ | prot_bits(leaf.prot) | MEMORY_TYPE_WB | size | leaf.frame.offset()
+                let source = source_bits(leaf.source);
+                READ | prot_bits(leaf.prot) | source | MEMORY_TYPE_WB | size | leaf.frame.offset()
             }
             Entry::Marker(marker) => MARKER | ((marker.index() as u64) << MARKER_KIND_SHIFT),
             Entry::Frozen(node) => {
@@ -189,17 +218,20 @@ impl Entry {
             }
         } else {
             let leaf_bit = if level.number() >= 2 { LEAF } else { 0 };
-            let prot = match low & (WRITE | EXEC) {
-                0 => Prot::R,
-                EXEC => Prot::Rx,
-                WRITE => Prot::Rw,
+            let prot = match (low & (WRITE | EXEC), low & COPY_ON_WRITE != 0) {
+                (0, false) => Prot::R,
+                (0, true) => Prot::Rc,
+                (EXEC, false) => Prot::Rx,
+                (EXEC, true) => Prot::Rxc,
+                (WRITE, _) => Prot::Rw,
                 _ => Prot::Rwx,
             };
-            let expected = READ | prot_bits(prot) | MEMORY_TYPE_WB | leaf_bit;
+            let source = if low & OF_IMAGE == 0 { Source::Guest } else { Source::Image };
+            let expected = READ | prot_bits(prot) | source_bits(source) | MEMORY_TYPE_WB | leaf_bit;
             if level.number() > 3 || low & MEMORY_TYPE_MASK != MEMORY_TYPE_WB || low != expected {
                 return malformed;
             }
-            Ok(Entry::Leaf(Leaf { frame: FrameNo::new(address as u32), prot }))
+            Ok(Entry::Leaf(Leaf { frame: FrameNo::new(address as u32), prot, source }))
         }
     }
 }
@@ -209,7 +241,16 @@ const fn address(raw: u64) -> u32 {
 }
 
 const fn prot_bits(prot: Prot) -> u64 {
-    (if prot.writable() { WRITE } else { 0 }) | (if prot.executable() { EXEC } else { 0 })
+    (if prot.writable() { WRITE } else { 0 })
+        | (if prot.executable() { EXEC } else { 0 })
+        | (if prot.copies_on_write() { COPY_ON_WRITE } else { 0 })
+}
+
+const fn source_bits(source: Source) -> u64 {
+    match source {
+        Source::Guest => 0,
+        Source::Image => OF_IMAGE,
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -218,8 +259,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn entries() -> impl Strategy<Value = (Entry, Level)> {
-        let leaf = (any::<u32>(), 0..4usize, 1..=3u8).prop_map(|(frame, prot, level)| {
-            let leaf = Leaf { frame: FrameNo::new(frame), prot: Prot::ALL[prot] };
+        let leaf = (any::<u32>(), 0..Prot::ALL.len(), any::<bool>(), 1..=3u8);
+        let leaf = leaf.prop_map(|(frame, prot, image, level)| {
+            let source = if image { Source::Image } else { Source::Guest };
+            let leaf = Leaf { frame: FrameNo::new(frame), prot: Prot::ALL[prot], source };
             (Entry::Leaf(leaf), Level::new(level))
         });
         let table = (any::<u32>(), 2..=4u8)
@@ -280,7 +323,7 @@ mod tests {
     #[test]
     fn a_write_only_word_is_malformed() {
         let level = Level::PT;
-        let raw = Entry::Leaf(Leaf { frame: FrameNo::new(1), prot: Prot::Rw }).encode(level);
+        let raw = Entry::Leaf(Leaf::own(FrameNo::new(1), Prot::Rw)).encode(level);
         assert!(Entry::decode(raw & !READ, level).is_err());
     }
 }

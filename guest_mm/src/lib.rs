@@ -3,10 +3,10 @@
 //! ```text
 //! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
-//!      pin                                          claims of devices; what is absent is faulted in on its way
-//! F3   fault  collapse  unmap  protect  split       the operations; they do not know each other
-//!      mark  copy  dirty
-//! F2   table  mirror  space                         the radix tree, what keeps a window in step, one guest
+//!      pin  place  dedup                            claims of devices; pages that arrive; pages that are the same
+//! F3   fault  collapse  share  unmap  protect       the operations; they do not know each other
+//!      split  mark  copy  dirty
+//! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
 //! F0   addr  entry  prot  geometry  sync  tally     words and numbers
 //!      protocol
@@ -28,7 +28,7 @@
 //! `docs/promises.md` what is promised and which test keeps it, `docs/decisions/` why it is so.
 //!
 //! # Known holes
-//! * No sharing, images or post-copy, and no dirty tracking of what vCPUs write.
+//! * No post-copy, and no dirty tracking of what vCPUs write.
 //! * A pinned range whose frames lie in several runs allocates a list of them; a batch that was made large enough does not.
 //! * A write through a slice of a pin that was taken for reading is not noticed.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
@@ -48,9 +48,10 @@ mod tally;
 // F1
 pub mod pool;
 // F2
+pub mod image;
 pub mod mirror;
 mod space;
-pub use space::FaultPolicy;
+pub use space::{FaultPolicy, Sharing};
 pub mod table;
 // F3
 pub mod collapse;
@@ -61,10 +62,12 @@ mod dirty;
 pub mod fault;
 pub mod mark;
 pub mod protect;
+pub mod share;
 pub mod split;
 pub mod unmap;
 // on top of them
 pub mod pin;
+pub mod place;
 // F4
 pub mod mirrors;
 // F5
@@ -81,7 +84,7 @@ pub mod vm_memory;
 #[cfg(not(loom))]
 pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
-pub use service::{Guest, GuestConfig, GuestMm, Service};
+pub use service::{Guest, GuestConfig, GuestMm, ImageRam, Service};
 #[cfg(not(loom))]
 pub use vm_memory::GuestView;
 

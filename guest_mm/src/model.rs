@@ -5,6 +5,7 @@
 //! to a number of preemptions. How many there were is printed, so that a model that has become trivial is
 //! noticed.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,17 +13,21 @@ use std::sync::atomic::Ordering::Relaxed;
 use loom::thread::JoinHandle;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
-use crate::entry::{Entry, Leaf};
+use crate::entry::{Entry, Leaf, Source};
 use crate::fault::fault;
 use crate::geometry::{LEVELS, Level};
+use crate::image::Image;
 use crate::mirrors::fake::Fake;
 use crate::pool::Pool;
 use crate::prot::{Access, Prot};
 use crate::protocol::Protocol;
-use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, Over, RamRegion, Sharing};
 use crate::sync::{Apart, Arc};
 use crate::table::{Residency, Table};
 use crate::tally::Tally;
+
+/// The word of an image's first page.
+pub(crate) const IMAGE: u64 = 40;
 
 /// The guest's memory, and its window.
 pub(crate) struct World<P: Protocol> {
@@ -62,18 +67,34 @@ impl<P: Protocol> World<P> {
     /// Four pages of RAM, untouched, filled by `pages` from a pool of `frames`.
     pub(crate) fn new(pages: PageSize, frames: u64) -> World<P> {
         let range = GfnRange::new(Gfn::new(0), 4).unwrap();
+        let region = RamRegion { range, origin: BlockNo::new(0), over: None };
+        World::of(pages, Arc::new(Pool::model(frames)), vec![region])
+    }
+
+    fn of(pages: PageSize, pool: Arc<Pool>, ram: Vec<RamRegion>) -> World<P> {
         let window = Fake::new();
         let space = Arc::new(AddressSpace {
-            ram: vec![RamRegion { range, origin: BlockNo::new(0) }],
-            table: Table::new(&[range]),
+            ram,
+            table: Table::new(&[GfnRange::new(Gfn::new(0), 4).unwrap()]),
             mirror: Box::new(window.clone()),
-            pool: Apart::new(Arc::new(Pool::model(frames))),
+            pool: Apart::new(pool),
             policy: FaultPolicy { pages },
             counters: Counters::default(),
             pin_counts: Apart::new(Tally::new()),
             fill_locks: FillLocks::new(),
+            pager: None,
         });
         World { space, window }
+    }
+
+    /// As [`World::new`], block 0 private over an image whose words are [`IMAGE`] and one more, loaded.
+    pub(crate) fn over_image(pages: PageSize, frames: u64) -> World<P> {
+        let pool = Arc::new(Pool::model(frames));
+        let image = Arc::new(Image::model(&pool, 2, |page| IMAGE + page));
+        let over = Over { image, first: 0, sharing: Sharing::Private };
+        let first = RamRegion { range: block(0), origin: BlockNo::new(1), over: Some(over) };
+        let second = RamRegion { range: block(1), origin: BlockNo::new(2), over: None };
+        World::of(pages, pool, vec![first, second])
     }
 
     /// Block 0 mapped to frames that do not lie in order.
@@ -81,7 +102,7 @@ impl<P: Protocol> World<P> {
         let frames = [(); 2].map(|()| self.space.pool.alloc_zeroed().unwrap());
         let mut table = self.space.table.cursor_at(Gfn::new(0), Level::PT).unwrap();
         for (gfn, &frame) in frames.iter().rev().enumerate() {
-            let leaf = Leaf { frame, prot: Prot::Rwx };
+            let leaf = Leaf::own(frame, Prot::Rwx);
             table.map(Gfn::new(gfn as u64), leaf).install(&*self.space.mirror).unwrap();
         }
     }
@@ -99,6 +120,28 @@ impl<P: Protocol> World<P> {
     pub(crate) fn touch(&self, gfn: u64) {
         fault(&self.space, Gfn::new(gfn).gpa(), Access::Write)
             .expect("there is a frame for every page");
+    }
+
+    /// The guest reads at `gfn`, faulting until it can.
+    pub(crate) fn load(&self, gfn: u64) -> u64 {
+        loop {
+            if let Some((frame, _)) = self.window.translation(Gfn::new(gfn)) {
+                return self.space.pool.memory().read(frame);
+            }
+            fault(&self.space, Gfn::new(gfn).gpa(), Access::Read).expect("the page can be read");
+        }
+    }
+
+    /// The guest stores `value`, faulting where it has to.
+    pub(crate) fn store_or_touch(&self, gfn: u64, value: u64) {
+        // Twice, because what it touched can be taken away again before it stores.
+        for _ in 0..3 {
+            if self.store(gfn, value) {
+                return;
+            }
+            self.touch(gfn);
+        }
+        assert!(self.store(gfn, value), "a store faults for ever");
     }
 
     /// The guest stores `value`; whether its window translated the access.
@@ -124,6 +167,26 @@ impl<P: Protocol> World<P> {
     /// At rest: the window holds nothing that the table does not, the counters are right, no frame is lost and
     /// none is pinned.
     pub(crate) fn check(&self) {
+        let mut found = Residency::default();
+        found.tables[LEVELS as usize - 1] = 1;
+        let mut frames = HashSet::new();
+        self.space.table.visit(|visited| match visited.entry {
+            Entry::Leaf(leaf) => {
+                let size = visited.level.number() as usize - 1;
+                found.leaves[size] += 1;
+                if leaf.source == Source::Image {
+                    found.image[size] += 1;
+                } else {
+                    let span = visited.level.entry_frames();
+                    frames.extend((0..span).map(|i| leaf.frame.add(i)));
+                }
+            }
+            Entry::Table(_) => found.tables[visited.level.number() as usize - 2] += 1,
+            Entry::Frozen(_) => panic!("a table was left frozen"),
+            Entry::Marker(marker) => found.markers[marker.index()] += 1,
+            Entry::Absent => {}
+        });
+        assert!(self.space.table.residency() == found, "bad resident counter");
         for gfn in 0..4 {
             let Some((frame, _)) = self.window.translation(Gfn::new(gfn)) else { continue };
             assert!(
@@ -131,23 +194,12 @@ impl<P: Protocol> World<P> {
                 "the window holds a translation that the table has lost"
             );
         }
-        let mut found = Residency::default();
-        found.tables[LEVELS as usize - 1] = 1;
-        let mut frames = 0;
-        self.space.table.visit(|visited| match visited.entry {
-            Entry::Leaf(_) => {
-                found.leaves[visited.level.number() as usize - 1] += 1;
-                frames += visited.level.entry_frames();
-            }
-            Entry::Table(_) => found.tables[visited.level.number() as usize - 2] += 1,
-            Entry::Frozen(_) => panic!("a table was left frozen"),
-            _ => {}
-        });
-        assert!(self.space.table.residency() == found, "bad resident counter");
         assert!(self.space.pool.frames().nr_pins() == 0, "a pin leaked");
         let usage = self.space.pool.usage();
         assert!(usage.orphans == 0, "an orphan was left");
-        assert!(usage.used == frames, "a frame leaked");
+        let images = self.space.ram.iter().filter_map(|region| region.over.as_ref());
+        let loaded: u64 = images.map(|over| over.image.nr_loaded()).sum();
+        assert!(usage.used == frames.len() as u64 + loaded, "a frame leaked");
     }
 }
 

@@ -14,6 +14,10 @@ pub enum Prot {
     Rw,
     /// Read, write and execute: what RAM is given.
     Rwx,
+    /// Read; a write is given a copy of the page, with [`Prot::Rw`].
+    Rc,
+    /// Read and execute; a write is given a copy of the page, with [`Prot::Rwx`].
+    Rxc,
 }
 
 /// What was attempted on a guest-physical address.
@@ -26,8 +30,11 @@ pub enum Access {
 }
 
 impl Prot {
+    /// The rights of RAM.
+    pub const RAM: Prot = Prot::Rwx;
+
     /// Every combination.
-    pub const ALL: [Prot; 4] = [Prot::R, Prot::Rx, Prot::Rw, Prot::Rwx];
+    pub const ALL: [Prot; 6] = [Prot::R, Prot::Rx, Prot::Rw, Prot::Rwx, Prot::Rc, Prot::Rxc];
 
     /// Whether `access` is allowed.
     pub const fn allows(self, access: Access) -> bool {
@@ -44,7 +51,32 @@ impl Prot {
 
     /// Whether instruction fetches are allowed.
     pub const fn executable(self) -> bool {
-        matches!(self, Prot::Rx | Prot::Rwx)
+        matches!(self, Prot::Rx | Prot::Rwx | Prot::Rxc)
+    }
+
+    /// Whether a store is given a copy of the page to go to.
+    pub const fn copies_on_write(self) -> bool {
+        matches!(self, Prot::Rc | Prot::Rxc)
+    }
+
+    /// What is left of it for a page that others use too: the same, but that a store goes to a copy.
+    #[must_use]
+    pub const fn shared(self) -> Prot {
+        match self {
+            Prot::Rw => Prot::Rc,
+            Prot::Rwx => Prot::Rxc,
+            other => other,
+        }
+    }
+
+    /// What a copy of a page is given that allowed this.
+    #[must_use]
+    pub const fn exclusive(self) -> Prot {
+        match self {
+            Prot::Rc => Prot::Rw,
+            Prot::Rxc => Prot::Rwx,
+            other => other,
+        }
     }
 }
 

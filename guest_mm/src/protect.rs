@@ -1,7 +1,7 @@
 //! Changing what the guest may do with memory that it has.
 
 use crate::addr::GfnRange;
-use crate::entry::Entry;
+use crate::entry::{Entry, Leaf};
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
 use crate::prot::Prot;
@@ -31,6 +31,7 @@ pub(crate) fn protect<P: Protocol>(
     prot: Prot,
 ) -> Result<(), ProtectError> {
     space.check_granule(range)?;
+    let exclusive = |leaf: Leaf| space.pool.frames().is_exclusive(leaf.frame);
     let mut next = range.start();
     while next < range.end() {
         let mut cursor = space.table.cursor_on(next, Level::PT);
@@ -44,7 +45,7 @@ pub(crate) fn protect<P: Protocol>(
             }
             Entry::Absent | Entry::Marker(_) if cursor.level() > Level::PT => {}
             _ => {
-                let nothing = cursor.protect(part, prot).flush(&*space.mirror)?;
+                let nothing = cursor.protect(part, prot, exclusive).flush(&*space.mirror)?;
                 drop(cursor);
                 let _none = nothing.release(&space.pool);
             }

@@ -108,16 +108,16 @@ protocol! {
     /// breakpoints").
     S3_LOOK_AT_PINS;
 
-    /// `place-vs-retract`, step T1 (`collapse::retract`): the page directory is locked before the page table is emptied, and
-    /// the page table's lock is kept until it is detached. Without it a page that is placed between the two is
+    /// `place-vs-retract`, step T1 (`collapse::retract`): the page directory is locked before the page table is emptied,
+    /// and the page table's lock is kept until it is detached. Without it a page that is placed between the two is
     /// lost. Origin: Linux 1043173eb5eb and its repair, "mm/khugepaged: fix collapse_pte_mapped_thp() versus
     /// uffd".
     T1_DIRECTORY_BEFORE_EMPTYING;
 
-    /// `place-vs-retract`, step T4 (`collapse::retract`): what an earlier pass has taken out is flushed, though the later
-    /// one finds nothing to take out, or gives up. Without it the window keeps what the table has lost. Origin: the
-    /// second draft of that repair, withdrawn for it.
-    T4_FLUSH_EVERY_PASS;
+    /// `place-vs-retract`, step T3 (`collapse::retract`): the huge leaf is there before the small ones go, so there is
+    /// nothing to flush and nothing to give up. A pass that takes them out first, and has to look again when it has
+    /// both locks, forgets the flush if it then gives up. Origin: the second draft of that repair, withdrawn for it.
+    T3_LEAF_BEFORE_EMPTYING;
 
     /// `huge-vs-small-fault`, step H3 (`fault::image`): with the directory's lock taken, it is looked at again
     /// whether nothing has come to the block. Without it a huge leaf goes over a page table, and that and

@@ -1,22 +1,44 @@
 //! One guest's memory: its RAM, its table, the mirror of it, and the pool behind it. The operations of
 //! the floor above take it whole.
 
-use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
+use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa, PageSize};
+use crate::image::Image;
 use crate::mirror::Mirror;
 use crate::pool::Pool;
+use crate::prot::Prot;
 use crate::protocol::Protocol;
 use crate::sync::{Apart, Arc, AtomicU64, Held, Lock, Ordering};
 use crate::table::Table;
 use crate::tally::Tally;
 
-/// A run of guest frames that is RAM.
+/// What RAM over an image does with a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// The page is copied, and the copy is the guest's own.
+    Private,
+    /// It is refused: the guest sees the image, and no more.
+    Shared,
+}
+
+/// An image that RAM lies over.
+#[derive(Clone, Debug)]
+pub(crate) struct Over {
+    pub(crate) image: Arc<Image>,
+    /// The image's page at the region's start: the first of a block.
+    pub(crate) first: u64,
+    pub(crate) sharing: Sharing,
+}
+
+/// A run of guest frames that is RAM.
+#[derive(Clone, Debug)]
 pub(crate) struct RamRegion {
     /// The guest frames; starts at a block.
     pub(crate) range: GfnRange,
     /// The block of the pool that its first block prefers: blocks that lie in order cost the window one
     /// mapping together.
     pub(crate) origin: BlockNo,
+    /// What it holds before the guest writes to it; without one it is zeroes.
+    pub(crate) over: Option<Over>,
 }
 
 /// What one fault fills.
@@ -24,6 +46,15 @@ pub(crate) struct RamRegion {
 pub struct FaultPolicy {
     /// The page that was touched, or the whole block or GiB around it where it is untouched.
     pub pages: PageSize,
+}
+
+/// Asks for a page that is marked missing.
+pub(crate) struct Pager(pub(crate) Box<dyn Fn(Gpa) + Send + Sync>);
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pager")
+    }
 }
 
 /// How often what happened. Statistics; nothing is ordered by them.
@@ -39,6 +70,14 @@ pub(crate) struct Counters {
     pub(crate) prefilled: AtomicU64,
     /// Pages that had to be taken from outside of their reserved block.
     pub(crate) scattered: AtomicU64,
+    /// Pages that were copied because others use them too: a store's, a device's.
+    pub(crate) unshared: AtomicU64,
+    /// Violations on pages that are still elsewhere, and were asked for.
+    pub(crate) asked: AtomicU64,
+    /// Pages that were placed.
+    pub(crate) placed: AtomicU64,
+    /// Image pages that were mapped because one beside them was read.
+    pub(crate) image_around: AtomicU64,
 }
 
 /// What is counted of pins, by thread: see [`Tally`].
@@ -54,10 +93,12 @@ pub(crate) enum PinCount {
     Faults,
     /// Pages that were pinned under their table's lock.
     Locked,
+    /// Pages that others used too, and that were given a copy first.
+    Shared,
 }
 
 /// How many kinds there are.
-pub(crate) const PIN_COUNTS: usize = 5;
+pub(crate) const PIN_COUNTS: usize = 6;
 
 /// The right to fill a block or a GiB: whoever means to take a whole run of frames for it asks here first.
 /// Without it two faults on one block would both take a run, and the second might find the pool
@@ -92,12 +133,20 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) counters: Counters,
     pub(crate) pin_counts: Apart<Tally<PIN_COUNTS>>,
     pub(crate) fill_locks: FillLocks,
+    /// Asked for pages that are still elsewhere; without it, touching one stops the guest.
+    pub(crate) pager: Option<Pager>,
 }
 
 impl<P: Protocol> AddressSpace<P> {
     /// The RAM region that holds `gfn`.
     pub(crate) fn region(&self, gfn: Gfn) -> Option<&RamRegion> {
         self.ram.iter().find(|region| region.range.contains(gfn))
+    }
+
+    /// Whether `gfn` shows an image for good: what is mapped there is never written, and never replaced.
+    pub(crate) fn shares_image(&self, gfn: Gfn) -> bool {
+        let over = self.region(gfn).and_then(|region| region.over.as_ref());
+        over.is_some_and(|over| over.sharing == Sharing::Shared)
     }
 
     /// Whether all of `range` is RAM.
@@ -136,6 +185,27 @@ impl RamRegion {
         let linear =
             self.origin.first().index() as u64 + (gfn.as_u64() - self.range.start().as_u64());
         FrameNo::new((linear % pool_frames) as u32)
+    }
+
+    /// Where the window shows the block at `gfn` before anything of it is mapped: where most of it is going to lie.
+    pub(crate) fn shown_block(&self, gfn: Gfn, pool_frames: u64) -> BlockNo {
+        let home = self.over.as_ref().and_then(|over| over.image.home(over.page(self, gfn)));
+        home.unwrap_or_else(|| self.preferred_frame(gfn, pool_frames).block())
+    }
+}
+
+impl Over {
+    /// What the guest may do with the image's own pages.
+    pub(crate) fn rights(&self) -> Prot {
+        match self.sharing {
+            Sharing::Private => Prot::RAM.shared(),
+            Sharing::Shared => Prot::Rx,
+        }
+    }
+
+    /// The image's page at `gfn` of `region`.
+    pub(crate) fn page(&self, region: &RamRegion, gfn: Gfn) -> u64 {
+        self.first + (gfn.as_u64() - region.range.start().as_u64())
     }
 }
 

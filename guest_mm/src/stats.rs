@@ -21,6 +21,8 @@ pub struct PinStats {
     pub faults: u64,
     /// Pages that kept changing, and were pinned under their table's lock.
     pub locked: u64,
+    /// Pages that others used too, and that were given a copy first.
+    pub shared: u64,
 }
 
 /// The numbers, at one moment.
@@ -36,6 +38,14 @@ pub struct Stats {
     pub prefilled: u64,
     /// Pages that lie outside of their block's reservation.
     pub scattered: u64,
+    /// Pages that were copied, because others use them too.
+    pub unshared: u64,
+    /// Violations on pages that are still elsewhere, and were asked for.
+    pub asked: u64,
+    /// Pages that arrived from elsewhere and were placed.
+    pub placed: u64,
+    /// Image pages that were mapped because one beside them was read.
+    pub image_around: u64,
     /// Pins.
     pub pins: PinStats,
     /// What the collapser did, where one runs.
@@ -55,12 +65,12 @@ pub struct Stats {
 impl Stats {
     /// Violations of every outcome.
     pub fn violations(&self) -> u64 {
-        self.filled.iter().sum::<u64>() + self.present + self.refused
+        self.filled.iter().sum::<u64>() + self.present + self.unshared + self.asked + self.refused
     }
 
     pub(crate) fn of<P: Protocol>(space: &AddressSpace<P>, messages: FaultStats) -> Stats {
         let counters = &space.counters;
-        let [ranges, changed, frozen, faults, locked] = space.pin_counts.sums();
+        let [ranges, changed, frozen, faults, locked, shared] = space.pin_counts.sums();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let ram_bytes: u64 = space.ram.iter().map(|region| region.range.bytes()).sum();
         // 4 bytes a block is what the window keeps.
@@ -71,7 +81,11 @@ impl Stats {
             refused: load(&counters.refused),
             prefilled: load(&counters.prefilled),
             scattered: load(&counters.scattered),
-            pins: PinStats { ranges, changed, frozen, faults, locked },
+            unshared: load(&counters.unshared),
+            asked: load(&counters.asked),
+            placed: load(&counters.placed),
+            image_around: load(&counters.image_around),
+            pins: PinStats { ranges, changed, frozen, faults, locked, shared },
             collapser: None,
             messages,
             resident: space.table.residency(),

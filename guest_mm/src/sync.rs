@@ -43,6 +43,19 @@ pub(crate) fn full_fence_after_rmw() {
     full_fence();
 }
 
+/// What `word` holds, for who alone may write it: the holder of a lock.
+///
+/// loom remembers one last access of each word, and tries other orders around that alone. Seen by it, this look would
+/// take the place of another thread's, and the store that follows would be taken to meet nobody.
+pub(crate) fn own_word(word: &AtomicU64) -> u64 {
+    #[cfg(not(loom))]
+    return word.load(Ordering::Relaxed);
+    #[cfg(loom)]
+    #[allow(unsafe_code, reason = "a load that the model checker does not schedule")]
+    // SAFETY: nobody stores to the word meanwhile, because the caller holds the lock that it takes; loom checks it.
+    return unsafe { word.unsync_load() };
+}
+
 /// A mutual-exclusion lock without poisoning: a panic under it is a bug that every later user sees.
 #[derive(Debug, Default)]
 pub(crate) struct Lock<T>(imp::Mutex<T>);

@@ -42,9 +42,9 @@ const CRATES: &[Crate] = &[
             floor(Together, &["pool"]),
             floor(Together, &["table", "mirror", "image"]),
             floor(Together, &["space"]),
-            floor(Apart, &["fault", "collapse", "share", "place", "dirty", "unmap", "protect", "split", "mark", "copy"]),
-            // What needs a fault to be served on its way.
-            floor(Apart, &["pin"]),
+            floor(Apart, &["fault", "collapse", "share", "dirty", "unmap", "protect", "split", "mark", "copy"]),
+            // What needs several of them on its way.
+            floor(Apart, &["pin", "place", "dedup"]),
             floor(Together, &["mirrors"]),
             floor(Together, &["service", "audit", "stats", "map", "vm_memory", "postcopy"]),
         ],

@@ -15,6 +15,8 @@ pub(crate) fn guest(blocks: u64, pages: PageSize) -> (Guest, GuestMm) {
         .expect("a pool for the guest");
     let config = GuestConfig {
         ram: vec![ram],
+        over: Vec::new(),
+        on_missing: None,
         policy: FaultPolicy { pages },
         fault_threads: 1,
         on_stop: Box::new(|error| panic!("{error}")),

@@ -66,7 +66,7 @@ pub(super) fn copy<'t, P: Protocol>(
     // C7
     P::at(Step::C7);
     let mut directory = space.table.cursor_on(start, Level::PD);
-    let leaf = Leaf { frame: target, prot: plan.prot };
+    let leaf = Leaf::own(target, plan.prot);
     let (published, old, ended) = directory.replace(start, table, leaf, flushed);
     let shown = published.promote(&*space.mirror);
     drop(directory);

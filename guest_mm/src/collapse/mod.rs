@@ -30,6 +30,7 @@ mod copy;
 #[cfg(all(test, loom))]
 mod model;
 mod report;
+mod retract;
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
 use crate::entry::{Entry, Leaf};
@@ -89,9 +90,12 @@ fn try_block<P: Protocol>(
 ) -> Result<Collapsed, CollapseError> {
     let skipped = |why| Ok(Collapsed::Skipped(why));
     let start = block.start();
-    let Some(&region) = space.region(start).filter(|region| region.range.covers(block)) else {
+    let Some(region) = space.region(start).filter(|region| region.range.covers(block)) else {
         return skipped(Skip::NotWhole);
     };
+    if let Some(done) = retract::retract(space, region, block)? {
+        return Ok(done);
+    }
     // C1
     P::at(Step::C1);
     let directory = space.table.cursor_on(start, Level::PD);
@@ -112,7 +116,7 @@ fn try_block<P: Protocol>(
     match plan.in_order.filter(|_| fill_holes_in_place(space, &mut table, &plan)) {
         Some(first) => promote(space, directory, table, first, &plan),
         None if policy.copying == Copying::Never => skipped(Skip::Scattered),
-        None => copy::copy(space, &region, directory, table, &plan),
+        None => copy::copy(space, region, directory, table, &plan),
     }
 }
 
@@ -158,7 +162,7 @@ impl Plan {
             if first.is_some_and(|first| first.prot != leaf.prot) {
                 return Err(Skip::MixedRights { gfn });
             }
-            if space.pool.frame_state(leaf.frame).refs != 1 {
+            if !space.pool.frames().is_exclusive(leaf.frame) {
                 return Err(Skip::Shared { gfn });
             }
             let in_place = in_order == Some(home) && leaf.frame.offset_in_block() == i as u64;
@@ -192,7 +196,7 @@ fn fill_holes_in_place<P: Protocol>(
     }
     for (gfn, frame) in claimed {
         // Installed with the whole block.
-        let _with_the_block = table.map(gfn, Leaf { frame, prot: plan.prot });
+        let _with_the_block = table.map(gfn, Leaf::own(frame, plan.prot));
     }
     true
 }
@@ -205,7 +209,7 @@ fn promote<'t, P: Protocol>(
     plan: &Plan,
 ) -> Result<Collapsed, CollapseError> {
     let start = table.range().start();
-    let leaf = Leaf { frame: first, prot: plan.prot };
+    let leaf = Leaf::own(first, plan.prot);
     let (published, ended) = directory.promote(start, table, leaf);
     let shown = published.promote(&*space.mirror);
     drop(directory);

@@ -4,8 +4,11 @@ use crate::addr::{FrameNo, Gfn, GfnRange, PageSize};
 use crate::entry::{Entry, Marker};
 use crate::geometry::Level;
 use crate::mark::mark;
-use crate::model::{World, block, explore, explore_bounded};
-use crate::protocol::historical::{FreeWithoutGrace, InstallAfterUnlock, LockWithoutRecheck};
+use crate::model::{IMAGE, World, block, explore, explore_bounded};
+use crate::protocol::historical::{
+    FreeWithoutGrace, HugeWithoutRecheck, InstallAfterUnlock, LockWithoutRecheck,
+    SmallWithoutRecheck,
+};
 use crate::protocol::{Protocol, Sound};
 use crate::split::split;
 use crate::unmap::unmap;
@@ -124,4 +127,40 @@ fn two_faults_on_one_page_map_it_once() {
 #[test]
 fn two_faults_on_one_block_map_it_once() {
     two_faults(PageSize::Size2M);
+}
+
+/// A read that may map the image's block, and a store that must not.
+fn huge_vs_small_fault<P: Protocol>() {
+    explore_bounded(|| {
+        let world = World::<P>::over_image(PageSize::Size2M, 8);
+        let storing = world.beside(|world| {
+            // If it cannot for all its faults, the books say why.
+            let _stored = world.store(0, 7) || {
+                world.touch(0);
+                world.store(0, 7)
+            };
+        });
+        let read = world.load(1);
+        storing.join().unwrap();
+        world.check();
+        assert!(read == IMAGE + 1, "the image's page is another");
+        assert!(world.value(0) == 7, "a store was lost");
+    });
+}
+
+#[test]
+fn huge_vs_small_fault_holds() {
+    huge_vs_small_fault::<Sound>();
+}
+
+#[test]
+#[should_panic(expected = "bad resident counter")]
+fn huge_vs_small_fault_fails_when_the_huge_fault_does_not_look_again() {
+    huge_vs_small_fault::<HugeWithoutRecheck>();
+}
+
+#[test]
+#[should_panic(expected = "bad resident counter")]
+fn huge_vs_small_fault_fails_when_the_small_fault_does_not_look_again() {
+    huge_vs_small_fault::<SmallWithoutRecheck>();
 }

@@ -22,10 +22,14 @@
 //!             frame that the range never had.
 //! ```
 //!
+//! A frame that somebody else uses too cannot be pinned: at the next store the guest and its device would part. So behind
+//! P5 comes P6, the look at the frame's mark (`pin-vs-unexclusive`, [`crate::share`]); without the mark the page is first
+//! given a copy of its own.
+//!
 //! `pool::pins` has the same pinner against an unmap, and what becomes of a frame that is unmapped under a
 //! pin. A leaf of 2 MiB is pinned as a whole, on one word; there P4 is the look at the PDE, and P5 is nothing.
 //!
-//! The fast path is P1 to P5 for every page, under one guard, without a lock, an allocation or a system
+//! The fast path is P1 to P6 for every page, under one guard, without a lock, an allocation or a system
 //! call. What is in its way is dealt with outside of the guard: a change is tried again, a frozen table is
 //! waited for, anything else is a fault. A page that keeps changing is pinned under its table's lock.
 
@@ -40,7 +44,7 @@ mod tests;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::Entry;
-use crate::fault::{FaultError, fault};
+use crate::fault::{FaultError, Filled, fault, unshare};
 use crate::geometry::Level;
 use crate::pool::{Dirty, FrameWords};
 use crate::prot::Access;
@@ -87,6 +91,8 @@ enum Obstacle {
     Frozen,
     /// Nothing is there, or it does not allow the access.
     Fault,
+    /// Others use the frame too.
+    Shared,
 }
 
 /// Changes in a row that one page is granted before its table's lock is taken.
@@ -126,7 +132,7 @@ fn pin_leaf<P: Protocol>(
     pin_small(reader.space, reader.words, &found, access).ok()
 }
 
-/// P2 to P5 for a page.
+/// P2 to P6 for a page.
 #[inline(always)]
 fn pin_small<P: Protocol>(
     space: &AddressSpace<P>,
@@ -137,21 +143,31 @@ fn pin_small<P: Protocol>(
     let Some(frame) = found.frame_for(access) else { return Err(Obstacle::Fault) };
     // P2
     P::at(Step::P2);
-    let dirty = words.pin(frame);
+    let before = words.pin(frame);
     // P3
-    full_fence_after_rmw();
+    if P::P3_BARRIER_BEHIND_PIN {
+        full_fence_after_rmw();
+    }
     // P4, P5
     P::at(Step::P4);
-    if found.is_unchanged() && (!P::P5_RECHECK_PDE || found.is_attached()) {
-        return Ok(PinRun::new(frame, 1, Kind::Frames, dirty));
+    let unchanged = found.is_unchanged::<P>() && {
+        P::at(Step::P5);
+        !P::P5_RECHECK_PDE || found.is_attached()
+    };
+    // P6
+    P::at(Step::P6);
+    let exclusive =
+        if P::P6_RECHECK_MARK { words.is_exclusive(frame) } else { before.is_exclusive() };
+    if unchanged && exclusive {
+        return Ok(PinRun::new(frame, 1, Kind::Frames, before.dirty()));
     }
     // P7
     P::at(Step::P7);
     space.pool.unpin(frame);
-    Err(Obstacle::Changed)
+    Err(if unchanged { Obstacle::Shared } else { Obstacle::Changed })
 }
 
-/// P1 to P4 for up to `want` pages of a huge leaf; or why there is none. It walks for itself: that is three
+/// P1 to P4 and P6 for up to `want` pages of a huge leaf; or why there is none. It walks for itself: that is three
 /// loads, and keeps the path of a page in registers.
 fn pin_huge<P: Protocol>(
     space: &AddressSpace<P>,
@@ -180,13 +196,16 @@ fn pin_huge<P: Protocol>(
     full_fence_after_rmw();
     // P4
     P::at(Step::P4);
-    if found.is_unchanged() {
+    let unchanged = found.is_unchanged::<P>();
+    // P6. All frames of a huge leaf have the mark, or none: it is a guest's or an image's.
+    let exclusive = space.pool.frames().is_exclusive(first);
+    if unchanged && exclusive {
         return Ok(PinRun::new(first, frames, Kind::Blocks, Dirty::NotYet));
     }
     // P7
     P::at(Step::P7);
     blocks(first, frames).for_each(|block| space.pool.unpin_block(block));
-    Err(Obstacle::Changed)
+    Err(if unchanged { Obstacle::Shared } else { Obstacle::Changed })
 }
 
 /// The blocks that `frames` from `first` on touch.
@@ -227,6 +246,14 @@ fn pin_rest<P: Protocol>(
             }
             Err(Obstacle::Changed) if changes == TRIES => {
                 changes = 0;
+                if let Some(run) = guard.outside(|| pin_locked(space, gfn, access)) {
+                    step = Ok(runs.push(run));
+                    continue;
+                }
+                None
+            }
+            Err(Obstacle::Shared) if space.shares_image(gfn) => {
+                // It is never written and never replaced, so there is nothing to part from.
                 if let Some(run) = guard.outside(|| pin_locked(space, gfn, access)) {
                     step = Ok(runs.push(run));
                     continue;
@@ -301,13 +328,20 @@ fn overcome<P: Protocol>(
         }
         Obstacle::Fault => {
             count(PinCount::Faults);
-            fault(space, gfn.gpa(), access)?;
+            if fault(space, gfn.gpa(), access)? == Filled::Asked {
+                patience.nap(gfn.gpa())?;
+            }
+        }
+        Obstacle::Shared => {
+            count(PinCount::Shared);
+            unshare(space, gfn.gpa())?;
         }
     }
     Ok(())
 }
 
-/// Pins the page under its table's lock, where nothing changes; none if it is not there.
+/// Pins the page under its table's lock, where nothing changes; none if it is not there, or others use it too. A page
+/// that is an image's for good may be pinned for all that.
 fn pin_locked<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn, access: Access) -> Option<PinRun> {
     space.pin_counts.add(PinCount::Locked as usize, 1);
     let cursor = space.table.cursor_on(gfn, Level::PT);
@@ -316,10 +350,13 @@ fn pin_locked<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn, access: Access) ->
         return None;
     }
     let frame = leaf.frame.add(gfn.offset_in(cursor.level().entry_frames()));
+    if !space.pool.frames().is_exclusive(frame) && !space.shares_image(gfn) {
+        return None;
+    }
     if cursor.level() > Level::PT {
         space.pool.frames().pin_block(frame.block());
         return Some(PinRun::new(frame, 1, Kind::Blocks, Dirty::NotYet));
     }
-    let dirty = space.pool.frames().words().pin(frame);
-    Some(PinRun::new(frame, 1, Kind::Frames, dirty))
+    let before = space.pool.frames().words().pin(frame);
+    Some(PinRun::new(frame, 1, Kind::Frames, before.dirty()))
 }

@@ -85,7 +85,7 @@ impl Pinned<'_> {
     }
 
     #[cfg(all(test, loom))]
-    pub(super) fn first_frame(&self) -> crate::addr::FrameNo {
+    pub(crate) fn first_frame(&self) -> crate::addr::FrameNo {
         self.pieces().next().expect("a pin is not empty").0
     }
 

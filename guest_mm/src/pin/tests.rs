@@ -52,7 +52,7 @@ fn space() -> AddressSpace<Sound> {
     let choice = BackingChoice::Only(BackingKind::Memfd);
     let pool = Pool::new(choice, 2 << 21, PageSize::Size2M).unwrap();
     let mut space = AddressSpace {
-        ram: vec![RamRegion { range, origin: BlockNo::new(0) }],
+        ram: vec![RamRegion { range, origin: BlockNo::new(0), over: None }],
         table: Table::<Sound>::new(&[range]),
         mirror: Box::new(Fake::new()),
         pool: Apart::new(Arc::new(pool)),
@@ -60,6 +60,7 @@ fn space() -> AddressSpace<Sound> {
         counters: Counters::default(),
         pin_counts: Apart::new(Tally::new()),
         fill_locks: FillLocks::new(),
+        pager: None,
     };
     populate(&space, GfnRange::entry(Gfn::new(0), Level::PD)).unwrap();
     space.policy.pages = PageSize::Size2M;

@@ -11,6 +11,9 @@ use crate::geometry::FRAME_BYTES;
 
 use super::host_range::HostRange;
 
+/// Bytes that are compared at once.
+const CHUNK: usize = 256;
+
 /// The mapping.
 #[derive(Debug)]
 pub(crate) struct DirectMap {
@@ -85,6 +88,25 @@ impl DirectMap {
         let (from, to) = (self.pointer(from, 0, bytes), self.pointer(to, 0, bytes));
         // SAFETY: both pages lie in the mapping, and two frames do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+    }
+
+    /// Whether two pages have the same bytes. A guest may be writing: then the answer is about some moment.
+    pub(crate) fn is_same(&self, one: FrameNo, other: FrameNo) -> bool {
+        let (mut left, mut right) = ([0; CHUNK], [0; CHUNK]);
+        (0..FRAME_BYTES as usize).step_by(CHUNK).all(|offset| {
+            self.read(one, offset, &mut left);
+            self.read(other, offset, &mut right);
+            left == right
+        })
+    }
+
+    /// Whether all bytes of a page are zero; as [`DirectMap::is_same`].
+    pub(crate) fn is_zero(&self, frame: FrameNo) -> bool {
+        let mut bytes = [0; CHUNK];
+        (0..FRAME_BYTES as usize).step_by(CHUNK).all(|offset| {
+            self.read(frame, offset, &mut bytes);
+            bytes == [0; CHUNK]
+        })
     }
 
     /// Where `bytes` from `offset` of `frame` on are, for a device that has their frames pinned.

@@ -1,10 +1,14 @@
 //! What is known of each frame: one word; and of each block, another.
 //!
 //! ```text
-//!           63..53  52       51     50       49..48  47..24  23..0
-//!  frame    -       -        dirty  written  owner   pins    references
-//!  block    -       orphans  dirty  -        -       pins    -
+//!           63..54  53         52       51     50       49..48  47..24  23..0
+//!  frame    -       exclusive  -        dirty  written  owner   pins    references
+//!  block    -       -          orphans  dirty  -        -       pins    -
 //! ```
+//!
+//! *Exclusive* says that one leaf maps the frame and no other will: a pin on it can be relied on. A frame comes into
+//! use with the mark; who shares it takes the mark away first (`pin-vs-unexclusive`, [`crate::share`]), and
+//! it never comes back to the same page. Frames of images have none.
 //!
 //! *Owner* says who may hand the frame out: the buddy allocator (free), a reservation (reserved), or
 //! nobody, because it is in use. A reserved frame is claimed without a lock by whoever faults in its
@@ -32,6 +36,10 @@ const WRITTEN: u64 = 1 << 50;
 pub(super) const DIRTY: u64 = 1 << 51;
 /// Frames of the block wait for the block's last pin.
 pub(super) const ORPHANS: u64 = 1 << 52;
+/// One leaf maps the frame, and no other will.
+pub(super) const EXCLUSIVE: u64 = 1 << 53;
+/// In use, by one leaf alone.
+const OWNER_USER_ALONE: u64 = OWNER_USER | EXCLUSIVE | 1;
 
 /// Who may hand a frame out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,14 +59,27 @@ pub enum Owner {
 pub struct FrameState {
     /// Who may hand it out.
     pub owner: Owner,
-    /// Leaves that map it.
+    /// Leaves that map it, and others that keep it: the scanner for duplicates, an image.
     pub refs: u32,
+    /// Whether one leaf maps it and no other will.
+    pub exclusive: bool,
     /// Claims that devices hold on it, those on all of its block included.
     pub pins: u32,
     /// Whether its bytes may differ from zero.
     pub written: bool,
     /// Whether a device has written to it since somebody asked.
     pub dirty: bool,
+}
+
+/// What became of a frame that lost a reference.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Disowned {
+    /// It was the last one, and the frame is free.
+    Freed,
+    /// It was the last one, and a device has the frame pinned.
+    Orphaned,
+    /// Others have references.
+    Shared,
 }
 
 /// The words of all frames of a pool, and of its blocks. All zero is: free, and its bytes are zero.
@@ -126,6 +147,7 @@ impl FrameTable {
                 _ => Owner::Orphan,
             },
             refs: (word & REFS_MASK) as u32,
+            exclusive: word & EXCLUSIVE != 0,
             pins: (pins(word) + pins(block)) as u32,
             written: word & WRITTEN != 0,
             dirty: (word | block) & DIRTY != 0,
@@ -140,7 +162,7 @@ impl FrameTable {
     pub(crate) fn claim(&self, frame: FrameNo) -> bool {
         self.word(frame)
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |word| {
-                (word & OWNER_MASK == OWNER_RESERVATION).then_some(kept(word) | OWNER_USER | 1)
+                (word & OWNER_MASK == OWNER_RESERVATION).then_some(kept(word) | OWNER_USER_ALONE)
             })
             .is_ok()
     }
@@ -161,7 +183,7 @@ impl FrameTable {
 
     /// Moves a frame that the buddy allocator just gave out into use, with one reference.
     pub(crate) fn take(&self, frame: FrameNo) {
-        self.own(frame, OWNER_USER | 1);
+        self.own(frame, OWNER_USER_ALONE);
     }
 
     fn own(&self, frame: FrameNo, owner: u64) {
@@ -169,23 +191,30 @@ impl FrameTable {
         // holder of the pool's lock moves a frame away from the buddy allocator, so nothing else changes.
         // Acquire and release: passes on to a claim what `disown` released.
         let word = self.word(frame).fetch_add(owner, Ordering::AcqRel);
-        assert!(word & (OWNER_MASK | REFS_MASK) == 0, "frame {frame} was given out twice");
+        let unused = word & (OWNER_MASK | REFS_MASK | EXCLUSIVE) == 0;
+        assert!(unused, "frame {frame} was given out twice");
     }
 
-    /// Drops the last reference of a frame in use. It goes to the reservation or to the buddy allocator;
-    /// or, if a device has it or its block (`block_pinned`) pinned, to nobody: false.
+    /// Drops a reference of a frame in use. With the last one it goes to the reservation or to the buddy
+    /// allocator; or, if a device has it or its block (`block_pinned`) pinned, to nobody.
     ///
     /// # Panics
-    /// If it is shared or not in use: freeing it would hand memory to two owners.
-    pub(crate) fn disown(&self, frame: FrameNo, to_reservation: bool, block_pinned: bool) -> bool {
+    /// If it is not in use: freeing it would hand memory to two owners.
+    pub(crate) fn disown(
+        &self,
+        frame: FrameNo,
+        to_reservation: bool,
+        block_pinned: bool,
+    ) -> Disowned {
         let update = |word: u64| {
-            assert!(
-                word & (OWNER_MASK | REFS_MASK) == OWNER_USER | 1,
-                "frame {frame} is not in use by exactly one: {word:#x}"
-            );
+            let in_use = word & OWNER_MASK == OWNER_USER && word & REFS_MASK != 0;
+            assert!(in_use, "frame {frame} is not in use and cannot be freed: {word:#x}");
+            if word & REFS_MASK > 1 {
+                return Some(word - 1);
+            }
             let waits = block_pinned || word & PINS_MASK != 0;
             Some(if waits {
-                (word & !(OWNER_MASK | REFS_MASK)) | WRITTEN | OWNER_ORPHAN
+                (word & !(OWNER_MASK | REFS_MASK | EXCLUSIVE)) | WRITTEN | OWNER_ORPHAN
             } else {
                 WRITTEN | if to_reservation { OWNER_RESERVATION } else { 0 }
             })
@@ -193,7 +222,29 @@ impl FrameTable {
         // Release, with the acquire of the next owner in `claim` or `own`. Acquire, with the release in
         // `unpin`: what a device did to the bytes has happened before they are the next owner's.
         let word = self.word(frame).fetch_update(Ordering::AcqRel, Ordering::Relaxed, update);
-        !block_pinned && word.is_ok_and(|word| word & PINS_MASK == 0)
+        match word {
+            Ok(word) if word & REFS_MASK > 1 => Disowned::Shared,
+            Ok(word) if !block_pinned && word & PINS_MASK == 0 => Disowned::Freed,
+            _ => Disowned::Orphaned,
+        }
+    }
+
+    /// Adds a reference to a frame in use, which the caller has one on.
+    pub(crate) fn share(&self, frame: FrameNo) {
+        let word = self.word(frame).fetch_add(1, Ordering::Relaxed);
+        let shareable = word & OWNER_MASK == OWNER_USER && word & EXCLUSIVE == 0;
+        assert!(shareable, "frame {frame} is shared and not to be: {word:#x}");
+        assert!(word & REFS_MASK != REFS_MASK, "frame {frame} has too many references");
+    }
+
+    /// X5: from now on nobody pins the frame. Relaxed: X6 orders it before the entry.
+    pub(crate) fn clear_exclusive(&self, frame: FrameNo) {
+        self.word(frame).fetch_and(!EXCLUSIVE, Ordering::Relaxed);
+    }
+
+    /// Whether one leaf maps the frame and no other will.
+    pub(crate) fn is_exclusive(&self, frame: FrameNo) -> bool {
+        self.words().is_exclusive(frame)
     }
 
     /// Takes an orphan that no device has pinned any more, as `disown` would have; false when it is none,

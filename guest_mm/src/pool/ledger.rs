@@ -6,7 +6,7 @@ use crate::addr::{BlockNo, FrameNo, PageSize};
 use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering, full_fence};
 
 use super::buddy::{Buddy, Order};
-use super::frame::{FrameState, FrameTable, Owner};
+use super::frame::{Disowned, FrameState, FrameTable, Owner};
 
 /// A guest block's preference for a block of the pool. Ended by `unreserve`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -221,14 +221,20 @@ impl Ledger {
             self.settle_dirty(block);
         }
         let run = || (0..frames).map(|i| first.add(i));
-        let freed = run().filter(|&frame| self.frames.disown(frame, reserved, pinned)).count();
-        let orphans = frames - freed as u64;
+        let (mut freed, mut orphans) = (0, 0);
+        for frame in run() {
+            match self.frames.disown(frame, reserved, pinned) {
+                Disowned::Freed => freed += 1,
+                Disowned::Orphaned => orphans += 1,
+                Disowned::Shared => {}
+            }
+        }
         self.nr_orphans.fetch_add(orphans, Ordering::Relaxed);
         if reserved {
-            self.nr_reserved.fetch_add(freed as u64, Ordering::Relaxed);
-        } else if orphans == 0 && frames == PageSize::Size2M.frames() {
+            self.nr_reserved.fetch_add(freed, Ordering::Relaxed);
+        } else if freed == PageSize::Size2M.frames() {
             books.buddy.free(first, Order::BLOCK);
-        } else if orphans == 0 {
+        } else if freed == frames {
             run().for_each(|frame| books.buddy.free(frame, Order::FRAME));
         } else {
             // The state of a frame that was freed cannot change: the lock is held.

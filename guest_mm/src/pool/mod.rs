@@ -144,6 +144,20 @@ impl Pool {
         Some(frame)
     }
 
+    /// As [`Pool::claim_zeroed`], its bytes whatever they were: the caller writes all of them.
+    pub(crate) fn claim(&self, reservation: Reservation, offset: u64) -> Option<FrameNo> {
+        let frame = self.ledger.claim(reservation, offset)?;
+        self.ledger.set_written(frame, 1);
+        Some(frame)
+    }
+
+    /// Any frame, in use from now on, its bytes whatever they were: the caller writes all of them.
+    pub(crate) fn alloc(&self) -> Result<FrameNo, Exhausted> {
+        let frame = self.ledger.alloc_frame()?;
+        self.ledger.set_written(frame, 1);
+        Ok(frame)
+    }
+
     /// Any frame, in use from now on, its bytes zero.
     pub(crate) fn alloc_zeroed(&self) -> Result<FrameNo, Exhausted> {
         let frame = self.ledger.alloc_frame()?;
@@ -182,8 +196,9 @@ impl Pool {
         self.ledger.unreserve(reservation);
     }
 
-    /// Frees `frames` from `first` on, those that a device has pinned as soon as it lets go. No
-    /// translation to them may be left anywhere (U3 and U4 of [`pins`]).
+    /// Drops a reference of each of `frames` from `first` on. Those that have no other are free, and
+    /// those that a device has pinned as soon as it lets go. No translation to them, of those that the reference was
+    /// for, may be left anywhere (U3 and U4 of [`pins`]).
     pub(crate) fn release(&self, first: FrameNo, frames: u64) {
         self.ledger.release(first, frames);
     }

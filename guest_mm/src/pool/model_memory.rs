@@ -25,6 +25,14 @@ impl DirectMap {
         self.write(to, self.read(from));
     }
 
+    pub(crate) fn is_same(&self, one: FrameNo, other: FrameNo) -> bool {
+        self.read(one) == self.read(other)
+    }
+
+    pub(crate) fn is_zero(&self, frame: FrameNo) -> bool {
+        self.read(frame) == 0
+    }
+
     /// The word of `frame`.
     pub(crate) fn read(&self, frame: FrameNo) -> u64 {
         self.words[frame.index()].load(Ordering::Relaxed)

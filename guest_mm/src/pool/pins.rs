@@ -26,8 +26,27 @@ use crate::addr::{BlockNo, FrameNo};
 use crate::sync::Ordering;
 
 use super::frame::{
-    DIRTY, FrameTable, FrameWords, ONE_PIN, ORPHANS, OWNER_MASK, OWNER_ORPHAN, PINS_MASK, pins,
+    DIRTY, EXCLUSIVE, FrameTable, FrameWords, ONE_PIN, ORPHANS, OWNER_MASK, OWNER_ORPHAN,
+    PINS_MASK, pins,
 };
+
+/// What a frame's word said when it was pinned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Before(u64);
+
+impl Before {
+    /// Whether the frame was dirty already, which it then stays for as long as it is pinned.
+    #[inline]
+    pub(crate) fn dirty(self) -> Dirty {
+        if self.0 & DIRTY == 0 { Dirty::NotYet } else { Dirty::Already }
+    }
+
+    /// Whether it was marked exclusive then.
+    #[inline]
+    pub(crate) fn is_exclusive(self) -> bool {
+        self.0 & EXCLUSIVE != 0
+    }
+}
 
 /// Whether a device has written to a frame since somebody asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,13 +58,18 @@ pub(crate) enum Dirty {
 }
 
 impl FrameWords<'_> {
-    /// P2; whether the frame is dirty already, which it then stays for as long as it is pinned. Relaxed,
-    /// because the barrier of P3 orders it.
+    /// P2. Relaxed, because the barrier of P3 orders it.
     #[inline]
-    pub(crate) fn pin(self, frame: FrameNo) -> Dirty {
+    pub(crate) fn pin(self, frame: FrameNo) -> Before {
         let word = self.word(frame).fetch_add(ONE_PIN, Ordering::Relaxed);
         assert!(word & PINS_MASK != PINS_MASK, "frame {frame} has too many pins");
-        if word & DIRTY == 0 { Dirty::NotYet } else { Dirty::Already }
+        Before(word)
+    }
+
+    /// P6: whether the frame is marked exclusive. Relaxed: P4 orders it behind the look at the entry.
+    #[inline]
+    pub(crate) fn is_exclusive(self, frame: FrameNo) -> bool {
+        self.word(frame).load(Ordering::Relaxed) & EXCLUSIVE != 0
     }
 
     /// P7; whether it was the last pin of an orphan, which the caller then has to free.

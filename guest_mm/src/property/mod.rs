@@ -30,7 +30,7 @@ fn space(pages: PageSize, pool_blocks: u64, mirror: &Fake) -> AddressSpace<Sound
     let range = GfnRange::new(Gfn::new(0), RAM).unwrap();
     let choice = BackingChoice::Only(BackingKind::Memfd);
     AddressSpace {
-        ram: vec![RamRegion { range, origin: BlockNo::new(0) }],
+        ram: vec![RamRegion { range, origin: BlockNo::new(0), over: None }],
         table: Table::new(&[range]),
         mirror: Box::new(mirror.clone()),
         pool: Apart::new(Arc::new(Pool::new(choice, pool_blocks << 21, pages).unwrap())),
@@ -38,6 +38,7 @@ fn space(pages: PageSize, pool_blocks: u64, mirror: &Fake) -> AddressSpace<Sound
         counters: Counters::default(),
         pin_counts: Apart::new(Tally::new()),
         fill_locks: FillLocks::new(),
+        pager: None,
     }
 }
 

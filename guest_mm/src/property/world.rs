@@ -249,7 +249,7 @@ impl<'s> World<'s> {
 
     /// Holds everything against the oracle.
     pub(super) fn check(&self) {
-        let mapped = audit(self.space).unwrap();
+        let mapped = audit(self.space).unwrap().frames();
         let usage = self.space.pool.usage();
         leaked(usage.used - usage.orphans, mapped).unwrap();
         let frames = self.check_guest();

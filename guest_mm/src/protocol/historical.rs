@@ -43,8 +43,8 @@ lacking! {
     NeverCount: S3_LOOK_AT_PINS;
     /// A page table is emptied, unlocked, and then detached.
     RetractUnlocked: T1_DIRECTORY_BEFORE_EMPTYING;
-    /// What the first pass over a page table has taken out is never flushed.
-    RetractUnflushed: T4_FLUSH_EVERY_PASS;
+    /// A page table is emptied before it is clear that it goes, and what was taken out is not flushed if it stays.
+    RetractUnflushed: T3_LEAF_BEFORE_EMPTYING;
     /// A huge leaf goes where a page table has come meanwhile.
     HugeWithoutRecheck: H3_RECHECK_HUGE;
     /// A page table goes where a huge leaf has come meanwhile.

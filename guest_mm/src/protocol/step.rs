@@ -69,9 +69,8 @@ steps! {
     A4 "install it in the window; who waits goes on";
     T1 "lock the page directory, then the page table";
     T2 "is every entry absent, or the image's page in its place?";
-    T3 "take the entries out";
-    T4 "zap the window";
-    T5 "the PDE becomes the image's block; retire the page table";
+    T3 "the PDE becomes the image's block";
+    T4 "take the entries out, retire the page table";
     H1 "walk: nothing is mapped in the block";
     H2 "lock the page directory";
     H3 "is it still so?";

@@ -2,7 +2,7 @@
 //! replaced by a leaf. Steps are those of `lock-vs-detach` ([`super::cursor`]).
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::entry::{Entry, Leaf, NodeNo};
+use crate::entry::{Entry, Leaf, NodeNo, Source};
 use crate::geometry::{FANOUT, Level};
 use crate::mirror::Run;
 use crate::pool::Reservation;
@@ -38,11 +38,11 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         let resident = &self.table.resident;
         match entry {
             Entry::Leaf(leaf) => {
-                if below == Level::PT {
+                if below == Level::PT && leaf.source == Source::Guest {
                     child.state.reservation = reservation(leaf.frame);
                 }
-                resident.leaves_gone(self.level(), 1);
-                resident.leaves_made(below, FANOUT as u64);
+                resident.leaves_gone(self.level(), leaf.source, 1);
+                resident.leaves_made(below, leaf.source, FANOUT as u64);
             }
             Entry::Marker(marker) => {
                 resident.marker_gone(marker);
@@ -175,17 +175,19 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         let mut frames = FrameRuns::default();
         // The leaf first: a walker finds the old entries or the new one, never an absent page.
         self.publish(gfn, Entry::Leaf(leaf));
-        self.table.resident.leaves_made(self.level(), 1);
-        let mut leaves = 0;
+        self.table.resident.leaves_made(self.level(), leaf.source, 1);
+        let mut leaves = [(Source::Guest, 0), (Source::Image, 0)];
         for inner in below.entries_in(below.range()) {
             if let Entry::Leaf(leaf) = below.entry(inner) {
-                frames.push(leaf.frame, below.level().entry_frames());
-                leaves += 1;
+                frames.push_leaf(leaf, below.level().entry_frames());
+                leaves[leaf.source as usize].1 += 1;
             }
             below.publish(inner, Entry::Absent);
         }
-        // One subtraction, not 512.
-        self.table.resident.leaves_gone(below.level(), leaves);
+        // A subtraction for each kind, not 512.
+        for (source, count) in leaves {
+            self.table.resident.leaves_gone(below.level(), source, count);
+        }
         below.state.live = 0;
         let ended = below.end();
         let run = Run { gfn, frame: leaf.frame, frames: self.level().entry_frames() };
@@ -204,7 +206,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     }
 
     /// A new table below the absent entry for `gfn`, locked.
-    pub(super) fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
+    pub(crate) fn make_child(&mut self, gfn: Gfn) -> Option<Cursor<'t, P>> {
         let below = self.level().below()?;
         let child = self.table.alloc(below, gfn.align_down(below.table_frames()))?;
         self.publish(gfn, Entry::Table(child.node));

@@ -20,13 +20,13 @@
 //! ```
 
 use crate::addr::{Gfn, GfnRange};
-use crate::entry::{Entry, Leaf, Marker, NodeNo};
+use crate::entry::{Entry, Leaf, Marker, NodeNo, Source};
 use crate::geometry::Level;
 use crate::mirror::Run;
 use crate::pool::Reservation;
 use crate::prot::Prot;
 use crate::protocol::{Protocol, Step};
-use crate::sync::{AtomicU64, Held, Ordering};
+use crate::sync::{AtomicU64, Held, Ordering, own_word};
 
 use super::node::NodeState;
 use super::reclaim::{Guard, collect};
@@ -136,6 +136,11 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.state.live == 0
     }
 
+    /// Whether every entry of the table is set.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state.live == crate::geometry::FANOUT as u32
+    }
+
     /// Whether any entry of the table maps memory.
     pub(crate) fn has_leaf(&self) -> bool {
         self.state.live > 0
@@ -144,8 +149,8 @@ impl<'t, P: Protocol> Cursor<'t, P> {
 
     /// The entry for `gfn`.
     pub(crate) fn entry(&self, gfn: Gfn) -> Entry {
-        // Relaxed: words are only written under the lock that is held.
-        decode(self.word(gfn).load(Ordering::Relaxed), self.level())
+        // Words are only written under the lock that is held.
+        decode(own_word(self.word(gfn)), self.level())
     }
 
     /// Where the pages of this page table prefer to lie.
@@ -172,17 +177,56 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             entry => panic!("guest frame {gfn} is mapped already: {entry:?}"),
         }
         self.publish(gfn, Entry::Leaf(leaf));
-        self.table.resident.leaves_made(self.level(), 1);
+        self.table.resident.leaves_made(self.level(), leaf.source, 1);
+        Published::new(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
+    }
+
+    /// As [`Cursor::map`], without a look at what is there: what [`Protocol::H3_RECHECK_HUGE`] rules out.
+    pub(crate) fn map_blindly(&mut self, gfn: Gfn, leaf: Leaf) -> Published<'_> {
+        self.state.live += 1;
+        self.publish(gfn, Entry::Leaf(leaf));
+        self.table.resident.leaves_made(self.level(), leaf.source, 1);
+        let frames = self.level().entry_frames();
         Published::new(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
     }
 
     /// Maps the pages of `run`, absent all of them, to its frames.
-    pub(crate) fn map_run(&mut self, run: Run, prot: Prot) -> Published<'_> {
+    pub(crate) fn map_run(&mut self, run: Run, prot: Prot, source: Source) -> Published<'_> {
         debug_assert!(self.level() == Level::PT);
         for i in 0..run.frames {
-            let _in_the_run = self.map(run.gfn.add(i), Leaf { frame: run.frame.add(i), prot });
+            let leaf = Leaf { frame: run.frame.add(i), prot, source };
+            let _in_the_run = self.map(run.gfn.add(i), leaf);
         }
         Published::new(run, prot)
+    }
+
+    /// Takes the leaf at `gfn` out of every walker's sight, for as long as this lock is held: who holds it puts one
+    /// back (X1, S1). An exchange, because a walker may be looking: it is a full barrier on x86, and one
+    /// follows elsewhere.
+    pub(crate) fn take_out(&mut self, gfn: Gfn) -> Zap<'_> {
+        debug_assert!(matches!(self.entry(gfn), Entry::Leaf(_)));
+        self.word(gfn).swap(Entry::Absent.encode(self.level()), Ordering::AcqRel);
+        Zap::unmapped(GfnRange::entry(gfn, self.level()), FrameRuns::default())
+    }
+
+    /// Leaves the place empty from which `old` was taken out.
+    pub(crate) fn leave_out(&mut self, gfn: Gfn, old: Leaf) {
+        debug_assert!(self.entry(gfn) == Entry::Absent);
+        self.state.live -= 1;
+        self.table.resident.leaves_gone(self.level(), old.source, 1);
+    }
+
+    /// Puts `leaf` where `old` was taken out.
+    pub(crate) fn put_back(&mut self, gfn: Gfn, old: Leaf, leaf: Leaf) -> Published<'_> {
+        debug_assert!(self.entry(gfn) == Entry::Absent);
+        // X6: who finds the leaf finds the mark gone.
+        let order = if P::X6_WRITE_BARRIER { Ordering::Release } else { Ordering::Relaxed };
+        self.word(gfn).store(Entry::Leaf(leaf).encode(self.level()), order);
+        self.table.resident.leaves_gone(self.level(), old.source, 1);
+        self.table.resident.leaves_made(self.level(), leaf.source, 1);
+        let frames = self.level().entry_frames();
+        let run = Run { gfn: gfn.align_down(frames), frame: leaf.frame, frames };
+        Published::new(run, leaf.prot)
     }
 
     /// The translation that an entry holds already, to be installed (again).
@@ -213,22 +257,34 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         Zap::unmapped(range, frames)
     }
 
-    /// Gives every leaf of `range` in this table the rights `prot`.
-    pub(crate) fn protect(&mut self, range: GfnRange, prot: Prot) -> Zap<'_> {
+    /// Gives every leaf of `range` in this table the rights `prot`, or what is left of them where others use the frame
+    /// too, which `exclusive` says.
+    pub(crate) fn protect(
+        &mut self,
+        range: GfnRange,
+        prot: Prot,
+        exclusive: impl Fn(Leaf) -> bool,
+    ) -> Zap<'_> {
+        let mut shown = prot;
         for gfn in self.entries_in(range) {
             if let Entry::Leaf(leaf) = self.entry(gfn) {
+                let prot = if exclusive(leaf) { prot } else { prot.shared() };
+                if prot.copies_on_write() {
+                    // The window is told one right for all; it may hold less than the table.
+                    shown = prot;
+                }
                 self.publish(gfn, Entry::Leaf(Leaf { prot, ..leaf }));
             }
         }
-        Zap::protected(range, prot)
+        Zap::protected(range, shown)
     }
 
     pub(super) fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {
         match self.entry(gfn) {
             Entry::Absent | Entry::Table(_) | Entry::Frozen(_) => return,
             Entry::Leaf(leaf) => {
-                frames.push(leaf.frame, self.level().entry_frames());
-                self.table.resident.leaves_gone(self.level(), 1);
+                frames.push_leaf(leaf, self.level().entry_frames());
+                self.table.resident.leaves_gone(self.level(), leaf.source, 1);
             }
             Entry::Marker(marker) => self.table.resident.marker_gone(marker),
         }

@@ -2,7 +2,7 @@
 //! how Linux noticed most of the races that this crate is about ("Bad rss-counter state").
 
 use crate::addr::PageSize;
-use crate::entry::Marker;
+use crate::entry::{Marker, Source};
 use crate::geometry::Level;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -11,6 +11,8 @@ use crate::sync::{AtomicU64, Ordering};
 pub struct Residency {
     /// Leaves by size: 4 KiB, 2 MiB, 1 GiB.
     pub leaves: [u64; 3],
+    /// Those of them that map an image, by size.
+    pub image: [u64; 3],
     /// Tables by level, page tables first; the root is the last.
     pub tables: [u64; 4],
     /// Entries that are markers, by kind: missing, guard, poison.
@@ -18,16 +20,26 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// Frames that leaves map.
+    /// Frames that leaves map, an image's included.
     pub fn frames(&self) -> u64 {
-        PageSize::ALL.iter().zip(self.leaves).map(|(size, n)| size.frames() * n).sum()
+        frames(self.leaves)
     }
+
+    /// Frames of images that leaves map.
+    pub fn image_frames(&self) -> u64 {
+        frames(self.image)
+    }
+}
+
+fn frames(leaves: [u64; 3]) -> u64 {
+    PageSize::ALL.iter().zip(leaves).map(|(size, n)| size.frames() * n).sum()
 }
 
 /// The live counters.
 #[derive(Debug, Default)]
 pub(super) struct Resident {
     leaves: [AtomicU64; 3],
+    image: [AtomicU64; 3],
     tables: [AtomicU64; 4],
     markers: [AtomicU64; 3],
 }
@@ -37,12 +49,20 @@ pub(super) struct Resident {
 const ORDER: Ordering = Ordering::Relaxed;
 
 impl Resident {
-    pub(super) fn leaves_gone(&self, level: Level, count: u64) {
-        self.leaves[level.number() as usize - 1].fetch_sub(count, ORDER);
+    pub(super) fn leaves_gone(&self, level: Level, source: Source, count: u64) {
+        let size = level.number() as usize - 1;
+        self.leaves[size].fetch_sub(count, ORDER);
+        if source == Source::Image {
+            self.image[size].fetch_sub(count, ORDER);
+        }
     }
 
-    pub(super) fn leaves_made(&self, level: Level, count: u64) {
-        self.leaves[level.number() as usize - 1].fetch_add(count, ORDER);
+    pub(super) fn leaves_made(&self, level: Level, source: Source, count: u64) {
+        let size = level.number() as usize - 1;
+        self.leaves[size].fetch_add(count, ORDER);
+        if source == Source::Image {
+            self.image[size].fetch_add(count, ORDER);
+        }
     }
 
     pub(super) fn table_made(&self, level: Level) {
@@ -65,6 +85,7 @@ impl Resident {
         let load = |counter: &AtomicU64| counter.load(ORDER);
         Residency {
             leaves: self.leaves.each_ref().map(load),
+            image: self.image.each_ref().map(load),
             tables: self.tables.each_ref().map(load),
             markers: self.markers.each_ref().map(load),
         }

@@ -96,10 +96,11 @@ impl Located<'_> {
 
     /// P4 of `pin`: whether the entry still says what it said.
     #[inline]
-    pub(crate) fn is_unchanged(&self) -> bool {
-        // Acquire: what is read here is what the holder of the pin relies on. It is ordered behind the pin
-        // by the full barrier of P3.
-        self.tables.word(self.index).load(Ordering::Acquire) == self.raw
+    pub(crate) fn is_unchanged<P: Protocol>(&self) -> bool {
+        // Ordered behind the pin by the full barrier of P3. Acquire: the mark (P6) is looked at after it, and
+        // what was done to the page before it was mapped is seen by the pin's holder.
+        let order = if P::P4_READ_BARRIER { Ordering::Acquire } else { Ordering::Relaxed };
+        self.tables.word(self.index).load(order) == self.raw
     }
 
     /// P5 of `pin`: whether the entry above still leads to this table.

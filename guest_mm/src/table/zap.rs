@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 
 use crate::addr::{FrameNo, GfnRange};
+use crate::entry::{Leaf, Source};
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::pool::Pool;
 use crate::prot::Prot;
@@ -97,6 +98,13 @@ impl Zap<'_> {
     }
 }
 
+impl Zap<'_> {
+    /// Flushes nothing: what [`crate::protocol::Protocol::T3_LEAF_BEFORE_EMPTYING`] rules out.
+    pub(crate) fn forget(mut self) {
+        self.flushed = true;
+    }
+}
+
 impl Drop for Zap<'_> {
     fn drop(&mut self) {
         // A silent drop would leave the guest with memory that is about to be someone else's.
@@ -132,7 +140,14 @@ impl Unreachable {
 pub(crate) struct FrameRuns(Vec<(FrameNo, u64)>);
 
 impl FrameRuns {
-    pub(super) fn push(&mut self, first: FrameNo, frames: u64) {
+    /// Adds the frames of `leaf`, if the guest has a reference on them.
+    pub(super) fn push_leaf(&mut self, leaf: Leaf, frames: u64) {
+        if leaf.source == Source::Guest {
+            self.push(leaf.frame, frames);
+        }
+    }
+
+    fn push(&mut self, first: FrameNo, frames: u64) {
         match self.0.last_mut() {
             Some((start, len)) if start.add(*len) == first => *len += frames,
             _ => self.0.push((first, frames)),

@@ -117,6 +117,8 @@ fn ram_that_starts_inside_a_block_is_refused() {
     let ram = vec![GfnRange::new(Gfn::new(1), 1).unwrap()];
     let config = GuestConfig {
         ram,
+        over: Vec::new(),
+        on_missing: None,
         policy: FaultPolicy { pages: PageSize::Size4K },
         fault_threads: 1,
         on_stop: Box::new(|_| {}),
@@ -151,6 +153,8 @@ fn ram_that_overlaps_is_refused() {
     let mm = service(4 * MIB, PageSize::Size4K);
     let config = GuestConfig {
         ram: vec![range(0, 4 * MIB), range(2 * MIB, 2 * MIB)],
+        over: Vec::new(),
+        on_missing: None,
         policy: FaultPolicy { pages: PageSize::Size4K },
         fault_threads: 1,
         on_stop: Box::new(|_| {}),

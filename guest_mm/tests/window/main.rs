@@ -31,6 +31,8 @@ fn add(mm: &GuestMm, bytes: u64, pages: PageSize) -> TestGuest {
     let ram = GfnRange::from_bytes(Gpa::new(0), bytes).unwrap();
     let config = GuestConfig {
         ram: vec![ram],
+        over: Vec::new(),
+        on_missing: None,
         policy: FaultPolicy { pages },
         fault_threads: 2,
         on_stop: Box::new(move |error| tell.lock().unwrap().send(error.clone()).unwrap()),

@@ -52,6 +52,8 @@ impl<P: Protocol> ServedRam<P> {
             .collect::<Result<_, _>>()?;
         let guest = service.add_guest(GuestConfig {
             ram,
+            over: Vec::new(),
+            on_missing: None,
             policy: FaultPolicy { pages },
             fault_threads: config.fault_threads.value.into(),
             on_stop,

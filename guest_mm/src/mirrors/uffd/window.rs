@@ -66,13 +66,20 @@ impl Window {
         };
         let mut next = region.range.start();
         while next < region.range.end() {
-            let frame = region.preferred_frame(next, pool.nr_frames());
-            // More RAM than pool wraps around: until a block is touched it points anywhere.
-            let frames = (pool.nr_frames() - frame.index() as u64)
-                .min(region.range.end().as_u64() - next.as_u64());
+            // One mapping for as many blocks as lie in order. More RAM than pool wraps around: until a block is
+            // touched it points anywhere.
+            let first = region.shown_block(next, pool.nr_frames());
+            let in_order = |&blocks: &u64| {
+                let block = next.add(blocks * BLOCK);
+                region.range.contains(block)
+                    && region.shown_block(block, pool.nr_frames()).index() as u64
+                        == first.index() as u64 + blocks
+            };
+            let blocks = 1 + (1..).take_while(in_order).count() as u64;
+            let frames = (blocks * BLOCK).min(region.range.end().as_u64() - next.as_u64());
             let run = GfnRange::new(next, frames).map_err(|_| ("mmap", Errno::INVAL))?;
-            window.map_first(uffd, pool, run, frame).map_err(|e| ("mmap", e))?;
-            window.note(run, frame);
+            window.map_first(uffd, pool, run, first.first()).map_err(|e| ("mmap", e))?;
+            window.note(run, first.first());
             next = next.add(frames);
         }
         Ok(window)

@@ -159,7 +159,7 @@ fn an_orphan_goes_back_to_the_reservation_of_its_block() {
 }
 
 #[test]
-#[should_panic(expected = "not in use by exactly one")]
+#[should_panic(expected = "is not in use and cannot be freed")]
 fn a_frame_cannot_be_freed_twice() {
     let ledger = Ledger::new(BLOCK);
     let frame = ledger.alloc_frame().unwrap();

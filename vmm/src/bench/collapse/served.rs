@@ -30,6 +30,8 @@ impl Small {
         let guest = service
             .add_guest(GuestConfig {
                 ram: vec![GfnRange::new(Gfn::new(0), blocks * PAGES).map_err(failed)?],
+                over: Vec::new(),
+                on_missing: None,
                 policy: FaultPolicy { pages: PageSize::Size4K },
                 fault_threads: 1,
                 on_stop: Box::new(|error| eprintln!("error: {error}")),

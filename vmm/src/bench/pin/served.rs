@@ -30,6 +30,8 @@ impl Served {
         let guest = service
             .add_guest(GuestConfig {
                 ram: vec![ram],
+                over: Vec::new(),
+                on_missing: None,
                 policy: FaultPolicy { pages: size },
                 fault_threads: 1,
                 on_stop: Box::new(|error| eprintln!("error: {error}")),

@@ -1,5 +1,7 @@
 //! Pins against what else may happen to a page.
 
+mod share;
+
 use crate::addr::{Gfn, GpaRange, PageSize};
 use crate::collapse::{CollapsePolicy, Collapsed, Skip, collapse_block};
 use crate::geometry::{FRAME_BYTES, Level};

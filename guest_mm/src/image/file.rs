@@ -1,0 +1,195 @@
+//! The file of an image: raw memory, page after page. It is read, never mapped, so nothing that becomes of it can
+//! raise a signal here; and it is looked at after each read, so that a page is what the file held when
+//! it was opened, or an error.
+#![allow(unsafe_code, reason = "reads into a frame of the pool")]
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::addr::{FrameNo, PageSize};
+use crate::geometry::FRAME_BYTES;
+use crate::pool::{BackingKind, Pool};
+use crate::sync::Arc;
+
+use super::Image;
+
+/// Why a file is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It cannot be opened, or asked for its size.
+    #[error("the image {} cannot be opened: {source}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no regular file.
+    #[error("the image {} is {kind}; an image is a regular file of raw memory", path.display())]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// It does not consist of pages.
+    #[error(
+        "the image {} has {bytes} bytes, which is not a multiple of 4096 above 0: it is cut off, or no raw memory",
+        path.display()
+    )]
+    Ragged {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The pool's pages are larger than those of an image.
+    #[error("the image {} cannot be used: a {kind} pool has no pages of 4 KiB", path.display())]
+    Granule {
+        /// Which.
+        path: PathBuf,
+        /// What the pool lies on.
+        kind: BackingKind,
+    },
+    /// It has more pages than a pool can have frames.
+    #[error("the image {} has {bytes} bytes, which is more than guest memory can be", path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+/// Why a page could not be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file is not what it was when it was opened.
+    #[error(
+        "the image {} was changed while a guest lies over it ({what}): pages of it that were not loaded yet are lost",
+        path.display()
+    )]
+    Changed {
+        /// Which.
+        path: PathBuf,
+        /// How it was noticed.
+        what: String,
+    },
+    /// The system does not give it.
+    #[error("page {page} of the image {} cannot be read: {cause}", path.display())]
+    Failed {
+        /// Which.
+        path: PathBuf,
+        /// The page.
+        page: u64,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+/// Where the pages come from.
+#[derive(Debug)]
+pub(super) struct Source {
+    file: File,
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+/// What changes with a file's contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp {
+    bytes: u64,
+    /// Seconds and nanoseconds of the last write.
+    written: (i64, i64),
+}
+
+impl Image {
+    /// The image in the file at `path`, none of it loaded. Its memory comes from `pool`.
+    ///
+    /// # Errors
+    /// [`ImageError`]: the file is no image.
+    pub(crate) fn open(pool: &Arc<Pool>, path: &Path) -> Result<Image, ImageError> {
+        if pool.granule() > PageSize::Size4K {
+            return Err(ImageError::Granule { path: path.to_owned(), kind: pool.kind() });
+        }
+        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            let kind = match metadata.file_type() {
+                kind if kind.is_dir() => "a folder",
+                kind if kind.is_fifo() => "a pipe",
+                kind if kind.is_socket() => "a socket",
+                _ => "a device",
+            };
+            return Err(ImageError::NotAFile { path: path.to_owned(), kind });
+        }
+        let stamp = Stamp::of(&metadata);
+        let bytes = stamp.bytes;
+        if bytes == 0 || !bytes.is_multiple_of(FRAME_BYTES) {
+            return Err(ImageError::Ragged { path: path.to_owned(), bytes });
+        }
+        if bytes / FRAME_BYTES >= u64::from(u32::MAX) {
+            return Err(ImageError::TooLarge { path: path.to_owned(), bytes });
+        }
+        let source = Source { file, path: path.to_owned(), stamp };
+        Ok(Image::new(pool, bytes / FRAME_BYTES, source))
+    }
+
+    /// The file's name.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+}
+
+impl Source {
+    /// Reads `pages` from `page` on to as many frames from `first` on, which nobody else uses.
+    pub(super) fn read(
+        &self,
+        pool: &Pool,
+        page: u64,
+        first: FrameNo,
+        pages: u64,
+    ) -> Result<(), ReadError> {
+        let bytes = (pages * FRAME_BYTES) as usize;
+        let at = pool.memory().address(first, 0, bytes);
+        // SAFETY:
+        // 1. `address` has checked that the pages lie in the direct map, which is mapped read-write for as long as
+        //    the pool lives, and any byte value is a `u8`;
+        // 2. the caller has the frames to itself, so nothing else reads or writes the pages meanwhile.
+        let into = unsafe { std::slice::from_raw_parts_mut(at, bytes) };
+        let result = self.file.read_exact_at(into, page * FRAME_BYTES);
+        // A file that was changed may have been too short for it; that is the better reason.
+        self.check()?;
+        result.map_err(|error| ReadError::Failed {
+            path: self.path.clone(),
+            page,
+            cause: error.to_string(),
+        })
+    }
+
+    /// Whether the file still is what was opened.
+    fn check(&self) -> Result<(), ReadError> {
+        let changed = |what| ReadError::Changed { path: self.path.clone(), what };
+        let metadata = self.file.metadata().map_err(|error| changed(error.to_string()))?;
+        let stamp = Stamp::of(&metadata);
+        if stamp.bytes != self.stamp.bytes {
+            return Err(changed(format!(
+                "it had {} bytes and has {}",
+                self.stamp.bytes, stamp.bytes
+            )));
+        }
+        if stamp != self.stamp {
+            return Err(changed("somebody wrote to it".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &std::fs::Metadata) -> Stamp {
+        Stamp { bytes: metadata.len(), written: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}

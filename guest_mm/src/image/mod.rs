@@ -1,0 +1,208 @@
+//! What RAM can be private over: a template, a snapshot, a pmem file. An image is read-only, has frames of its own (its
+//! "page cache"), and loads them from its file when they are first asked for.
+//!
+//! Each block of an image reserves a block of the pool, so that its pages fall in place and a guest can map all of
+//! them by one leaf. The image keeps a frame from its loading to its own end, whoever maps it: a guest's leaf of an image
+//! needs no reference, because the guest's region has one on the image.
+//!
+//! A page is loaded once, under the lock of its block; who finds it loaded takes no lock.
+
+#[cfg(not(loom))]
+mod file;
+
+use crate::addr::{BlockNo, FrameNo};
+use crate::geometry::Level;
+use crate::pool::{Exhausted, Pool, Reservation};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering};
+
+#[cfg(not(loom))]
+use file::Source;
+#[cfg(not(loom))]
+pub use file::{ImageError, ReadError};
+
+/// Pages of a block.
+const BLOCK: u64 = Level::PD.entry_frames();
+
+/// Why a page of an image is not there.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No frame is left for it.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// Its file did not give it.
+    #[cfg(not(loom))]
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// An image.
+#[derive(Debug)]
+pub struct Image {
+    pool: Arc<Pool>,
+    pages: u64,
+    /// The frame of each page, plus one; 0 is not loaded. Written under the block's lock.
+    frames: Box<[AtomicU32]>,
+    blocks: Box<[ImageBlock]>,
+    /// Frames that it has.
+    nr_loaded: AtomicU64,
+    #[cfg(not(loom))]
+    source: Source,
+}
+
+#[derive(Debug, Default)]
+struct ImageBlock {
+    /// Where its pages prefer to lie.
+    reservation: Option<Reservation>,
+    /// Pages that lie there.
+    in_place: AtomicU64,
+    loading: Lock<()>,
+}
+
+impl Image {
+    /// An image of `pages`, none of them loaded; its blocks lie behind one another where the pool has room, which
+    /// costs a window one mapping for all of them.
+    fn new(pool: &Arc<Pool>, pages: u64, #[cfg(not(loom))] source: Source) -> Image {
+        let mut hint = BlockNo::new(0);
+        let mut reserve = || {
+            let reservation = pool.reserve(hint);
+            if let Some(own) = reservation {
+                hint = BlockNo::new(own.block().index() as u32 + 1);
+            }
+            ImageBlock { reservation, ..ImageBlock::default() }
+        };
+        Image {
+            pool: Arc::clone(pool),
+            pages,
+            frames: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            blocks: (0..pages.div_ceil(BLOCK)).map(|_| reserve()).collect(),
+            nr_loaded: AtomicU64::new(0),
+            #[cfg(not(loom))]
+            source,
+        }
+    }
+
+    /// An image of `pages`, loaded, whose words are those that `word` says.
+    #[cfg(loom)]
+    pub(crate) fn model(pool: &Arc<Pool>, pages: u64, word: impl Fn(u64) -> u64) -> Image {
+        let image = Image::new(pool, pages);
+        for page in 0..pages {
+            let frame = image.page(page).expect("the pool has room for the image");
+            pool.memory().write(frame, word(page));
+        }
+        image
+    }
+
+    /// Whether its frames are those of `pool`.
+    #[cfg(not(loom))]
+    pub(crate) fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
+    /// How many pages it has.
+    pub fn nr_pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// How many of them are loaded.
+    pub fn nr_loaded(&self) -> u64 {
+        self.nr_loaded.load(Ordering::Relaxed)
+    }
+
+    /// The block of the pool in which the pages of the block around `page` lie, those that are in place.
+    pub(crate) fn home(&self, page: u64) -> Option<BlockNo> {
+        self.blocks[(page / BLOCK) as usize].reservation.map(Reservation::block)
+    }
+
+    /// The frame of `page`, if it is loaded.
+    pub(crate) fn loaded(&self, page: u64) -> Option<FrameNo> {
+        // Acquire, with the release in `load_run`: the bytes are there.
+        let slot = self.frames[page as usize].load(Ordering::Acquire);
+        slot.checked_sub(1).map(FrameNo::new)
+    }
+
+    /// The block in which all pages of the block around `page` lie in order, if they are all loaded and do.
+    pub(crate) fn whole_block(&self, page: u64) -> Option<BlockNo> {
+        let block = &self.blocks[(page / BLOCK) as usize];
+        // Acquire, with the release in `load_run`.
+        let whole = block.in_place.load(Ordering::Acquire) == BLOCK;
+        block.reservation.filter(|_| whole).map(Reservation::block)
+    }
+
+    /// The frame of `page`, loaded now if it was not.
+    pub(crate) fn page(&self, page: u64) -> Result<FrameNo, LoadError> {
+        if let Some(frame) = self.loaded(page) {
+            return Ok(frame);
+        }
+        let block = &self.blocks[(page / BLOCK) as usize];
+        let _loading = block.loading.lock();
+        self.load_run(block, page, 1)?;
+        Ok(self.loaded(page).expect("it was loaded just now"))
+    }
+
+    /// The block in which all pages of the block around `page` lie, all of them loaded; none if they do not all fit
+    /// there: part of it is past the image's end, or the pool was short of memory.
+    pub(crate) fn load_block(&self, page: u64) -> Result<Option<BlockNo>, LoadError> {
+        let first = page / BLOCK * BLOCK;
+        let block = &self.blocks[(page / BLOCK) as usize];
+        if first + BLOCK > self.pages || block.reservation.is_none() {
+            return Ok(None);
+        }
+        if self.whole_block(page).is_none() {
+            let _loading = block.loading.lock();
+            let mut next = first;
+            while next < first + BLOCK {
+                next += self.load_run(block, next, first + BLOCK - next)?;
+            }
+        }
+        Ok(self.whole_block(page))
+    }
+
+    /// Loads pages of `block`, which is locked, from `page` on: those that are not loaded yet, up to `want`, in one
+    /// read if their frames lie in order. How many are loaded now.
+    fn load_run(&self, block: &ImageBlock, page: u64, want: u64) -> Result<u64, LoadError> {
+        if self.loaded(page).is_some() {
+            return Ok(1);
+        }
+        let claim = |page: u64| {
+            let wanted = self.loaded(page).is_none();
+            block.reservation.filter(|_| wanted).and_then(|own| self.pool.claim(own, page % BLOCK))
+        };
+        let in_place = claim(page);
+        let first = match in_place {
+            Some(frame) => frame,
+            None => self.pool.alloc()?,
+        };
+        let more =
+            (page + 1..page + want).take_while(|&page| in_place.is_some() && claim(page).is_some());
+        let pages = 1 + more.count() as u64;
+        #[cfg(not(loom))]
+        if let Err(error) = self.source.read(&self.pool, page, first, pages) {
+            self.pool.release(first, pages);
+            return Err(error.into());
+        }
+        for i in 0..pages {
+            let frame = first.add(i);
+            self.pool.frames().clear_exclusive(frame);
+            // Release, with the acquire in `loaded`.
+            let slot = &self.frames[(page + i) as usize];
+            slot.store(frame.index() as u32 + 1, Ordering::Release);
+        }
+        if in_place.is_some() {
+            // Release, with the acquire in `whole_block`.
+            block.in_place.fetch_add(pages, Ordering::Release);
+        }
+        self.nr_loaded.fetch_add(pages, Ordering::Relaxed);
+        Ok(pages)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        (0..self.pages).filter_map(|page| self.loaded(page)).for_each(|frame| {
+            self.pool.release(frame, 1);
+        });
+        self.blocks.iter().filter_map(|block| block.reservation).for_each(|own| {
+            self.pool.unreserve(own);
+        });
+    }
+}

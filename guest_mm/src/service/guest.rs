@@ -1,0 +1,295 @@
+//! One guest's face.
+
+use std::sync::Arc as Shared;
+
+use crate::addr::{Gfn, GfnRange, Gpa, GpaRange, Hva, PageSize};
+use crate::audit::{AuditError, audit, audit_torn_down};
+use crate::collapse::{
+    self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
+};
+use crate::copy::{self, NotMapped, WriteError};
+use crate::dirty;
+use crate::entry::Marker;
+use crate::fault::{self, FaultError, Filled};
+use crate::map::{MemoryMap, map};
+use crate::mark::{self, MarkError};
+use crate::mirrors::uffd::{FaultThreads, Uffd};
+use crate::pin::{self, Patience, PinBatch, PinError, Pinned};
+use crate::place::{self, Content, PlaceError, Placed};
+use crate::prot::{Access, Prot};
+use crate::protect::{self, ProtectError};
+use crate::protocol::{Protocol, Sound};
+use crate::share::{self, MergeError};
+use crate::space::AddressSpace;
+use crate::split::{self, SplitError};
+use crate::stats::Stats;
+use crate::sync::Arc;
+use crate::unmap::{self, UnmapError};
+
+/// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
+/// were right.
+#[derive(Debug)]
+pub struct Guest<P: Protocol = Sound> {
+    space: Shared<AddressSpace<P>>,
+    mirror: Arc<Uffd>,
+    threads: Option<FaultThreads>,
+    collapser: Option<Collapser>,
+}
+
+impl<P: Protocol> Guest<P> {
+    pub(super) fn new(
+        space: Shared<AddressSpace<P>>,
+        mirror: Arc<Uffd>,
+        threads: FaultThreads,
+    ) -> Guest<P> {
+        Guest { space, mirror, threads: Some(threads), collapser: None }
+    }
+
+    /// Where the RAM is in this process, for KVM's memory slots. Nothing else may use these addresses,
+    /// and they end with the guest: close the VM first.
+    pub fn windows(&self) -> impl Iterator<Item = (GfnRange, Hva)> {
+        self.mirror.windows()
+    }
+
+    /// Serves a violation as a fault thread would.
+    ///
+    /// # Errors
+    /// [`FaultError`]: the access cannot be made.
+    pub fn fault(&self, gpa: Gpa, access: Access) -> Result<Filled, FaultError> {
+        fault::fault(&self.space, gpa, access)
+    }
+
+    /// Fills every absent page of `range`, which is RAM, and where the policy is to fill blocks the rest of its
+    /// blocks too; how many pages were filled.
+    ///
+    /// # Errors
+    /// [`FaultError`]; pages before the one that it names are filled.
+    pub fn populate(&self, range: GfnRange) -> Result<u64, FaultError> {
+        fault::populate(&self.space, range)
+    }
+
+    /// Copies bytes into populated memory. Pages that others use too become the guest's own first.
+    ///
+    /// # Errors
+    /// [`NotMapped`]: part of it is not populated.
+    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), NotMapped> {
+        let mut done = 0;
+        while done < from.len() {
+            let at = gpa.checked_add(done as u64).ok_or(NotMapped { gpa })?;
+            match copy::write(&self.space, at, &from[done..]) {
+                Ok(()) => break,
+                Err(WriteError::NotMapped(error)) => return Err(error),
+                Err(WriteError::Shared { at, written }) => {
+                    fault::unshare(&self.space, at).map_err(|_| NotMapped { gpa: at })?;
+                    done += written;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the guest a page of its own for every page of `range` that others use too.
+    ///
+    /// # Errors
+    /// [`FaultError`]; pages before the one that it names are done.
+    pub fn unmerge(&self, range: GfnRange) -> Result<(), FaultError> {
+        fault::own_all(&self.space, range)
+    }
+
+    /// Takes the page at `gfn` away if it is all zeroes: its next touch reads zeroes again.
+    ///
+    /// # Errors
+    /// [`MergeError`]: the page stays.
+    pub fn drop_zeroes(&self, gfn: Gfn) -> Result<(), MergeError> {
+        share::drop_zeroes(&self.space, gfn)
+    }
+
+    /// Puts `content` to the page around `gpa`, if that is absent or missing, and lets those go on that wait for it.
+    ///
+    /// # Errors
+    /// [`PlaceError`]: there is no room for it, or nothing may be there.
+    pub fn place(&self, gpa: Gpa, content: Content<'_>) -> Result<Placed, PlaceError> {
+        place::place(&self.space, gpa, content)
+    }
+
+    /// Copies bytes out of populated memory.
+    ///
+    /// # Errors
+    /// [`NotMapped`]: part of it is not populated.
+    pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), NotMapped> {
+        copy::read(&self.space, gpa, into)
+    }
+
+    /// Pins `range` for a device. Pages that are not there are faulted in.
+    ///
+    /// # Errors
+    /// [`PinError`]: nothing is pinned.
+    #[inline(always)]
+    pub fn pin(&self, range: GpaRange, access: Access) -> Result<Pinned<'_>, PinError> {
+        pin::pin(&self.space, range, access, None)
+    }
+
+    /// As [`Guest::pin`], waiting for pages no longer than `patience` lasts.
+    ///
+    /// # Errors
+    /// [`PinError`]: nothing is pinned.
+    pub fn pin_within(
+        &self,
+        range: GpaRange,
+        access: Access,
+        patience: &Patience,
+    ) -> Result<Pinned<'_>, PinError> {
+        pin::pin(&self.space, range, access, Some(patience))
+    }
+
+    /// A batch to pin many ranges with, empty.
+    pub fn pin_batch(&self) -> PinBatch<'_, P> {
+        PinBatch::new(&self.space)
+    }
+
+    /// Its memory, for the faces beside this one.
+    pub(crate) fn space(&self) -> &AddressSpace<P> {
+        &self.space
+    }
+
+    /// Takes `range` away; its next touch reads zeroes. How many frames it had: they are back in the pool, but
+    /// for those that a device has pinned, which follow when it lets go.
+    ///
+    /// # Errors
+    /// [`UnmapError`].
+    pub fn unmap(&self, range: GfnRange) -> Result<u64, UnmapError> {
+        unmap::unmap(&self.space, range)
+    }
+
+    /// Gives what is mapped in `range` other rights.
+    ///
+    /// # Errors
+    /// [`ProtectError`].
+    pub fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), ProtectError> {
+        protect::protect(&self.space, range, prot)
+    }
+
+    /// Splits leaves of `range` that are larger than `size`; how many.
+    ///
+    /// # Errors
+    /// [`SplitError`].
+    pub fn split(&self, range: GfnRange, size: PageSize) -> Result<u64, SplitError> {
+        split::split(&self.space, range, size)
+    }
+
+    /// Marks `range`, which is untouched.
+    ///
+    /// # Errors
+    /// [`MarkError`].
+    pub fn mark(&self, range: GfnRange, marker: Marker) -> Result<(), MarkError> {
+        mark::mark(&self.space, range, marker)
+    }
+
+    /// Maps every block that `range` touches by one huge leaf, as far as `policy` allows.
+    ///
+    /// # Errors
+    /// [`CollapseError`]; blocks before the one that failed are done.
+    pub fn collapse(
+        &self,
+        range: GfnRange,
+        policy: CollapsePolicy,
+    ) -> Result<CollapseReport, CollapseError> {
+        collapse::collapse(&self.space, range, policy)
+    }
+
+    /// Starts a thread that looks for blocks to collapse, until the guest goes; one that was started before
+    /// ends.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start_collapser(&mut self, config: CollapserConfig) -> std::io::Result<()> {
+        self.collapser = None;
+        self.collapser = Some(Collapser::start(&self.space, config)?);
+        Ok(())
+    }
+
+    /// Lets that thread rest. A block that it is at work on is done when this returns.
+    pub fn pause_collapser(&self) {
+        self.collapser.iter().for_each(Collapser::pause);
+    }
+
+    /// Lets that thread go on.
+    pub fn resume_collapser(&self) {
+        self.collapser.iter().for_each(Collapser::resume);
+    }
+
+    /// What that thread did, if there is one.
+    pub fn collapser_stats(&self) -> Option<CollapserStats> {
+        self.collapser.as_ref().map(Collapser::stats)
+    }
+
+    /// Calls `see` for every page of `range` that a device has written since this was last asked. Pages
+    /// that a device has pinned now are told again the next time.
+    pub fn take_dirty(&self, range: GfnRange, see: impl FnMut(Gfn)) {
+        dirty::take(&self.space, range, see);
+    }
+
+    /// Whether all of `range` is RAM.
+    pub fn is_ram(&self, range: GfnRange) -> bool {
+        self.space.is_ram(range)
+    }
+
+    /// What the service did so far.
+    pub fn stats(&self) -> Stats {
+        let messages = self.threads.as_ref().map(FaultThreads::stats).unwrap_or_default();
+        let collapser = self.collapser_stats();
+        Stats { collapser, ..Stats::of(&self.space, messages) }
+    }
+
+    /// What each block holds.
+    pub fn memory_map(&self) -> MemoryMap {
+        map(&self.space)
+    }
+
+    /// Checks the books. Only at rest.
+    ///
+    /// # Errors
+    /// The first wrong book.
+    pub fn audit(&self) -> Result<(), AuditError> {
+        audit(&self.space).map(|_| ())
+    }
+
+    /// Takes the guest down: no fault is served any more, all memory goes back to the pool, and the
+    /// books are checked. No vCPU may run.
+    ///
+    /// # Errors
+    /// What is left, or wrong.
+    pub fn close(mut self) -> Result<(), AuditError> {
+        self.rest();
+        let books = audit(&self.space);
+        self.take_down()?;
+        books.map(|_| ())
+    }
+
+    /// Serves no fault any more, and waits for those that are being served: a fault thread may still be
+    /// filling the rest of a block when its vCPU has ended long ago. No vCPU may run.
+    pub fn rest(&mut self) {
+        self.collapser = None;
+        if let Some(threads) = &mut self.threads {
+            threads.stop();
+        }
+    }
+
+    fn take_down(&mut self) -> Result<(), AuditError> {
+        self.collapser = None;
+        drop(self.threads.take());
+        unmap::unmap_all(&self.space).map_err(|error| AuditError::Teardown(error.to_string()))?;
+        audit_torn_down(&self.space)
+    }
+}
+
+impl<P: Protocol> Drop for Guest<P> {
+    fn drop(&mut self) {
+        if self.threads.is_some()
+            && let Err(error) = self.take_down()
+            && !std::thread::panicking()
+        {
+            panic!("a guest's memory could not be taken down: {error}");
+        }
+    }
+}

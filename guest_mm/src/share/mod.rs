@@ -1,0 +1,256 @@
+//! Pages of the same bytes become one frame, which nobody writes any more: the next store to one of them is given a
+//! copy ([`crate::fault`]).
+//!
+//! Before a frame can be shared its exclusive mark goes, so that no device relies on it:
+//!
+//! ```text
+//! pin-vs-unexclusive      pinner (device, read-only)      share (holds the page table's lock)
+//!                         P1 walk to the PTE (guard)      X1 take the PTE out
+//!                                                         X2 zap the window: no vCPU writes any more
+//!                         P2 pin its frame                X3 full barrier
+//!                         P3 full barrier                 X4 pinned? then put the PTE back as it was
+//!                         P4 PTE unchanged?               X5 clear the mark
+//!                            read barrier                    write barrier
+//!                         P5 (`pin-vs-collapse`)
+//!                         P6 still marked? else P7        X6 put the PTE back, read-only
+//!                         P7 unpin; a page of its own
+//!                            first, and again from P1
+//!
+//! Invariant   a frame that P6 left pinned is nobody else's: either X4 sees the pin of P2, or P4 sees what X1 did, or,
+//!             where the PTE was read-only before and is the same after X6, P6 sees what X5 did.
+//! Tolerated   a pin of P2 on a shared frame, until P7. A frame that has lost its mark and is mapped once: its next
+//!             store is given a copy in vain.
+//! Origin      Linux 088b8aa537c2, which gave each side its barriers; the mark is PageAnonExclusive, of 6c287605fd56.
+//! Variants    `PinWithoutMark` looks at the mark with P2 and not again: device and guest part at the next store.
+//!             `PinWithoutBarrier` skips P3, `PinWithoutReadBarrier` that of P4, `LookWithoutBarrier` skips X3,
+//!             `RestoreWithoutBarrier` that of X6: processors with weaker order than x86 show it, and the models.
+//! ```
+//!
+//! The mark is on the frame's word, the pin may be on its block's: that is why X4 and X5 are not one exchange.
+//!
+//! A page that is the same as a shared one is then replaced by it:
+//!
+//! ```text
+//! dedup-vs-pin            pinner (device)                 share (holds the page table's lock)
+//!                         P1 walk to the PTE (guard)      S1 take the PTE out
+//!                                                         S2 zap the window: no vCPU writes any more
+//!                         P2 pin its frame                   full barrier
+//!                         P3 full barrier                 S3 pinned? then put the PTE back
+//!                         P4 PTE unchanged? else P7       S4 other bytes? then put the PTE back
+//!                         P7 unpin, and again from P1     S5 the PTE becomes the shared frame, read-only
+//!                                                         S6 free the old frame
+//!
+//! Invariant   a frame that P4 left pinned is not replaced, and what is compared is not written to.
+//! Tolerated   a pin of P2 on the old frame, until P7; freed under it, the frame waits as an orphan.
+//! Origin      Linux 31dbd01f3143: KSM clears the entry and flushes before it compares the counts, "so that no O_DIRECT
+//!             can happen". uprobes replaced a page without a look at its pins.
+//! Variants    `CountBeforeZap` does S3 before S1: a pin comes between. `NeverCount` skips S3. Either way a device goes
+//!             on with a page that the guest has lost.
+//! ```
+
+#[cfg(all(test, loom))]
+mod model;
+
+use crate::addr::{FrameNo, Gfn};
+use crate::entry::{Entry, Leaf, Source};
+use crate::geometry::Level;
+use crate::mirror::MirrorError;
+use crate::protocol::{Protocol, Step};
+use crate::space::AddressSpace;
+use crate::sync::full_fence;
+use crate::table::cursor::Cursor;
+
+/// Why a page was not merged with another. Both are as they were.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MergeError {
+    /// No small page of the guest's own is there.
+    #[error("there is no small page of the guest's own")]
+    NotOwn,
+    /// It is shared already.
+    #[error("it is shared already")]
+    Already,
+    /// A device has it pinned.
+    #[error("a device has it pinned")]
+    Pinned,
+    /// Its bytes are others.
+    #[error("its bytes are others")]
+    Differs,
+    /// The window could not be changed; the page is as it was.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+}
+
+/// Makes the pages `one` and `other` one frame, if they have the same bytes.
+pub(crate) fn merge<P: Protocol>(
+    one: (&AddressSpace<P>, Gfn),
+    other: (&AddressSpace<P>, Gfn),
+) -> Result<(), MergeError> {
+    let shared = match shared_frame(one.0, one.1) {
+        Some(frame) => frame,
+        None => make_shared(one.0, one.1)?,
+    };
+    let merged = replace(other.0, other.1, shared);
+    one.0.pool.release(shared, 1);
+    merged
+}
+
+/// The shared frame at `gfn`, if one is, with a reference for the caller.
+fn shared_frame<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Option<FrameNo> {
+    let cursor = space.table.cursor_on(gfn, Level::PT);
+    match cursor.entry(gfn) {
+        Entry::Leaf(leaf) if leaf.source == Source::Guest && cursor.level() == Level::PT => {
+            let frames = space.pool.frames();
+            // The lock keeps the leaf's reference where it is.
+            (!frames.is_exclusive(leaf.frame)).then(|| {
+                frames.share(leaf.frame);
+                leaf.frame
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A page, out of sight, whose lock is held.
+struct Page<'t, P: Protocol> {
+    space: &'t AddressSpace<P>,
+    cursor: Cursor<'t, P>,
+    gfn: Gfn,
+    leaf: Leaf,
+}
+
+/// Finds the small page at `gfn`, if it is the guest's own and exclusive.
+fn find<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Result<Page<'_, P>, MergeError> {
+    let cursor = space.table.cursor_on(gfn, Level::PT);
+    let small = cursor.level() == Level::PT;
+    match cursor.entry(gfn) {
+        Entry::Leaf(leaf) if small && leaf.source == Source::Guest => {
+            match space.pool.frames().is_exclusive(leaf.frame) {
+                true => Ok(Page { space, cursor, gfn, leaf }),
+                false => Err(MergeError::Already),
+            }
+        }
+        _ => Err(MergeError::NotOwn),
+    }
+}
+
+impl<P: Protocol> Page<'_, P> {
+    /// X1, X2 and X3; S1 and S2. If it fails, the page is back.
+    fn hide(&mut self) -> Result<(), MergeError> {
+        if let Err(error) = self.cursor.take_out(self.gfn).flush(&*self.space.mirror) {
+            self.put_back(self.leaf);
+            return Err(error.into());
+        }
+        if P::X3_BARRIER_BEHIND_CLEAR {
+            full_fence();
+        }
+        Ok(())
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.space.pool.frames().is_pinned(self.leaf.frame)
+    }
+
+    /// Puts `leaf` in the page's place. Nobody waits for it: the guest's next access brings it into the window.
+    fn put_back(&mut self, leaf: Leaf) {
+        let _at_the_next_touch = self.cursor.put_back(self.gfn, self.leaf, leaf);
+    }
+}
+
+/// Makes the page at `gfn` one that can be shared, in its place; its frame, with a reference for the caller.
+pub(crate) fn make_shared<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+) -> Result<FrameNo, MergeError> {
+    let mut page = find(space, gfn)?;
+    if page.is_pinned() {
+        return Err(MergeError::Pinned);
+    }
+    P::at(Step::X1);
+    page.hide()?;
+    P::at(Step::X4);
+    if page.is_pinned() {
+        page.put_back(page.leaf);
+        return Err(MergeError::Pinned);
+    }
+    P::at(Step::X5);
+    let (frame, frames) = (page.leaf.frame, space.pool.frames());
+    frames.clear_exclusive(frame);
+    frames.share(frame);
+    P::at(Step::X6);
+    page.put_back(Leaf { prot: page.leaf.prot.shared(), ..page.leaf });
+    Ok(frame)
+}
+
+/// Replaces the page at `gfn` by `shared`, a shared frame that the caller has a reference on, if it has the same bytes.
+pub(crate) fn replace<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+    shared: FrameNo,
+) -> Result<(), MergeError> {
+    let mut page = find(space, gfn)?;
+    // A first look, so that the guest is not disturbed in vain.
+    let pinned = page.is_pinned();
+    if pinned && P::S3_LOOK_AT_PINS {
+        return Err(MergeError::Pinned);
+    }
+    if !space.pool.memory().is_same(page.leaf.frame, shared) {
+        return Err(MergeError::Differs);
+    }
+    P::at(Step::S1);
+    page.hide()?;
+    P::at(Step::S3);
+    if P::S3_LOOK_AT_PINS && P::S1_TAKE_OUT_BEFORE_LOOK && page.is_pinned() {
+        page.put_back(page.leaf);
+        return Err(MergeError::Pinned);
+    }
+    P::at(Step::S4);
+    if !space.pool.memory().is_same(page.leaf.frame, shared) {
+        page.put_back(page.leaf);
+        return Err(MergeError::Differs);
+    }
+    P::at(Step::S5);
+    space.pool.frames().share(shared);
+    page.put_back(Leaf::own(shared, page.leaf.prot.shared()));
+    let old = page.leaf.frame;
+    drop(page);
+    P::at(Step::S6);
+    if space.pool.frame_state(old).dirty {
+        // The note is about the guest's page, whatever frame it lies on.
+        space.pool.frames().words().set_dirty(shared);
+    }
+    space.pool.release(old, 1);
+    Ok(())
+}
+
+/// Takes the page at `gfn` away if it is all zeroes and untouched memory reads as zeroes there.
+pub(crate) fn drop_zeroes<P: Protocol>(
+    space: &AddressSpace<P>,
+    gfn: Gfn,
+) -> Result<(), MergeError> {
+    if space.region(gfn).is_none_or(|region| region.over.is_some()) {
+        return Err(MergeError::NotOwn);
+    }
+    let mut page = find(space, gfn)?;
+    if page.is_pinned() {
+        return Err(MergeError::Pinned);
+    }
+    if !page.leaf.prot.writable() {
+        // What is absent is given the rights of RAM when it is touched.
+        return Err(MergeError::NotOwn);
+    }
+    page.hide()?;
+    let refused = match page.is_pinned() {
+        true => Some(MergeError::Pinned),
+        false if !space.pool.memory().is_zero(page.leaf.frame) => Some(MergeError::Differs),
+        false => None,
+    };
+    if let Some(why) = refused {
+        page.put_back(page.leaf);
+        return Err(why);
+    }
+    page.cursor.leave_out(gfn, page.leaf);
+    let frame = page.leaf.frame;
+    drop(page);
+    space.pool.release(frame, 1);
+    Ok(())
+}
