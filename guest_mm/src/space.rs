@@ -7,7 +7,7 @@ use crate::mirror::Mirror;
 use crate::pool::Pool;
 use crate::prot::Prot;
 use crate::protocol::Protocol;
-use crate::sync::{Apart, Arc, AtomicU64, Held, Lock, Ordering};
+use crate::sync::{Apart, Arc, AtomicU64, Held, Lock, Ordering, Rank};
 use crate::table::Table;
 use crate::tally::Tally;
 
@@ -112,7 +112,7 @@ const FILL_LOCKS: usize = if cfg!(loom) { 1 } else { 64 };
 
 impl FillLocks {
     pub(crate) fn new() -> FillLocks {
-        FillLocks((0..FILL_LOCKS).map(|_| Lock::default()).collect())
+        FillLocks((0..FILL_LOCKS).map(|_| Lock::new(Rank::Filling, ())).collect())
     }
 
     /// Takes the right for the run of `size` around `gfn`.

@@ -19,6 +19,31 @@ mod imp {
     pub(crate) use loom::thread::yield_now;
 }
 
+#[cfg(not(loom))]
+mod order;
+
+#[cfg(not(loom))]
+pub(crate) use order::Rank;
+
+/// Ranks, which the models do not check.
+#[cfg(loom)]
+#[derive(Clone, Copy)]
+pub(crate) enum Rank {
+    Loading,
+    Filling,
+    Table,
+    Mirror,
+    Detached,
+    Last,
+}
+
+#[cfg(loom)]
+impl Rank {
+    pub(crate) const fn table(_level: crate::geometry::Level) -> Rank {
+        Rank::Table
+    }
+}
+
 pub(crate) use imp::{Arc, AtomicU32, AtomicU64, Ordering, yield_now};
 
 /// A full barrier: what this thread stored before is seen by all before it loads anything after.
@@ -56,23 +81,39 @@ pub(crate) fn own_word(word: &AtomicU64) -> u64 {
     return unsafe { word.unsync_load() };
 }
 
-/// A mutual-exclusion lock without poisoning: a panic under it is a bug that every later user sees.
-#[derive(Debug, Default)]
-pub(crate) struct Lock<T>(imp::Mutex<T>);
+/// A mutual-exclusion lock without poisoning: a panic under it is a bug that every later user sees. With debug assertions
+/// the order in which locks are taken is checked.
+#[derive(Debug)]
+pub(crate) struct Lock<T> {
+    #[cfg(all(debug_assertions, not(loom)))]
+    rank: Rank,
+    mutex: imp::Mutex<T>,
+}
 
 /// Holds a [`Lock`].
-pub(crate) type Held<'a, T> = imp::MutexGuard<'a, T>;
+pub(crate) struct Held<'a, T> {
+    guard: imp::MutexGuard<'a, T>,
+    #[cfg(all(debug_assertions, not(loom)))]
+    _mark: order::Mark,
+}
 
 impl<T> Lock<T> {
-    /// An open lock around `value`.
-    pub(crate) fn new(value: T) -> Lock<T> {
-        Lock(imp::Mutex::new(value))
+    /// An open lock around `value`, taken in the order of `rank`.
+    #[cfg(not(loom))]
+    pub(crate) const fn new(rank: Rank, value: T) -> Lock<T> {
+        #[cfg(not(debug_assertions))]
+        let _ = rank;
+        Lock {
+            #[cfg(debug_assertions)]
+            rank,
+            mutex: imp::Mutex::new(value),
+        }
     }
 
-    /// An open lock around `value`, for a static.
-    #[cfg(not(loom))]
-    pub(crate) const fn fresh(value: T) -> Lock<T> {
-        Lock(imp::Mutex::new(value))
+    /// An open lock around `value`.
+    #[cfg(loom)]
+    pub(crate) fn new(_rank: Rank, value: T) -> Lock<T> {
+        Lock { mutex: imp::Mutex::new(value) }
     }
 
     /// Takes it, waiting for as long as that needs.
@@ -80,7 +121,55 @@ impl<T> Lock<T> {
     /// # Panics
     /// If a thread panicked while it held the lock: what it guards may be half done.
     pub(crate) fn lock(&self) -> Held<'_, T> {
-        self.0.lock().expect("a thread panicked while it held this lock")
+        Held {
+            #[cfg(all(debug_assertions, not(loom)))]
+            _mark: order::Mark::take(self.rank),
+            guard: self.hold(),
+        }
+    }
+
+    /// As [`Lock::lock`], where the rank depends on what the lock guards, so that it is checked when it is held.
+    pub(crate) fn lock_as(&self, _rank: impl FnOnce(&T) -> Rank) -> Held<'_, T> {
+        let guard = self.hold();
+        Held {
+            #[cfg(all(debug_assertions, not(loom)))]
+            _mark: order::Mark::take(_rank(&guard)),
+            guard,
+        }
+    }
+
+    /// As [`Lock::lock_as`], for the directory above a frozen table.
+    pub(crate) fn lock_above_frozen(&self, _rank: impl FnOnce(&T) -> Rank) -> Held<'_, T> {
+        let guard = self.hold();
+        Held {
+            #[cfg(all(debug_assertions, not(loom)))]
+            _mark: order::Mark::take_above_frozen(_rank(&guard)),
+            guard,
+        }
+    }
+
+    fn hold(&self) -> imp::MutexGuard<'_, T> {
+        self.mutex.lock().expect("a thread panicked while it held this lock")
+    }
+}
+
+impl<T> std::ops::Deref for Held<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> std::ops::DerefMut for Held<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for Held<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
     }
 }
 

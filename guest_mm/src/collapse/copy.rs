@@ -65,7 +65,7 @@ pub(super) fn copy<'t, P: Protocol>(
     }
     // C7
     P::at(Step::C7);
-    let mut directory = space.table.cursor_on(start, Level::PD);
+    let mut directory = space.table.cursor_above_frozen(start, Level::PD);
     let leaf = Leaf::own(target, plan.prot);
     let (published, old, ended) = directory.replace(start, table, leaf, flushed);
     let shown = published.promote(&*space.mirror);
@@ -89,6 +89,6 @@ fn pinned_page<P: Protocol>(space: &AddressSpace<P>, range: GfnRange, plan: &Pla
 /// Everything is as it was, but for what the window lost: the guest asks for that again.
 fn give_up<'t, P: Protocol>(space: &'t AddressSpace<P>, table: &Cursor<'t, P>, target: FrameNo) {
     let start = table.range().start();
-    space.table.cursor_on(start, Level::PD).thaw(start, table);
+    space.table.cursor_above_frozen(start, Level::PD).thaw(start, table);
     space.pool.release(target, Level::PD.entry_frames());
 }

@@ -13,7 +13,7 @@ mod file;
 use crate::addr::{BlockNo, FrameNo};
 use crate::geometry::Level;
 use crate::pool::{Exhausted, Pool, Reservation};
-use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering, Rank};
 
 #[cfg(not(loom))]
 use file::Source;
@@ -49,7 +49,7 @@ pub struct Image {
     source: Source,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ImageBlock {
     /// Where its pages prefer to lie.
     reservation: Option<Reservation>,
@@ -68,7 +68,11 @@ impl Image {
             if let Some(own) = reservation {
                 hint = BlockNo::new(own.block().index() as u32 + 1);
             }
-            ImageBlock { reservation, ..ImageBlock::default() }
+            ImageBlock {
+                reservation,
+                in_place: AtomicU64::new(0),
+                loading: Lock::new(Rank::Loading, ()),
+            }
         };
         Image {
             pool: Arc::clone(pool),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::addr::{FrameNo, Gfn, GfnRange};
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::prot::Prot;
-use crate::sync::{Arc, Lock};
+use crate::sync::{Arc, Lock, Rank};
 
 /// The window: what a vCPU would use now.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub(crate) struct Fake(Arc<Lock<FakeWindow>>);
 
 impl Fake {
     pub(crate) fn new() -> Fake {
-        Fake(Arc::new(Lock::new(FakeWindow::default())))
+        Fake(Arc::new(Lock::new(Rank::Mirror, FakeWindow::default())))
     }
 
     /// What the guest's access to `gfn` would reach.

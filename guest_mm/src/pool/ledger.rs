@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
-use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering, full_fence};
+use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering, Rank, full_fence};
 
 use super::buddy::{Buddy, Order};
 use super::frame::{Disowned, FrameState, FrameTable, Owner};
@@ -75,11 +75,10 @@ impl Ledger {
             tickets: (0..blocks).map(|_| AtomicU32::new(0)).collect(),
             nr_reserved: AtomicU64::new(0),
             nr_orphans: AtomicU64::new(0),
-            books: Lock::new(Books {
-                buddy: Buddy::new(frames),
-                reservations: VecDeque::new(),
-                next_ticket: 1,
-            }),
+            books: Lock::new(
+                Rank::Last,
+                Books { buddy: Buddy::new(frames), reservations: VecDeque::new(), next_ticket: 1 },
+            ),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::prot::Access;
 use crate::protocol::{Protocol, Sound};
 use crate::share::{self, MergeError};
 use crate::space::{AddressSpace, Counters, FillLocks, Over, Pager, RamRegion};
-use crate::sync::{Apart, Arc, Lock};
+use crate::sync::{Apart, Arc, Lock, Rank};
 use crate::table::Table;
 use crate::tally::Tally;
 
@@ -59,7 +59,7 @@ impl<P: Protocol> Service<P> {
         crate::table::epoch::prepare();
         let pool = Arc::new(Pool::new(choice, bytes, pages)?);
         let guests = Guests { spaces: Vec::new(), images: Vec::new(), next_origin: 0 };
-        Ok(Service { pool, guests: Lock::new(guests) })
+        Ok(Service { pool, guests: Lock::new(Rank::Guests, guests) })
     }
 
     /// How much of the pool is what.

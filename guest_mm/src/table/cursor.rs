@@ -28,7 +28,7 @@ use crate::prot::Prot;
 use crate::protocol::{Protocol, Step};
 use crate::sync::{AtomicU64, Held, Ordering, own_word};
 
-use super::node::NodeState;
+use super::node::{Arena, NodeState};
 use super::reclaim::{Guard, collect};
 use super::zap::{FrameRuns, Published, Zap};
 use super::{OutOfTables, ROOT, Table, decode};
@@ -64,13 +64,27 @@ impl<P: Protocol> Table<P> {
 
     /// Locks the lowest table that exists for `gfn`, at `level` or above.
     pub(crate) fn cursor_on(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
+        self.cursor_by(gfn, level, Arena::lock)
+    }
+
+    /// As [`Table::cursor_on`], for who holds a frozen table of the level below.
+    pub(crate) fn cursor_above_frozen(&self, gfn: Gfn, level: Level) -> Cursor<'_, P> {
+        self.cursor_by(gfn, level, Arena::lock_above_frozen)
+    }
+
+    fn cursor_by(
+        &self,
+        gfn: Gfn,
+        level: Level,
+        lock: impl for<'a> Fn(&'a Arena, NodeNo) -> Held<'a, NodeState>,
+    ) -> Cursor<'_, P> {
         loop {
             P::at(Step::L1);
             // L1. The guard ends here: the lock may be long in coming, and L3 knows the table again.
             let (node, at) = self.find(&self.enter(), gfn, level);
             P::at(Step::L2);
             // L2
-            let cursor = Cursor { table: self, node, state: self.arena.lock(node) };
+            let cursor = Cursor { table: self, node, state: lock(&self.arena, node) };
             P::at(Step::L3);
             // L3
             if P::L3_RECHECK_ATTACHED && !cursor.spans(gfn, at) {

@@ -21,7 +21,7 @@
 //! have every running thread of the process pass a full barrier, some microseconds for many notes at
 //! once. Where the kernel does not offer that, and under the model checker, both are full barriers.
 
-use crate::sync::{AtomicU64, Lock, Ordering, compiler_barrier, full_fence};
+use crate::sync::{AtomicU64, Lock, Ordering, Rank, compiler_barrier, full_fence};
 
 #[cfg(not(loom))]
 pub(crate) use imp::prepare;
@@ -53,7 +53,12 @@ struct Epochs<S, T> {
 impl<S: std::ops::Deref<Target = Slot>, T> Epochs<S, T> {
     fn new(asymmetric: bool) -> Epochs<S, T> {
         let period = Slot(AtomicU64::new(1));
-        Epochs { period, slots: Lock::default(), notes: Lock::default(), asymmetric }
+        Epochs {
+            period,
+            slots: Lock::new(Rank::Last, Vec::new()),
+            notes: Lock::new(Rank::Last, Vec::new()),
+            asymmetric,
+        }
     }
 
     #[inline]
@@ -123,7 +128,7 @@ mod imp {
 
     use super::super::node::Retired;
     use super::{Epochs, Slot};
-    use crate::sync::Lock;
+    use crate::sync::{Lock, Rank};
 
     static EPOCHS: LazyLock<Epochs<&'static Slot, Retired>> = LazyLock::new(|| {
         let register = membarrier(MembarrierCommand::RegisterPrivateExpedited);
@@ -131,7 +136,7 @@ mod imp {
     });
 
     /// Slots that no thread has.
-    static FREE: Lock<Vec<&'static Slot>> = Lock::fresh(Vec::new());
+    static FREE: Lock<Vec<&'static Slot>> = Lock::new(Rank::Last, Vec::new());
 
     /// Asks the kernel for its barriers now: a process that has several threads already waits for that, some
     /// milliseconds, and one that has a single thread does not.

@@ -8,10 +8,15 @@
 //! * [`visit`]: the whole tree, for audits and maps.
 //!
 //! # Lock order
-//! 0. the right to fill a block (`space::FillLocks`);
-//! 1. a table page before its children, the root first; never two of one level;
-//! 2. a mirror's own locks;
-//! 3. the pool's lock; the arena's list of free pages.
+//! 1. the list of guests, while the pool's books are checked;
+//! 2. the pages of an image's block that are being loaded: let go before a table is locked;
+//! 3. the right to fill a block (`space::FillLocks`);
+//! 4. a table page before its children, the root first; never two of one level;
+//! 5. a mirror's own locks;
+//! 6. a table page that is in no tree;
+//! 7. the pool's books; lists of free pages, of walkers, of notes.
+//!
+//! These are the ranks of [`crate::sync`]; with debug assertions each lock is held against those that its thread has.
 //!
 //! One exception: who has frozen a page table (`cursor::freeze`) holds its lock and takes its parent's. Nobody
 //! waits the other way round: a frozen table is locked by those alone who hold no other lock of the tree.

@@ -4,7 +4,7 @@ use crate::addr::{Gfn, GfnRange};
 use crate::entry::NodeNo;
 use crate::geometry::{FANOUT, Level};
 use crate::pool::Reservation;
-use crate::sync::{Apart, Arc, AtomicU32, AtomicU64, Held, Lock, Ordering, zeroed_words};
+use crate::sync::{Apart, Arc, AtomicU32, AtomicU64, Held, Lock, Ordering, Rank, zeroed_words};
 
 /// What a table's lock guards, beside the right to write its words.
 #[derive(Debug)]
@@ -67,18 +67,21 @@ impl Arena {
     /// Room for `nodes` table pages.
     pub(crate) fn new(nodes: usize) -> Arena {
         let vacant = || {
-            Lock::new(NodeState {
-                attached: false,
-                level: Level::PT,
-                base: Gfn::new(0),
-                live: 0,
-                reservation: None,
-            })
+            Lock::new(
+                Rank::Detached,
+                NodeState {
+                    attached: false,
+                    level: Level::PT,
+                    base: Gfn::new(0),
+                    live: 0,
+                    reservation: None,
+                },
+            )
         };
         Arena {
             words: Apart::new(zeroed_words(nodes * FANOUT)),
             states: (0..nodes).map(|_| vacant()).collect(),
-            free: Lock::new(Vec::new()),
+            free: Lock::new(Rank::Last, Vec::new()),
             fresh: AtomicU32::new(0),
         }
     }
@@ -103,7 +106,12 @@ impl Arena {
 
     /// Takes the lock of `node`.
     pub(crate) fn lock(&self, node: NodeNo) -> Held<'_, NodeState> {
-        self.states[node.index()].lock()
+        self.states[node.index()].lock_as(|state| Rank::table(state.level))
+    }
+
+    /// Takes the lock of `node` by one who holds that of a frozen table below it.
+    pub(crate) fn lock_above_frozen(&self, node: NodeNo) -> Held<'_, NodeState> {
+        self.states[node.index()].lock_above_frozen(|state| Rank::table(state.level))
     }
 
     /// An empty table page for `level` from `base` on, locked: it counts as attached, and its caller publishes
@@ -119,7 +127,7 @@ impl Arena {
                 .ok()
                 .map(NodeNo::new)
         })?;
-        let mut state = self.lock(node);
+        let mut state = self.states[node.index()].lock_as(|_| Rank::table(level));
         *state = NodeState { attached: true, level, base, live: 0, reservation: None };
         Some((node, state))
     }
@@ -130,7 +138,7 @@ impl Arena {
     /// If an entry is left in it: the page that it maps would be lost.
     pub(crate) fn free(&self, node: NodeNo) {
         {
-            let state = self.lock(node);
+            let state = self.states[node.index()].lock();
             let clean = !state.attached && state.live == 0;
             let zero = (0..FANOUT).all(|i| self.word(node, i).load(Ordering::Relaxed) == 0);
             assert!(clean && zero, "{NOT_EMPTY}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicU64, Lock, Ordering, Rank};
 
 /// A page that is a mapping of its own.
 #[derive(Clone, Copy, Debug)]
@@ -16,11 +16,17 @@ pub(super) struct Stray {
 
 /// Such pages, most of which point elsewhere than their block does. A page's entry is changed under the lock
 /// of its page table, as all of its mirror calls are made; the lock here keeps the map whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Strays {
     pages: Lock<BTreeMap<Gfn, Stray>>,
     /// How many there are, so that nobody looks where there are none.
     nr: AtomicU64,
+}
+
+impl Default for Strays {
+    fn default() -> Strays {
+        Strays { pages: Lock::new(Rank::Mirror, BTreeMap::new()), nr: AtomicU64::new(0) }
+    }
 }
 
 impl Strays {

@@ -1,0 +1,131 @@
+//! The order in which locks are taken, checked where debug assertions are on: a thread that takes one out of order
+//! panics there and then, though nobody was in its way this time.
+
+use std::cell::RefCell;
+
+use crate::geometry::{LEVELS, Level};
+
+/// Where a lock stands. Who holds one takes only those that stand behind it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Rank {
+    /// The list of guests, which is held while their books are checked.
+    Guests,
+    /// Pages of an image's block are being loaded.
+    Loading,
+    /// The right to fill a block.
+    Filling,
+    /// A table page, by how far its level is below the root's: parents before children, never two of one level.
+    Table(u8),
+    /// A mirror's own.
+    Mirror,
+    /// A table page that is in no tree, and that nobody can wait for long for.
+    Detached,
+    /// Short ones, under which no other is taken: the pool's books, lists of free pages, of walkers, of notes.
+    Last,
+}
+
+impl Rank {
+    /// The rank of a table of `level`.
+    pub(crate) const fn table(level: Level) -> Rank {
+        Rank::Table(LEVELS - level.number())
+    }
+}
+
+thread_local! {
+    static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+}
+
+/// That a lock is held, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Mark(Rank);
+
+impl Mark {
+    /// A lock of `rank` is taken.
+    ///
+    /// # Panics
+    /// If the thread holds one that stands behind it, or beside it.
+    pub(crate) fn take(rank: Rank) -> Mark {
+        HELD.with_borrow_mut(|held| {
+            if let Some(&last) = held.iter().max().filter(|&&last| rank <= last)
+                && !std::thread::panicking()
+            {
+                panic!(
+                    "a lock of rank {rank:?} is taken by a thread that holds one of rank {last:?}"
+                );
+            }
+            held.push(rank);
+        });
+        Mark(rank)
+    }
+
+    /// As [`Mark::take`], for the one exception: the directory above a frozen page table, whose lock is held. Nobody
+    /// who holds the directory waits for a frozen table.
+    pub(crate) fn take_above_frozen(rank: Rank) -> Mark {
+        HELD.with_borrow_mut(|held| {
+            let child =
+                matches!(rank, Rank::Table(depth) if held.contains(&Rank::Table(depth + 1)));
+            let last = held.iter().max().copied();
+            let expected = child && last <= Some(Rank::table(Level::PT));
+            assert!(
+                expected || std::thread::panicking(),
+                "a lock of rank {rank:?} is taken, and the table below is not locked: {held:?}"
+            );
+            held.push(rank);
+        });
+        Mark(rank)
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        HELD.with_borrow_mut(|held| {
+            // Not always the last: a parent is let go before its child.
+            if let Some(at) = held.iter().rposition(|&rank| rank == self.0) {
+                held.remove(at);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_come_before_children_and_are_let_go_first() {
+        let parent = Mark::take(Rank::table(Level::PD));
+        let child = Mark::take(Rank::table(Level::PT));
+        drop(parent);
+        let books = Mark::take(Rank::Last);
+        drop(books);
+        drop(child);
+        let _again = Mark::take(Rank::table(Level::ROOT));
+    }
+
+    #[test]
+    #[should_panic(expected = "is taken by a thread that holds one of rank")]
+    fn a_parent_behind_its_child_is_noticed() {
+        let _child = Mark::take(Rank::table(Level::PT));
+        let _parent = Mark::take(Rank::table(Level::PD));
+    }
+
+    #[test]
+    #[should_panic(expected = "is taken by a thread that holds one of rank")]
+    fn two_tables_of_one_level_are_noticed() {
+        let _one = Mark::take(Rank::table(Level::PT));
+        let _other = Mark::take(Rank::table(Level::PT));
+    }
+
+    #[test]
+    fn the_directory_above_a_frozen_table_may_be_taken() {
+        let _child = Mark::take(Rank::table(Level::PT));
+        let _parent = Mark::take_above_frozen(Rank::table(Level::PD));
+    }
+
+    #[test]
+    #[should_panic(expected = "the table below is not locked")]
+    fn only_there() {
+        let _books = Mark::take(Rank::Last);
+        let _parent = Mark::take_above_frozen(Rank::table(Level::PD));
+    }
+}
