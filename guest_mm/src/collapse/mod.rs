@@ -109,6 +109,9 @@ fn try_block<P: Protocol>(
             _ => return skipped(Skip::Untouched),
         },
     };
+    // Over an image a hole is a page of the image's, not one of zeroes.
+    let max_holes = if region.over.is_some() { 0 } else { policy.max_holes };
+    let policy = CollapsePolicy { max_holes, ..policy };
     let plan = match Plan::of(space, &table, policy) {
         Ok(plan) => plan,
         Err(why) => return skipped(why),

@@ -2,6 +2,7 @@
 //! then. After each operation the books are audited, and the window, the bytes, the pins and the notes of
 //! what devices wrote are held against the oracle.
 
+mod clones;
 mod ops;
 mod oracle;
 mod world;
@@ -15,7 +16,7 @@ use crate::audit::audit_torn_down;
 use crate::mirrors::fake::Fake;
 use crate::pool::{BackingChoice, BackingKind, Owner, Pool};
 use crate::protocol::Sound;
-use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
+use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, Over, RamRegion};
 use crate::sync::{Apart, Arc};
 use crate::table::Table;
 use crate::tally::Tally;
@@ -27,13 +28,31 @@ use world::World;
 const RAM: u64 = 3 * 512 + 256;
 
 fn space(pages: PageSize, pool_blocks: u64, mirror: &Fake) -> AddressSpace<Sound> {
-    let range = GfnRange::new(Gfn::new(0), RAM).unwrap();
     let choice = BackingChoice::Only(BackingKind::Memfd);
+    let pool = Arc::new(Pool::new(choice, pool_blocks << 21, pages).unwrap());
+    space_of(&pool, [(0, RAM, None)], pages, mirror)
+}
+
+/// Memory from `pool`, of ranges by their first frame, how many they are, and what they lie over.
+fn space_of<const N: usize>(
+    pool: &Arc<Pool>,
+    ram: [(u64, u64, Option<Over>); N],
+    pages: PageSize,
+    mirror: &Fake,
+) -> AddressSpace<Sound> {
+    let ram: Vec<RamRegion> = ram
+        .into_iter()
+        .map(|(start, frames, over)| {
+            let range = GfnRange::new(Gfn::new(start), frames).unwrap();
+            RamRegion { range, origin: BlockNo::new(0), over }
+        })
+        .collect();
+    let ranges: Vec<GfnRange> = ram.iter().map(|region| region.range).collect();
     AddressSpace {
-        ram: vec![RamRegion { range, origin: BlockNo::new(0), over: None }],
-        table: Table::new(&[range]),
+        ram,
+        table: Table::new(&ranges),
         mirror: Box::new(mirror.clone()),
-        pool: Apart::new(Arc::new(Pool::new(choice, pool_blocks << 21, pages).unwrap())),
+        pool: Apart::new(Arc::clone(pool)),
         policy: FaultPolicy { pages },
         counters: Counters::default(),
         pin_counts: Apart::new(Tally::new()),

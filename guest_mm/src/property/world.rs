@@ -320,6 +320,6 @@ impl<'s> World<'s> {
 }
 
 /// Errors that the surroundings are to blame for: no memory left, or an injected failure.
-fn is_excusable(error: &FaultError) -> bool {
+pub(super) fn is_excusable(error: &FaultError) -> bool {
     matches!(error, FaultError::Exhausted { .. } | FaultError::Mirror(_))
 }
