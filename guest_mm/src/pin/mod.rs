@@ -119,7 +119,7 @@ fn pin_leaf<P: Protocol>(
 ) -> Option<PinRun> {
     // P1
     P::at(Step::P1);
-    let found = reader.tables.locate(gfn);
+    let found = reader.tables.locate::<P>(gfn);
     if found.level() > Level::PT {
         return pin_huge(reader.space, reader.guard, gfn, want, access).ok();
     }
@@ -142,13 +142,20 @@ fn pin_small<P: Protocol>(
     full_fence_after_rmw();
     // P4, P5
     P::at(Step::P4);
-    if found.is_unchanged() && (!P::P5_RECHECK_PDE || found.is_attached()) {
+    if found.is_unchanged() && (!P::P5_RECHECK_PDE || is_attached::<P>(found)) {
         return Ok(PinRun::new(frame, 1, Kind::Frames, dirty));
     }
     // P7
     P::at(Step::P7);
     space.pool.unpin(frame);
     Err(Obstacle::Changed)
+}
+
+/// P5.
+#[inline(always)]
+fn is_attached<P: Protocol>(found: &Located<'_>) -> bool {
+    P::at(Step::P5);
+    found.is_attached()
 }
 
 /// P1 to P4 for up to `want` pages of a huge leaf; or why there is none. It walks for itself: that is three
