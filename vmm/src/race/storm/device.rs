@@ -11,7 +11,7 @@ use guest_mm::prot::Access;
 use guest_mm::protocol::Protocol;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use super::dice::Dice;
+use crate::race::dice::Dice;
 use super::heckler::Attendance;
 use super::place::{BLOCK, PAGE, Place};
 use super::report::{Loss, Traffic};

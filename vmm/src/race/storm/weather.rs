@@ -16,7 +16,7 @@ use guest_mm::protocol::Protocol;
 use guest_mm::split::SplitError;
 use guest_mm::unmap::UnmapError;
 
-use super::dice::Dice;
+use crate::race::dice::Dice;
 use super::heckler::{Audience, Looks};
 use super::place::Place;
 use super::report::Collapses;
