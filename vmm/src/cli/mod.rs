@@ -19,8 +19,8 @@ use std::time::Instant;
 use clap::Parser;
 
 pub use args::{
-    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs, RaceCommand,
-    RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
+    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs,
+    RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
 };
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};

@@ -76,6 +76,9 @@ pub struct Outcome {
     pub expected: &'static str,
     /// Whether what was expected is what came of it.
     pub holds: bool,
+    /// What else went wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// Replays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
@@ -108,8 +111,10 @@ pub enum LabError {
         name: String,
     },
     /// No guest can look on.
-    #[error("{subject} of {race} has no storm with a guest in it: leave out --guest, or choose one of {}",
-        listed(observed()))]
+    #[error(
+        "{subject} of {race} has no storm with a guest in it: leave out --guest, or choose one of {}",
+        listed(observed())
+    )]
     NoWitness {
         /// The race.
         race: &'static str,
@@ -216,7 +221,9 @@ impl Order {
         damage.map(|damage| damage.kind) == self.expected()
     }
 
-    fn outcome(&self, operations: u64, time: Duration, damage: Option<&Damage>) -> Outcome {
+    fn outcome(&self, operations: u64, time: Duration, found: &[Damage]) -> Outcome {
+        let damage = self.telling(found);
+        let others = found.iter().filter(|&other| Some(other) != damage);
         Outcome {
             race: self.race.name,
             variant: match self.subject {
@@ -229,6 +236,7 @@ impl Order {
             damage: damage.map(Damage::to_string),
             expected: self.expected().unwrap_or("none"),
             holds: self.is_expected(damage),
+            also: others.map(Damage::to_string).collect(),
             times: None,
             shown: None,
         }
@@ -248,14 +256,15 @@ fn replayed(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabEr
     let times = order.times.unwrap_or(1);
     let (mut operations, mut time, mut shown) = (0, Duration::ZERO, 0);
     // What to tell of all of them: the first that was not as expected, or else the first.
-    let mut told: Option<Option<Damage>> = None;
+    let mut told: Option<Vec<Damage>> = None;
     for _ in 0..times {
         let mut found = Vec::new();
-        for variant in order.variants() {
+        for (index, variant) in order.variants().into_iter().enumerate() {
             let Some((engine, schedule)) = engine(order.subject, variant) else { continue };
             let tells = order.times.is_none();
             if tells {
-                (announce.text)(&head(order, variant));
+                let gap = if index > 0 { "\n" } else { "" };
+                (announce.text)(&format!("{gap}{}", head(order, variant)));
             }
             let mut tell = |line: &Line| {
                 if tells {
@@ -272,15 +281,14 @@ fn replayed(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabEr
             Subject::Variant(_) => order.is_expected(damage),
         };
         shown += u32::from(counts);
-        let is_news = match &told {
-            None => true,
-            Some(before) => order.is_expected(before.as_ref()) && !order.is_expected(damage),
-        };
+        let is_news = told.as_ref().is_none_or(|before| {
+            order.is_expected(order.telling(before)) && !order.is_expected(damage)
+        });
         if is_news {
-            told = Some(damage.cloned());
+            told = Some(found);
         }
     }
-    let mut outcome = order.outcome(operations, time, told.flatten().as_ref());
+    let mut outcome = order.outcome(operations, time, &told.unwrap_or_default());
     if order.times.is_some() {
         (outcome.times, outcome.shown) = (Some(times), Some(shown));
     }
@@ -316,7 +324,7 @@ fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
             break;
         }
     }
-    Ok(order.outcome(operations, time, order.telling(&found)))
+    Ok(order.outcome(operations, time, &found))
 }
 
 /// The storm that a guest looks at.
@@ -332,11 +340,12 @@ fn watched(order: &Order) -> Result<Outcome, LabError> {
         Subject::Variant(_) => Until::FirstLoss { at_most: order.limit },
     };
     let report = observe(&Options { until, ..Options::default() })?;
-    let damage = report.damage().map(|what| Damage::new(order.expected().unwrap_or("damage"), what));
+    let damage =
+        report.damage().map(|what| Damage::new(order.expected().unwrap_or("damage"), what));
     let operations = report.traffic.pins + report.collapses.promoted + report.collapses.copied;
     let first = report.traffic.first_loss.map(|loss| loss.seconds);
     let time = Duration::from_secs_f64(first.unwrap_or(report.seconds));
-    let mut outcome = order.outcome(operations, time, damage.as_ref());
+    let mut outcome = order.outcome(operations, time, damage.as_slice());
     // A guest that did not come to its end is no sign of the damage that was expected.
     outcome.holds &= order.expected().is_none() || report.lost() > 0;
     Ok(outcome)
@@ -361,7 +370,7 @@ fn modelled(
         Damage::new(variant.damage, what)
     });
     let order = Order { mode: Mode::Model, ..*order };
-    Ok(order.outcome(modelled.executions, modelled.time, shown.as_ref()))
+    Ok(order.outcome(modelled.executions, modelled.time, shown.as_slice()))
 }
 
 impl Outcome {
@@ -382,6 +391,7 @@ impl Outcome {
             Some(damage) if self.holds => format!("damage: {damage}\n"),
             Some(damage) => format!("damage: {damage}; expected: {}\n", self.expected),
         };
-        effort + &verdict
+        let also: String = self.also.iter().map(|also| format!("and: {also}\n")).collect();
+        effort + &verdict + &also
     }
 }

@@ -98,11 +98,7 @@ struct Player {
 }
 
 impl Player {
-    fn new<P: Protocol>(
-        world: &Arc<World<P>>,
-        number: u64,
-        side: fn(&World<P>) -> Done,
-    ) -> Player {
+    fn new<P: Protocol>(world: &Arc<World<P>>, number: u64, side: fn(&World<P>) -> Done) -> Player {
         let ((begin, begins), (ends, end)) = (channel(), channel());
         let world = Arc::clone(world);
         spawn(move || {

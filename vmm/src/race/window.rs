@@ -1,5 +1,8 @@
 //! Guest memory as a vCPU sees it: through the window, whose misses fault threads serve.
-#![allow(unsafe_code, reason = "plays a vCPU: accesses the window, which nothing else in the process does")]
+#![allow(
+    unsafe_code,
+    reason = "plays a vCPU: accesses the window, which nothing else in the process does"
+)]
 
 use guest_mm::Guest;
 use guest_mm::addr::{Gpa, Hva};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use guest_mm::addr::{GfnRange, Gfn, Gpa, GpaRange, PageSize};
+use guest_mm::addr::{Gfn, GfnRange, Gpa, GpaRange, PageSize};
 use guest_mm::copy::NotMapped;
 use guest_mm::pin::Pinned;
 use guest_mm::pool::BackingChoice;

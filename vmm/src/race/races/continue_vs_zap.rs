@@ -37,9 +37,9 @@ pub(in crate::race) const RACE: Race = Race {
 const STALE: &str = "the window holds a page that the table has lost";
 
 /// The page that is touched.
-const PAGE: Gfn = page(0, 0);
+const PAGE: Gfn = page(0, 5);
 /// A page that gets the same frame: there is but one block, and it is in the same place.
-const NEIGHBOUR: Gfn = page(1, 0);
+const NEIGHBOUR: Gfn = page(1, 5);
 const SECRET: u64 = 1234;
 
 /// A page is touched and taken away.
@@ -79,7 +79,10 @@ impl Scene for Touch {
                 );
                 Err(Damage::new(STALE, what))
             }
-            _ => Err(Damage::new(STALE, format!("the guest reads {seen} at {at}, which is not mapped"))),
+            _ => Err(Damage::new(
+                STALE,
+                format!("the guest reads {seen} at {at}, which is not mapped"),
+            )),
         }
     }
 }

@@ -57,7 +57,7 @@ pub(in crate::race) const RACE: Race = Race {
         Variant {
             name: "free-without-grace",
             what: "a page table is reused while a walk is still in it",
-            lacks: Step::R3,
+            lacks: Step::R2,
             origin: "Linux 2ba99c5e08812",
             damage: STRAY_WRITE,
             // The walk finds the table of the first block; what it reads there is the second's, and when it looks again
@@ -84,7 +84,7 @@ const WRITE: &str = "the device writes 42";
 const BACK: &str = "the other block is collapsed, and the first split";
 
 /// The page that the device wants.
-const PAGE: Gfn = page(0, 0);
+const PAGE: Gfn = page(0, 5);
 /// In each page, a word that says which page it is, and the word that the device writes.
 const NAME: usize = 0;
 const SLOT: usize = 8;
@@ -136,7 +136,7 @@ impl Scene for Gather {
 struct Reuse;
 
 /// A page of the other block, in the same place of it.
-const OTHER: Gfn = page(1, 0);
+const OTHER: Gfn = page(1, 5);
 
 impl Scene for Reuse {
     const SIZE: Size = Size { ram: 2, pool: 3 };
@@ -161,7 +161,9 @@ impl Scene for Reuse {
             return Ok(());
         }
         let (wanted, got) = (PAGE.gpa(), Gfn::new(name).gpa());
-        let what = format!("the device pinned {wanted}, was given the frame of {got}, and wrote {WRITTEN} to it");
+        let what = format!(
+            "the device pinned {wanted}, was given the frame of {got}, and wrote {WRITTEN} to it"
+        );
         Err(Damage::new(STRAY_WRITE, what))
     }
 
@@ -178,7 +180,8 @@ impl Scene for Reuse {
     fn verdict<P: Protocol>(world: &World<P>) -> Done {
         let (found, other) = (world.window.load(word(PAGE, SLOT)), word(OTHER, SLOT));
         if world.window.load(other) != BEFORE {
-            let what = format!("the guest finds at {other} what the device wrote for {PAGE}");
+            let what =
+                format!("the guest finds at {other} what the device wrote for {}", PAGE.gpa());
             return Err(Damage::new(STRAY_WRITE, what));
         }
         if found != WRITTEN {

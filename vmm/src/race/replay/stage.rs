@@ -199,8 +199,7 @@ impl Stage {
     /// Waits until a side has come to something, or a moment; tells what it did.
     fn pause(&self, tell: &mut dyn FnMut(Vec<Line>)) {
         let waited = self.changed.wait_timeout(self.lock(), POLL);
-        let lines =
-            std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).0.lines);
+        let lines = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).0.lines);
         tell(lines);
     }
 

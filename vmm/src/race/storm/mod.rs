@@ -36,9 +36,9 @@ use crate::ram::Ram;
 use crate::rig::{Brake, Ran, Rig, RigError, tsc_khz};
 use crate::vcpu::Ending;
 
-use device::{Device, Log};
 use super::damage::said;
 use super::dice::Dice;
+use device::{Device, Log};
 use heckler::Audience;
 use place::Place;
 pub use report::{Collapses, Loss, Report, Traffic, Verdict};
