@@ -180,7 +180,7 @@ pub fn run(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabErr
         if order.mode != Mode::Storm {
             return Err(LabError::NotAStorm);
         }
-        return watched(order);
+        return watched(order, announce);
     }
     match (order.mode, order.subject) {
         (Mode::Model, Subject::Sound) => Err(LabError::NothingToModel(order.race)),
@@ -261,14 +261,12 @@ fn replayed(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabEr
         let mut found = Vec::new();
         for (index, variant) in order.variants().into_iter().enumerate() {
             let Some((engine, schedule)) = engine(order.subject, variant) else { continue };
-            let tells = order.times.is_none();
-            if tells {
-                let gap = if index > 0 { "\n" } else { "" };
-                (announce.text)(&format!("{gap}{}", head(order, variant)));
-            }
+            let gap = if index > 0 { "\n" } else { "" };
+            let mut head = Some(format!("{gap}{}", head(order, variant)));
             let mut tell = |line: &Line| {
-                if tells {
-                    (announce.text)(&columns::row(line.side, &line.text));
+                if order.times.is_none() {
+                    let head = head.take().unwrap_or_default();
+                    (announce.text)(&(head + &columns::row(line.side, &line.text)));
                 }
             };
             let played = (engine.replay)(schedule, &mut tell)?;
@@ -328,7 +326,7 @@ fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
 }
 
 /// The storm that a guest looks at.
-fn watched(order: &Order) -> Result<Outcome, LabError> {
+fn watched(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> {
     let (observation, subject): (Option<Observation>, _) = match order.subject {
         Subject::Sound => (order.race.witness, "the sound protocol"),
         Subject::Variant(variant) => (variant.witness, variant.name),
@@ -339,6 +337,8 @@ fn watched(order: &Order) -> Result<Outcome, LabError> {
         Subject::Sound => Until::Time(order.limit),
         Subject::Variant(_) => Until::FirstLoss { at_most: order.limit },
     };
+    let seconds = order.limit.as_secs();
+    (announce.progress)(&format!("a guest, its devices and collapses, for up to {seconds} s"));
     let report = observe(&Options { until, ..Options::default() })?;
     let damage =
         report.damage().map(|what| Damage::new(order.expected().unwrap_or("damage"), what));

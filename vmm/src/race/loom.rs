@@ -32,7 +32,7 @@ pub(super) fn check(test: &str) -> Result<Modelled, LabError> {
     let root = checkout().ok_or_else(|| LabError::NoSource(line.clone()))?;
     let since = Instant::now();
     let mut cargo = Command::new("cargo");
-    cargo.args(["loom", "--", "--exact", test]).current_dir(root);
+    cargo.args(["loom", "--", "--exact", test, "--nocapture"]).current_dir(root);
     let output = cargo.output().map_err(|source| LabError::NoCargo { line, source })?;
     let text = [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned());
     let text = text.concat();
