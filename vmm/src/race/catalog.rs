@@ -80,7 +80,7 @@ pub(super) enum Play {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engine {
     pub(super) replay: fn(&[Turn], &mut dyn FnMut(&Line)) -> Result<Played, LabError>,
-    pub(super) storm: fn(Duration, &dyn Fn(u64)) -> Result<Blown, LabError>,
+    pub(super) storm: fn(u64, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>,
 }
 
 impl Play {

@@ -20,8 +20,6 @@ use super::world::World;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two words of how far it is.
 const TICK: Duration = Duration::from_millis(200);
-/// Which random numbers.
-const SEED: u64 = 1;
 
 /// A storm that is over.
 #[derive(Debug, Default)]
@@ -32,8 +30,10 @@ pub(super) struct Blown {
     pub(super) damage: Vec<Damage>,
 }
 
-/// Lets `S` go on for `limit`, or until there is damage; `progress` hears how many rounds there were.
+/// Lets `S` go on for `limit`, or until there is damage; `progress` hears how many rounds there were. Another `seed`, other
+/// random numbers.
 pub(super) fn rounds<P: Protocol, S: Scene>(
+    seed: u64,
     limit: Duration,
     progress: &dyn Fn(u64),
 ) -> Result<Blown, LabError> {
@@ -42,7 +42,7 @@ pub(super) fn rounds<P: Protocol, S: Scene>(
     let (tell, told) = channel();
     // In a thread of its own: a look at broken memory may never come back.
     let counted = Arc::clone(&counter);
-    spawn(move || tell.send(blow::<P, S>(world, limit, &counted)));
+    spawn(move || tell.send(blow::<P, S>(world, seed, limit, &counted)));
     let since = Instant::now();
     loop {
         match told.recv_timeout(TICK) {
@@ -58,9 +58,17 @@ pub(super) fn rounds<P: Protocol, S: Scene>(
     }
 }
 
-fn blow<P: Protocol, S: Scene>(world: World<P>, limit: Duration, counter: &AtomicU64) -> Blown {
+fn blow<P: Protocol, S: Scene>(
+    world: World<P>,
+    seed: u64,
+    limit: Duration,
+    counter: &AtomicU64,
+) -> Blown {
     let world = Arc::new(world);
-    let sides = [Player::new(&world, 0, S::left::<P>), Player::new(&world, 1, S::right::<P>)];
+    let sides = [
+        Player::new(&world, Dice::new(seed, 0), S::left::<P>),
+        Player::new(&world, Dice::new(seed, 1), S::right::<P>),
+    ];
     let since = Instant::now();
     let mut damage = Vec::new();
     while damage.is_empty() && since.elapsed() < limit {
@@ -98,11 +106,11 @@ struct Player {
 }
 
 impl Player {
-    fn new<P: Protocol>(world: &Arc<World<P>>, number: u64, side: fn(&World<P>) -> Done) -> Player {
+    fn new<P: Protocol>(world: &Arc<World<P>>, dice: Dice, side: fn(&World<P>) -> Done) -> Player {
         let ((begin, begins), (ends, end)) = (channel(), channel());
         let world = Arc::clone(world);
         spawn(move || {
-            stumble(Dice::new(SEED, number));
+            stumble(dice);
             while begins.recv().is_ok() && ends.send(attempt(|| side(&world))).is_ok() {}
         });
         Player { begin, end }

@@ -75,7 +75,9 @@ impl Scene for Touch {
             format!("the guest reads {seen} at {at}, where the table has nothing")
         } else if let Err(wrong) = world.guest.audit() {
             // The unmap has taken it out of the window again.
-            format!("a page was filled for {at}, and no table leads to it: {wrong}")
+            let wrong = wrong.to_string();
+            let name = wrong.split(':').next().unwrap_or_default();
+            format!("a page was filled for {at}, and no table leads to it ({name})")
         } else {
             return Ok(());
         };
