@@ -8,7 +8,7 @@ use super::cue::Cue;
 use super::lab::LabError;
 use super::races::{continue_vs_zap, lock_vs_detach, pin_vs_collapse};
 use super::replay::{Line, Played, Turn, replay};
-use super::rounds::{Blown, rounds};
+use super::rounds::{Blown, Weather, rounds};
 use super::scene::Scene;
 use super::{Options, Report, StormError};
 
@@ -80,7 +80,7 @@ pub(super) enum Play {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engine {
     pub(super) replay: fn(&[Turn], &mut dyn FnMut(&Line)) -> Result<Played, LabError>,
-    pub(super) storm: fn(u64, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>,
+    pub(super) storm: fn(Weather, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>,
 }
 
 impl Play {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use guest_mm::protocol::{Observer, Step};
 
 use super::dice::Dice;
-use super::replay::{Side, Stage};
+use super::replay::{Side, Stage, Turn};
 
 /// A place at which a thread can be held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,7 +37,7 @@ enum Role {
     /// It has a side in a replay, and waits for its turns.
     Player(Arc<Stage>, Side),
     /// It is in a storm, and stumbles.
-    Stumbler(Dice),
+    Stumbler(Dice, &'static [Turn]),
 }
 
 thread_local! {
@@ -64,22 +64,25 @@ pub(super) fn play(stage: &Arc<Stage>, side: Side) {
     ROLE.set(Role::Player(Arc::clone(stage), side));
 }
 
-/// From now on the calling thread is one of a storm.
-pub(super) fn stumble(dice: Dice) {
-    ROLE.set(Role::Stumbler(dice));
+/// From now on the calling thread is one of a storm around `schedule`.
+pub(super) fn stumble(dice: Dice, schedule: &'static [Turn]) {
+    ROLE.set(Role::Stumbler(dice, schedule));
 }
 
 fn reached(point: Point) {
     ROLE.with_borrow_mut(|role| match role {
         Role::Bystander => {}
         Role::Player(stage, side) => stage.reached(*side, point),
-        Role::Stumbler(dice) => linger(dice),
+        Role::Stumbler(dice, schedule) => linger(dice, schedule, point),
     });
 }
 
-/// Mostly nothing, sometimes a moment, and now and then long enough for the other side to get through.
-fn linger(dice: &mut Dice) {
-    match dice.pick(0..32) {
+/// Mostly nothing, sometimes a moment, and now and then long enough for the other side to get through; more often where the
+/// schedule has a stop.
+fn linger(dice: &mut Dice, schedule: &[Turn], point: Point) {
+    let stops = schedule.iter().any(|turn| turn.stops_at(point));
+    let chances = if stops { 0..6 } else { 0..32 };
+    match dice.pick(chances) {
         0..2 => sleep(Duration::from_micros(dice.pick(0..1500))),
         2..5 => sleep(Duration::from_micros(dice.pick(0..150))),
         5..7 => yield_now(),

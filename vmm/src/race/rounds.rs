@@ -13,6 +13,7 @@ use super::cue::stumble;
 use super::damage::{Damage, Done, attempt};
 use super::dice::Dice;
 use super::lab::LabError;
+use super::replay::Turn;
 use super::scene::Scene;
 use super::world::World;
 
@@ -20,6 +21,15 @@ use super::world::World;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two words of how far it is.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How the sides of a storm stumble.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weather {
+    /// Another seed, other random numbers.
+    pub(super) seed: u64,
+    /// It is mostly at the stops of this.
+    pub(super) schedule: &'static [Turn],
+}
 
 /// A storm that is over.
 #[derive(Debug, Default)]
@@ -30,10 +40,9 @@ pub(super) struct Blown {
     pub(super) damage: Vec<Damage>,
 }
 
-/// Lets `S` go on for `limit`, or until there is damage; `progress` hears how many rounds there were. Another `seed`, other
-/// random numbers.
+/// Lets `S` go on for `limit`, or until there is damage; `progress` hears how many rounds there were.
 pub(super) fn rounds<P: Protocol, S: Scene>(
-    seed: u64,
+    weather: Weather,
     limit: Duration,
     progress: &dyn Fn(u64),
 ) -> Result<Blown, LabError> {
@@ -42,7 +51,7 @@ pub(super) fn rounds<P: Protocol, S: Scene>(
     let (tell, told) = channel();
     // In a thread of its own: a look at broken memory may never come back.
     let counted = Arc::clone(&counter);
-    spawn(move || tell.send(blow::<P, S>(world, seed, limit, &counted)));
+    spawn(move || tell.send(blow::<P, S>(world, weather, limit, &counted)));
     let since = Instant::now();
     loop {
         match told.recv_timeout(TICK) {
@@ -60,14 +69,14 @@ pub(super) fn rounds<P: Protocol, S: Scene>(
 
 fn blow<P: Protocol, S: Scene>(
     world: World<P>,
-    seed: u64,
+    weather: Weather,
     limit: Duration,
     counter: &AtomicU64,
 ) -> Blown {
     let world = Arc::new(world);
     let sides = [
-        Player::new(&world, Dice::new(seed, 0), S::left::<P>),
-        Player::new(&world, Dice::new(seed, 1), S::right::<P>),
+        Player::new(&world, weather, 0, S::left::<P>),
+        Player::new(&world, weather, 1, S::right::<P>),
     ];
     let since = Instant::now();
     let mut damage = Vec::new();
@@ -106,11 +115,16 @@ struct Player {
 }
 
 impl Player {
-    fn new<P: Protocol>(world: &Arc<World<P>>, dice: Dice, side: fn(&World<P>) -> Done) -> Player {
+    fn new<P: Protocol>(
+        world: &Arc<World<P>>,
+        weather: Weather,
+        stream: u64,
+        side: fn(&World<P>) -> Done,
+    ) -> Player {
         let ((begin, begins), (ends, end)) = (channel(), channel());
         let world = Arc::clone(world);
         spawn(move || {
-            stumble(dice);
+            stumble(Dice::new(weather.seed, stream), weather.schedule);
             while begins.recv().is_ok() && ends.send(attempt(|| side(&world))).is_ok() {}
         });
         Player { begin, end }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::catalog::{Engine, Observation, Play, Race, Variant};
 use super::damage::Damage;
 use super::replay::{Line, Turn, columns};
+use super::rounds::Weather;
 use super::{Options, Until, loom};
 
 pub use error::LabError;
@@ -225,12 +226,12 @@ fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
     let limit = order.limit / variants.len().max(1) as u32;
     let (since, mut effort) = (Instant::now(), Effort::default());
     for variant in variants {
-        let Some((engine, _)) = engine(order.subject, variant) else { continue };
+        let Some((engine, schedule)) = engine(order.subject, variant) else { continue };
         let (mut left, mut seed) = (limit, 0);
         while !left.is_zero() {
             seed += 1;
             let before = effort.operations / 2;
-            let blown = (engine.storm)(seed, left, &|rounds| {
+            let blown = (engine.storm)(Weather { seed, schedule }, left, &|rounds| {
                 let (rounds, seconds) = (before + rounds, since.elapsed().as_secs());
                 (announce.progress)(&format!("{rounds} rounds in {seconds} s"));
             })?;

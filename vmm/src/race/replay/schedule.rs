@@ -47,6 +47,13 @@ pub(in crate::race) struct Turn {
     pub(super) until: Until,
 }
 
+impl Turn {
+    /// Whether it ends at `point`.
+    pub(in crate::race) fn stops_at(&self, point: Point) -> bool {
+        self.until == Until::Before(point)
+    }
+}
+
 const fn until(side: Side, point: Point) -> Turn {
     Turn { side, until: Until::Before(point) }
 }
