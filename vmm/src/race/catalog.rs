@@ -79,9 +79,14 @@ pub(super) enum Play {
 /// A scene on one engine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Engine {
-    pub(super) replay: fn(&[Turn], &mut dyn FnMut(&Line)) -> Result<Played, LabError>,
-    pub(super) storm: fn(Weather, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>,
+    pub(super) replay: Replay,
+    pub(super) storm: Storm,
 }
+
+/// See [`replay`].
+type Replay = fn(&[Turn], &mut dyn FnMut(&Line)) -> Result<Played, LabError>;
+/// See [`rounds`].
+type Storm = fn(Weather, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>;
 
 impl Play {
     /// The scene `S` by `schedule`, on the engine that follows `P`.
