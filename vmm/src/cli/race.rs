@@ -9,7 +9,7 @@ use guest_mm::protocol::block;
 use serde_json::{Value, json};
 
 use crate::race::{
-    Announce, Mode, Order, RACES, Race, Subject, Variant, Witness, columns, page, run as run_race,
+    Announce, Mode, Order, RACES, Race, Subject, Variant, Witness, page, run as run_race,
 };
 
 use super::args::{RaceCommand, RaceRunArgs};
@@ -69,7 +69,7 @@ fn show(race: &Race) -> String {
         let Variant { name, what, damage, .. } = variant;
         let _ = writeln!(text, "{name}: {what}; {damage}\n");
         match variant.schedule() {
-            Ok(rows) => text += &format!("{}{rows}\n", columns::heads(race.sides())),
+            Ok(rows) => text += &format!("{}{rows}\n", race.heads()),
             Err(why) => text += &format!("  by the model checker alone: {why}\n\n"),
         }
     }

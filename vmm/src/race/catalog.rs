@@ -7,7 +7,7 @@ use guest_mm::protocol::{Observed, Protocol, Sound, Step};
 use super::cue::Cue;
 use super::lab::LabError;
 use super::races::{continue_vs_zap, lock_vs_detach, pin_vs_collapse};
-use super::replay::{Line, Played, Turn, replay};
+use super::replay::{Line, Played, Turn, columns, replay};
 use super::rounds::{Blown, Weather, rounds};
 use super::scene::Scene;
 use super::{Options, Report, StormError};
@@ -119,9 +119,9 @@ impl Race {
         found.ok_or_else(|| LabError::NoVariant { race: self, name: name.into() })
     }
 
-    /// The names of the columns.
-    pub fn sides(&self) -> [&'static str; 2] {
-        self.sides
+    /// The heads of its columns, as a line.
+    pub fn heads(&self) -> String {
+        columns::heads(self.sides)
     }
 }
 
@@ -134,7 +134,7 @@ impl Variant {
     /// The interleaving of its replay, or why it has none.
     pub fn schedule(&self) -> Result<String, &'static str> {
         match self.play {
-            Play::Here { schedule, .. } => Ok(super::replay::columns::schedule(schedule)),
+            Play::Here { schedule, .. } => Ok(columns::schedule(schedule)),
             Play::Modelled { why } => Err(why),
         }
     }

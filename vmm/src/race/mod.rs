@@ -12,7 +12,7 @@
 //!
 //! With [`guest_mm::protocol::Sound`] there is no damage; a protocol that leaves a step out shows what the step is good for.
 //!
-//! One more race is one more file in `races/` and its line in [`catalog`].
+//! One more race is one more file in `races/` and its line in `catalog.rs`.
 
 mod catalog;
 mod cue;
@@ -30,5 +30,4 @@ mod world;
 
 pub use catalog::{RACES, Race, Variant, page};
 pub use lab::{Announce, LabError, Mode, Order, Outcome, Subject, Witness, run};
-pub use replay::columns;
 pub use storm::{Collapses, Loss, Options, Report, StormError, Traffic, Until, Verdict, storm};

@@ -218,7 +218,7 @@ fn head(order: &Order, variant: &Variant) -> String {
             format!("{}, {}: {} is missing", order.race.name, variant.name, variant.lacks.label())
         }
     };
-    format!("{who}\n\n{}", columns::heads(order.race.sides))
+    format!("{who}\n\n{}", order.race.heads())
 }
 
 fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> {

@@ -6,7 +6,7 @@ use super::schedule::{Side, Turn};
 const RIGHT: usize = 54;
 
 /// The heads of the columns.
-pub fn heads(sides: [&str; 2]) -> String {
+pub(in crate::race) fn heads(sides: [&str; 2]) -> String {
     format!("  {:width$}{}\n", sides[0], sides[1], width = RIGHT - 2)
 }
 

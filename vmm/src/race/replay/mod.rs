@@ -4,7 +4,7 @@
 //! Who waits goes on by itself once the lock is free.
 
 mod asleep;
-pub mod columns;
+pub(super) mod columns;
 mod schedule;
 mod stage;
 

@@ -207,3 +207,84 @@ impl Stage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread::{JoinHandle, scope, spawn};
+
+    use guest_mm::protocol::Step;
+
+    use super::super::schedule::{left_ends, left_until, left_until_act, right_ends};
+    use super::*;
+
+    const HELD: &str = "with the lock held";
+    const NEVER: Duration = Duration::from_secs(60);
+
+    fn conduct(stage: &Stage, schedule: &[Turn], limit: Duration) -> (Vec<String>, bool) {
+        let mut told = Vec::new();
+        let mut tell = |line: &Line| told.push(format!("{:?} {}", line.side, line.text));
+        let ended = stage.conduct(schedule, Instant::now() + limit, &mut tell);
+        (told, ended.is_ok())
+    }
+
+    #[test]
+    fn who_waits_for_a_lock_goes_on_when_it_is_free() {
+        let (stage, lock) = (Stage::new(), Mutex::new(()));
+        let play = |side, what| {
+            stage.begin(side);
+            let held = lock.lock();
+            stage.reached(side, Point::Act(what));
+            drop(held);
+            stage.end(side, None);
+        };
+        let told = scope(|scope| {
+            scope.spawn(|| play(Side::Left, HELD));
+            scope.spawn(|| play(Side::Right, "after it"));
+            conduct(&stage, &[left_until_act(HELD), right_ends(), left_ends()], NEVER)
+        });
+        let (mut lines, ended) = told;
+        assert!(ended && lines[0] == "Right waits for the lock", "{lines:?}");
+        // Once the lock is free both go on.
+        lines.sort();
+        let sorted = [
+            "Left -- with the lock held",
+            "Left ends",
+            "Right -- after it",
+            "Right ends",
+            "Right waits for the lock",
+        ];
+        assert_eq!(lines, sorted);
+    }
+
+    #[test]
+    fn a_stop_that_is_never_reached_ends_with_its_side() {
+        let stage = Arc::new(Stage::new());
+        let sides = [Side::Left, Side::Right].map(|side| enter(&stage, side));
+        let (told, ended) = conduct(&stage, &[left_until(Step::C7), right_ends()], NEVER);
+        assert!(ended, "{told:?}");
+        assert_eq!(
+            told,
+            ["Left P2 pin the frame", "Left ends", "Right P2 pin the frame", "Right ends"]
+        );
+        sides.into_iter().for_each(|side| side.join().unwrap());
+    }
+
+    #[test]
+    fn a_side_that_does_not_come_ends_the_replay_by_name() {
+        let stage = Arc::new(Stage::new());
+        let left = enter(&stage, Side::Left);
+        let (_, ended) = conduct(&stage, &[left_ends()], Duration::from_millis(20));
+        assert!(!ended, "there is no right side");
+        left.join().unwrap();
+    }
+
+    fn enter(stage: &Arc<Stage>, side: Side) -> JoinHandle<()> {
+        let stage = Arc::clone(stage);
+        spawn(move || {
+            stage.begin(side);
+            stage.reached(side, Point::Step(Step::P2));
+            stage.end(side, None);
+        })
+    }
+}
