@@ -23,7 +23,7 @@ pub(super) fn command_line(test: &str) -> String {
     format!("cargo loom -- --exact {test}")
 }
 
-/// Runs `test`, if this program stands where it was built and the source is still there.
+/// Runs `test`, and lets it say how it fails, if this program stands where it was built and the source is still there.
 ///
 /// # Errors
 /// There is no source, or no cargo.
@@ -32,7 +32,10 @@ pub(super) fn check(test: &str) -> Result<Modelled, LabError> {
     let root = checkout().ok_or_else(|| LabError::NoSource(line.clone()))?;
     let since = Instant::now();
     let mut cargo = Command::new("cargo");
-    cargo.args(["loom", "--", "--exact", test, "--nocapture"]).current_dir(root);
+    cargo
+        .args(["loom", "--", "--exact", test, "--nocapture"])
+        .current_dir(root)
+        .env("RUST_BACKTRACE", "0");
     let output = cargo.output().map_err(|source| LabError::NoCargo { line, source })?;
     let text = [output.stdout, output.stderr].map(|out| String::from_utf8_lossy(&out).into_owned());
     let text = text.concat();
