@@ -8,12 +8,14 @@
 //! The code also says which [`Step`] it is about to take. Nobody listens to [`Sound`]; with [`Observed`] somebody
 //! does, and can hold a thread there.
 
+mod block;
 pub mod historical;
 mod step;
 
 use std::fmt;
 use std::marker::PhantomData;
 
+pub use block::{Block, block};
 pub use step::Step;
 
 /// Makes the trait, [`Sound`]'s assertion and [`Observed`]'s forwarding of one list.

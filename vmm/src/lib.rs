@@ -3,7 +3,7 @@
 //! ```text
 //! cli                      what can be typed, what is said, exit codes
 //! bench                    figures beside a baseline of the same run
-//! race                     the races that the memory service was built against, made to happen
+//! race                     the races that the memory service was built against, made to happen: replays, storms, models
 //! machine  rig             a whole machine: built, run, taken down with its books checked; or just the vCPUs and a console
 //! vcpu                     a thread for each vCPU, and how a run ends
 //! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along

@@ -46,9 +46,8 @@ pub(super) fn copy<'t, P: Protocol>(
     // C4
     full_fence();
     // C5
-    P::at(Step::C5);
     if P::C5_LOOK_AFTER_FREEZE
-        && let Some(gfn) = pinned_page(space, range, plan)
+        && let Some(gfn) = look_for_pins(space, range, plan)
     {
         let _nothing = flushed.release(&space.pool);
         give_up(space, &table, target);
@@ -77,6 +76,16 @@ pub(super) fn copy<'t, P: Protocol>(
     count(&space.counters.prefilled, plan.holes.len() as u64);
     shown?;
     Ok(Collapsed::Copied { pages, holes: plan.holes.len() as u64 })
+}
+
+/// C5.
+fn look_for_pins<P: Protocol>(
+    space: &AddressSpace<P>,
+    range: GfnRange,
+    plan: &Plan,
+) -> Option<Gfn> {
+    P::at(Step::C5);
+    pinned_page(space, range, plan)
 }
 
 /// The first page of `range` that a device has pinned.

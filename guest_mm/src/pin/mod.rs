@@ -125,7 +125,7 @@ fn pin_leaf<P: Protocol>(
 ) -> Option<PinRun> {
     // P1
     P::at(Step::P1);
-    let found = reader.tables.locate(gfn);
+    let found = reader.tables.locate::<P>(gfn);
     if found.level() > Level::PT {
         return pin_huge(reader.space, reader.guard, gfn, want, access).ok();
     }
@@ -150,14 +150,10 @@ fn pin_small<P: Protocol>(
     }
     // P4, P5
     P::at(Step::P4);
-    let unchanged = found.is_unchanged::<P>() && {
-        P::at(Step::P5);
-        !P::P5_RECHECK_PDE || found.is_attached()
-    };
+    let unchanged = found.is_unchanged::<P>() && (!P::P5_RECHECK_PDE || is_attached::<P>(found));
     // P6
-    P::at(Step::P6);
     let exclusive =
-        if P::P6_RECHECK_MARK { words.is_exclusive(frame) } else { before.is_exclusive() };
+        if P::P6_RECHECK_MARK { is_marked::<P>(words, frame) } else { before.is_exclusive() };
     if unchanged && exclusive {
         return Ok(PinRun::new(frame, 1, Kind::Frames, before.dirty()));
     }
@@ -165,6 +161,20 @@ fn pin_small<P: Protocol>(
     P::at(Step::P7);
     space.pool.unpin(frame);
     Err(if unchanged { Obstacle::Shared } else { Obstacle::Changed })
+}
+
+/// P5.
+#[inline(always)]
+fn is_attached<P: Protocol>(found: &Located<'_>) -> bool {
+    P::at(Step::P5);
+    found.is_attached()
+}
+
+/// P6.
+#[inline(always)]
+fn is_marked<P: Protocol>(words: FrameWords<'_>, frame: FrameNo) -> bool {
+    P::at(Step::P6);
+    words.is_exclusive(frame)
 }
 
 /// P1 to P4 and P6 for up to `want` pages of a huge leaf; or why there is none. It walks for itself: that is three

@@ -38,6 +38,8 @@ steps! {
     L1 "walk to the table";
     L2 "lock the table";
     L3 "does it still hang in the tree?";
+    W3 "load the PTE";
+    R2 "keep the table until every walker has left it";
     R3 "reuse the table";
     P1 "walk: PDE, then PTE";
     P2 "pin the frame";

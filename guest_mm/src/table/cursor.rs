@@ -85,9 +85,8 @@ impl<P: Protocol> Table<P> {
             P::at(Step::L2);
             // L2
             let cursor = Cursor { table: self, node, state: lock(&self.arena, node) };
-            P::at(Step::L3);
             // L3
-            if P::L3_RECHECK_ATTACHED && !cursor.spans(gfn, at) {
+            if P::L3_RECHECK_ATTACHED && !cursor.is_still(gfn, at) {
                 continue;
             }
             // From here on the lock keeps the table in the tree.
@@ -136,7 +135,8 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     }
 
     /// L3: whether it hangs in the tree, at `level`, in the way to `gfn`.
-    fn spans(&self, gfn: Gfn, level: Level) -> bool {
+    fn is_still(&self, gfn: Gfn, level: Level) -> bool {
+        P::at(Step::L3);
         self.state.attached && self.level() == level && self.range().contains(gfn)
     }
 

@@ -30,7 +30,10 @@ pub(super) fn retire<P: Protocol>(walkers: &Walkers, arena: &Arc<Arena>, node: N
     if !P::R2_GRACE_BEFORE_REUSE {
         P::at(Step::R3);
         arena.free(node);
-    } else if walkers.note((Arc::clone(arena), node)) {
+        return;
+    }
+    P::at(Step::R2);
+    if walkers.note((Arc::clone(arena), node)) {
         collect(walkers);
     }
 }

@@ -4,7 +4,7 @@ use crate::addr::{FrameNo, Gfn};
 use crate::entry::Entry;
 use crate::geometry::{FANOUT, Level};
 use crate::prot::Access;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::sync::Ordering;
 
 pub(crate) use super::node::Tables;
@@ -44,7 +44,7 @@ impl<P: Protocol> Table<P> {
     /// As [`Table::walk`]; the result can be looked at again for as long as the guard is held.
     #[inline]
     pub(crate) fn locate<'g>(&'g self, guard: &'g Guard, gfn: Gfn) -> Located<'g> {
-        self.tables(guard).locate(gfn)
+        self.tables(guard).locate::<P>(gfn)
     }
 
     /// The words of all tables, for walks under one guard.
@@ -57,7 +57,7 @@ impl<P: Protocol> Table<P> {
 impl<'g> Tables<'g> {
     /// See [`Table::locate`].
     #[inline(always)]
-    pub(crate) fn locate(self, gfn: Gfn) -> Located<'g> {
+    pub(crate) fn locate<P: Protocol>(self, gfn: Gfn) -> Located<'g> {
         let mut level = Level::ROOT;
         let mut index = Tables::index(ROOT, level.index(gfn.as_u64()));
         // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
@@ -70,6 +70,9 @@ impl<'g> Tables<'g> {
             (parent, parent_raw) = (index, raw);
             level = below;
             index = Tables::index(child, level.index(gfn.as_u64()));
+            if level == Level::PT {
+                P::at(Step::W3);
+            }
             raw = self.word(index).load(Ordering::Acquire);
         }
         Located { tables: self, index, raw, level, parent, parent_raw }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::race::Mode;
+
 /// A KVM microVM monitor on a guest memory service.
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +35,9 @@ pub enum Command {
     Map(MapArgs),
     /// Make huge pages out of small ones in a running machine, or see what its collapser does.
     Collapse(CollapseArgs),
+    /// See the races that the memory service was built against happen.
+    #[command(subcommand)]
+    Race(RaceCommand),
 }
 
 /// A config file and what is changed in it: what `check` and `run` share.
@@ -153,6 +158,73 @@ pub struct CollapseArgs {
     /// Collapse all RAM now, and say what became of it.
     #[arg(long)]
     pub now: bool,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slat race`
+#[derive(Clone, Debug, Subcommand)]
+pub enum RaceCommand {
+    /// List the races, and the variants that leave one step out.
+    List(RaceListArgs),
+    /// Show a race's protocol and the schedules of its replays.
+    Show(RaceShowArgs),
+    /// Run a race: with the protocol that ships, or with a variant to see what its step is good for.
+    Run(RaceRunArgs),
+}
+
+/// `slat race list`
+#[derive(Clone, Debug, Args)]
+pub struct RaceListArgs {
+    /// Print one JSON array instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slat race show`
+#[derive(Clone, Debug, Args)]
+pub struct RaceShowArgs {
+    /// The race.
+    pub name: String,
+}
+
+/// `slat race run`
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+The exit code is 0 when what was expected came of it: the damage of the variant, or none without one.
+
+Examples:
+  slat race run pin-vs-collapse                               the schedules of all its variants, on the protocol that ships
+  slat race run pin-vs-collapse --variant pin-without-pde     a DMA write is lost, step by step
+  slat race run pin-vs-collapse --variant pin-without-pde --times 100
+  slat race run pin-vs-collapse --variant pin-without-pde --mode storm
+  slat race run pin-vs-collapse --guest --seconds 60          a KVM guest checks every word
+  slat race run continue-vs-zap --variant install-after-unlock --mode model")]
+pub struct RaceRunArgs {
+    /// The race.
+    pub name: String,
+
+    /// Leave out the step that this variant leaves out.
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+
+    /// Step by step, at random, or by the model checker; replay by default.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<Mode>,
+
+    /// How long a storm may blow.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+
+    /// Replay so many times, and count.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub times: Option<u32>,
+
+    /// A storm in which a KVM guest is witness, where the race has one.
+    #[arg(long)]
+    pub guest: bool,
 
     /// Print one JSON object instead of text.
     #[arg(long)]

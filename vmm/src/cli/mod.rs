@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod collapse;
 mod map;
+mod race;
 mod run;
 
 use std::fs;
@@ -18,12 +19,14 @@ use std::time::Instant;
 use clap::Parser;
 
 pub use args::{
-    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs, RunArgs,
+    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs,
+    RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
 };
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
 use crate::machine::MachineError;
+use crate::race::LabError;
 use collapse::CollapseFailure;
 use map::MapFailure;
 
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Race(command) => race::run(command),
         Command::Run(args) => run::run(args, started),
     };
     match done {
@@ -75,6 +79,8 @@ enum Failure {
     Map(MapFailure),
     /// A machine did not do what it was asked to.
     Collapse(CollapseFailure),
+    /// A race could not be run.
+    Race(LabError),
     /// The machine could not be built or run.
     Machine(MachineError),
     /// A file could not be written.
@@ -98,6 +104,8 @@ impl Failure {
             Failure::Map(error) => (error.to_string(), FAILED),
             Failure::Collapse(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Collapse(error) => (error.to_string(), FAILED),
+            Failure::Race(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
+            Failure::Race(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
             Failure::Write { path, source } => {
@@ -138,6 +146,12 @@ impl From<MapFailure> for Failure {
 impl From<CollapseFailure> for Failure {
     fn from(error: CollapseFailure) -> Self {
         Failure::Collapse(error)
+    }
+}
+
+impl From<LabError> for Failure {
+    fn from(error: LabError) -> Self {
+        Failure::Race(error)
     }
 }
 

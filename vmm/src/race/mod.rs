@@ -1,8 +1,33 @@
-//! The races that the memory service was built against, made to happen.
+//! The races that the memory service was built against, made to happen on the engine that ships.
 //!
-//! A storm is real threads and a real guest at once, on the engine that ships, until damage shows or the time is over. With
-//! [`guest_mm::protocol::Sound`] there is none; a protocol that leaves a step out shows what the step is good for.
+//! ```text
+//! lab                  runs one race, and says what came of it
+//! catalog  races/      which races there are; a file for each, with its sides and its schedules
+//! replay/              one interleaving, step by step       rounds   both sides at once, over and over, with chance
+//! storm/               devices, collapses and a KVM guest   loom     the model checker, for what x86 cannot show
+//! scene  world         what a race does, and the memory that it does it to; window: as a vCPU sees that
+//! cue                  the engine says which step it is about to take; this hears it
+//! damage  dice
+//! ```
+//!
+//! With [`guest_mm::protocol::Sound`] there is no damage; a protocol that leaves a step out shows what the step is good for.
+//!
+//! One more race is one more file in `races/` and its line in `catalog.rs`.
 
+mod catalog;
+mod cue;
+mod damage;
+mod dice;
+mod lab;
+mod loom;
+mod races;
+mod replay;
+mod rounds;
+mod scene;
 mod storm;
+mod window;
+mod world;
 
+pub use catalog::{RACES, Race, Variant, page};
+pub use lab::{Announce, LabError, Mode, Order, Outcome, Subject, Witness, run};
 pub use storm::{Collapses, Loss, Options, Report, StormError, Traffic, Until, Verdict, storm};

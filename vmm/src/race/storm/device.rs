@@ -11,11 +11,11 @@ use guest_mm::prot::Access;
 use guest_mm::protocol::Protocol;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use super::dice::Dice;
 use super::heckler::Attendance;
 use super::place::{BLOCK, PAGE, Place};
 use super::report::{Loss, Traffic};
 use super::sky::Sky;
+use crate::race::dice::Dice;
 
 /// Ranges of a batch.
 const BATCH: u64 = 8;

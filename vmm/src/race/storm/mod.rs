@@ -5,14 +5,13 @@
 //!   device.rs    pins, checks what it wrote last, writes, lets go      witness.rs   the guest's side, and the end
 //!   weather.rs   collapses, splits, scatters                           place.rs     where what lies
 //!   heckler.rs   takes devices off their CPU at random points          report.rs    what came of it
-//!   sky.rs       when it is over                                       dice.rs      chance
+//!   sky.rs       when it is over
 //! ```
 //!
 //! A write that goes to a frame that a collapse has copied already is lost. Its device finds an older number at its next visit,
 //! or it is found at rest; and the guest sees a number go backwards or its own words change.
 
 mod device;
-mod dice;
 mod heckler;
 mod place;
 mod report;
@@ -20,7 +19,6 @@ mod sky;
 mod weather;
 mod witness;
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -38,8 +36,9 @@ use crate::ram::Ram;
 use crate::rig::{Brake, Ran, Rig, RigError, tsc_khz};
 use crate::vcpu::Ending;
 
+use super::damage::said;
+use super::dice::Dice;
 use device::{Device, Log};
-use dice::Dice;
 use heckler::Audience;
 use place::Place;
 pub use report::{Collapses, Loss, Report, Traffic, Verdict};
@@ -167,12 +166,6 @@ fn take_down<P: Protocol>(mut ram: ServedRam<P>, report: &mut Report) {
         }
         Err(panic) => said(&*panic).to_owned(),
     };
-}
-
-/// What a panic says.
-fn said(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
 }
 
 /// A storm that is under way.

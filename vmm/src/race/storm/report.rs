@@ -38,6 +38,21 @@ impl Report {
         self.traffic.lost + self.lost_at_rest + self.unacknowledged
     }
 
+    /// What went wrong, if anything did.
+    pub fn damage(&self) -> Option<String> {
+        if self.is_sound() {
+            return None;
+        }
+        if let Some(loss) = self.traffic.first_loss {
+            return Some(loss.to_string());
+        }
+        let (lost, audit, failures) = (self.lost(), &self.audit, self.failures.join(", "));
+        let wrong = self.guest.as_ref().map_or(0, |guest| guest.wrong);
+        Some(format!(
+            "{lost} DMA writes were lost, the guest found {wrong} wrong words, audit {audit}; {failures}"
+        ))
+    }
+
     /// Whether there is no damage at all.
     pub fn is_sound(&self) -> bool {
         let guest = self.guest.as_ref().is_some_and(|guest| guest.wrong == 0);

@@ -16,11 +16,11 @@ use guest_mm::protocol::Protocol;
 use guest_mm::split::SplitError;
 use guest_mm::unmap::UnmapError;
 
-use super::dice::Dice;
 use super::heckler::{Audience, Looks};
 use super::place::Place;
 use super::report::Collapses;
 use super::sky::Sky;
+use crate::race::dice::Dice;
 
 /// After a look that found nothing to do: who looks again at once keeps the others from the tables' locks.
 const NOTHING_TO_DO: Duration = Duration::from_micros(20);

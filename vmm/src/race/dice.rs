@@ -4,11 +4,11 @@ use std::ops::Range;
 
 /// SplitMix64: one multiplication more than a counter, and good enough to choose pages with.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(u64);
+pub(in crate::race) struct Dice(u64);
 
 impl Dice {
     /// The numbers of one thread; another `stream`, other numbers.
-    pub(super) fn new(seed: u64, stream: u64) -> Dice {
+    pub(in crate::race) fn new(seed: u64, stream: u64) -> Dice {
         let mut dice = Dice(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95));
         dice.next();
         dice
@@ -22,12 +22,12 @@ impl Dice {
     }
 
     /// One of `range`, which is not empty.
-    pub(super) fn pick(&mut self, range: Range<u64>) -> u64 {
+    pub(in crate::race) fn pick(&mut self, range: Range<u64>) -> u64 {
         range.start + self.next() % (range.end - range.start)
     }
 
     /// True once in `n` times.
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub(in crate::race) fn one_in(&mut self, n: u64) -> bool {
         self.next().is_multiple_of(n)
     }
 }

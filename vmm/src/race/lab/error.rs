@@ -1,0 +1,83 @@
+//! Why a race was not run.
+
+use guest_mm::pool::BackingError;
+use guest_mm::service::GuestError;
+
+use crate::race::StormError;
+use crate::race::catalog::{RACES, Race};
+
+/// Why a race was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// There is no such race.
+    #[error("there is no race {0:?}: the races are {names}", names = listed(RACES.iter().map(|race| race.name)))]
+    NoRace(String),
+    /// The race has no such variant.
+    #[error("{} has no variant {name:?}: its variants are {names}", race.name,
+        names = listed(race.variants.iter().map(|variant| variant.name)))]
+    NoVariant {
+        /// The race.
+        race: &'static Race,
+        /// What was asked for.
+        name: String,
+    },
+    /// No guest can look on.
+    #[error(
+        "{subject} of {race} has no storm with a guest in it: leave out --guest, or choose one of {}",
+        listed(observed())
+    )]
+    NoWitness {
+        /// The race.
+        race: &'static str,
+        /// The variant.
+        subject: &'static str,
+    },
+    /// A guest looks on in storms only.
+    #[error("--guest is for storms: leave it out, or add --mode storm")]
+    NotAStorm,
+    /// The protocol that ships has no failing model.
+    #[error("the model checker is shown one variant at a time: add --variant with one of {}",
+        listed(.0.variants.iter().map(|variant| variant.name)))]
+    NothingToModel(&'static Race),
+    /// The memory cannot be had.
+    #[error(transparent)]
+    Pool(#[from] BackingError),
+    /// The guest cannot be had: there is no userfaultfd, mostly.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The guest that looks on cannot be had.
+    #[error(transparent)]
+    Storm(#[from] StormError),
+    /// The model checker needs the source.
+    #[error("the source is not where slat was built: run {0:?} in a checkout of it")]
+    NoSource(String),
+    /// The model checker cannot be started.
+    #[error("cargo cannot be started for {line:?}: {source}")]
+    NoCargo {
+        /// What was tried.
+        line: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl LabError {
+    /// Whether what was typed is to blame.
+    pub fn is_bad_input(&self) -> bool {
+        use LabError::{NoRace, NoVariant, NoWitness, NotAStorm, NothingToModel};
+        matches!(
+            self,
+            NoRace(_) | NoVariant { .. } | NoWitness { .. } | NotAStorm | NothingToModel(_)
+        )
+    }
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// Whose storms have a guest in them.
+fn observed() -> impl Iterator<Item = &'static str> {
+    let variants = RACES.iter().flat_map(|race| race.variants);
+    variants.filter(|variant| variant.witness.is_some()).map(|variant| variant.name)
+}

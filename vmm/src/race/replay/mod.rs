@@ -1,0 +1,98 @@
+//! One interleaving, step by step, on real threads and the engine that ships.
+//!
+//! A [`Turn`] lets one side run until it is about to take a step, or ends, or waits for a lock that the other side holds.
+//! Who waits goes on by itself once the lock is free.
+
+mod asleep;
+pub(super) mod columns;
+mod schedule;
+mod stage;
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+use guest_mm::protocol::Protocol;
+
+use super::cue::play;
+use super::damage::{Damage, Done, attempt};
+use super::lab::LabError;
+use super::scene::Scene;
+use super::world::World;
+
+pub(super) use schedule::{
+    Side, Turn, left_ends, left_until, left_until_act, right_ends, right_until, right_until_act,
+};
+pub(super) use stage::{Line, Stage};
+
+/// What a replay may take, set-up and end included.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A replay that is over.
+#[derive(Debug)]
+pub(super) struct Played {
+    pub(super) time: Duration,
+    pub(super) damage: Vec<Damage>,
+}
+
+/// Plays `S` by `schedule`; `tell` hears each step as it is taken.
+pub(super) fn replay<P: Protocol, S: Scene>(
+    schedule: &[Turn],
+    tell: &mut dyn FnMut(&Line),
+) -> Result<Played, LabError> {
+    let since = Instant::now();
+    let world = World::<P>::new(S::SIZE)?;
+    let damage = perform::<P, S>(world, since + LIMIT, schedule, tell);
+    Ok(Played { time: since.elapsed(), damage })
+}
+
+fn perform<P: Protocol, S: Scene>(
+    world: World<P>,
+    deadline: Instant,
+    schedule: &[Turn],
+    tell: &mut dyn FnMut(&Line),
+) -> Vec<Damage> {
+    if let Err(damage) = attempt(|| S::prepare(&world)) {
+        return [damage].into_iter().chain(world.end()).collect();
+    }
+    let world = Arc::new(world);
+    let stage = Arc::new(Stage::new());
+    let players = [(Side::Left, S::left::<P> as fn(&World<P>) -> Done), (Side::Right, S::right)]
+        .map(|(side, work)| enter(&stage, side, &world, work));
+    if let Err(stuck) = stage.conduct(schedule, deadline, tell) {
+        // Its threads, and the memory that they use, are left behind.
+        return vec![stuck];
+    }
+    let mut damage: Vec<Damage> =
+        players.into_iter().filter_map(|player| player.join().ok()?.err()).collect();
+    // In a thread of its own: a look at broken memory may never come back.
+    let (send, found) = channel();
+    spawn(move || {
+        let seen = attempt(|| S::verdict(&world)).err();
+        let world = Arc::into_inner(world).map(World::end);
+        send.send(seen.into_iter().chain(world.into_iter().flatten()).collect::<Vec<_>>())
+    });
+    let left = deadline.saturating_duration_since(Instant::now());
+    let late = |_| vec![Damage::stuck("the look at the memory did not end")];
+    damage.extend(found.recv_timeout(left).unwrap_or_else(late));
+    damage
+}
+
+/// A thread for `side`, which waits for its first turn.
+fn enter<P: Protocol>(
+    stage: &Arc<Stage>,
+    side: Side,
+    world: &Arc<World<P>>,
+    work: fn(&World<P>) -> Done,
+) -> JoinHandle<Done> {
+    let (stage, world) = (Arc::clone(stage), Arc::clone(world));
+    spawn(move || {
+        play(&stage, side);
+        stage.begin(side);
+        let done = attempt(|| work(&world));
+        drop(world);
+        stage.end(side, done.as_ref().err());
+        done
+    })
+}
