@@ -1,6 +1,8 @@
 //! Bytes into and out of guest memory, by the monitor itself: boot images, reports. Under the lock of
 //! the table page, so correct against everything and fast for nobody: devices pin instead.
 
+use std::ops::ControlFlow;
+
 use crate::addr::{FrameNo, Gpa};
 use crate::entry::Entry;
 use crate::geometry::{FRAME_BYTES, Level};
@@ -15,17 +17,17 @@ pub struct NotMapped {
     pub gpa: Gpa,
 }
 
-/// Why bytes could not be written.
+/// How far a write came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum WriteError {
-    /// A page has no bytes.
-    NotMapped(NotMapped),
-    /// A page is not the guest's alone.
-    Shared {
-        /// Where it begins to be so.
+pub(crate) enum Written {
+    /// To its end.
+    All,
+    /// To a page that is not the guest's alone.
+    UpToShared {
+        /// Where that begins.
         at: Gpa,
-        /// Bytes before that, which are written.
-        written: usize,
+        /// Bytes before it.
+        bytes: usize,
     },
 }
 
@@ -34,14 +36,17 @@ pub(crate) fn write<P: Protocol>(
     space: &AddressSpace<P>,
     gpa: Gpa,
     from: &[u8],
-) -> Result<(), WriteError> {
+) -> Result<Written, NotMapped> {
+    let mut written = Written::All;
     each_page(space, gpa, from.len(), |frame, at, part| {
         if !space.pool.frames().is_exclusive(frame) {
-            return Err(WriteError::Shared { at, written: part.start });
+            written = Written::UpToShared { at, bytes: part.start };
+            return ControlFlow::Break(());
         }
         space.pool.memory().write(frame, at.frame_offset(), &from[part]);
-        Ok(())
-    })
+        ControlFlow::Continue(())
+    })?;
+    Ok(written)
 }
 
 /// Copies mapped memory at `gpa` to `into`.
@@ -51,25 +56,21 @@ pub(crate) fn read<P: Protocol>(
     into: &mut [u8],
 ) -> Result<(), NotMapped> {
     let bytes = into.len();
-    let read = each_page(space, gpa, bytes, |frame, at, part| {
+    each_page(space, gpa, bytes, |frame, at, part| {
         space.pool.memory().read(frame, at.frame_offset(), &mut into[part]);
-        Ok(())
-    });
-    match read {
-        Err(WriteError::NotMapped(error)) => Err(error),
-        _ => Ok(()),
-    }
+        ControlFlow::Continue(())
+    })
 }
 
 /// Calls `copy` for each page of the `bytes` at `gpa` with its frame, where in guest memory it is, and the part of the
-/// buffer.
+/// buffer, until it breaks off.
 fn each_page<P: Protocol>(
     space: &AddressSpace<P>,
     gpa: Gpa,
     bytes: usize,
-    mut copy: impl FnMut(FrameNo, Gpa, std::ops::Range<usize>) -> Result<(), WriteError>,
-) -> Result<(), WriteError> {
-    let not_mapped = |gpa| WriteError::NotMapped(NotMapped { gpa });
+    mut copy: impl FnMut(FrameNo, Gpa, std::ops::Range<usize>) -> ControlFlow<()>,
+) -> Result<(), NotMapped> {
+    let not_mapped = |gpa| NotMapped { gpa };
     let mut done = 0;
     while done < bytes {
         let at = gpa.checked_add(done as u64).ok_or(not_mapped(gpa))?;
@@ -81,7 +82,9 @@ fn each_page<P: Protocol>(
         let cursor = space.table.cursor_on(at.gfn(), Level::PT);
         let Entry::Leaf(leaf) = cursor.entry(at.gfn()) else { return Err(not_mapped(at)) };
         let frame = leaf.frame.add(at.gfn().offset_in(cursor.level().entry_frames()));
-        copy(frame, at, done..done + take)?;
+        if copy(frame, at, done..done + take).is_break() {
+            break;
+        }
         done += take;
     }
     Ok(())

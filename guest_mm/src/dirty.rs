@@ -19,7 +19,8 @@ pub(crate) fn take<P: Protocol>(
             let cursor = space.table.cursor_on(gfn, Level::PT);
             let Entry::Leaf(leaf) = cursor.entry(gfn) else { continue };
             let frame = leaf.frame.add(gfn.offset_in(cursor.level().entry_frames()));
-            if space.pool.take_dirty(frame) {
+            let merged = space.dirty_merged.lock().remove(&gfn);
+            if space.pool.take_dirty(frame) || merged {
                 see(gfn);
             }
         }

@@ -21,10 +21,9 @@ use crate::mirrors::fake::Fake;
 use crate::pool::Pool;
 use crate::prot::{Access, Prot};
 use crate::protocol::Protocol;
-use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, Over, RamRegion, Sharing};
-use crate::sync::{Apart, Arc};
-use crate::table::{Residency, Table};
-use crate::tally::Tally;
+use crate::space::{AddressSpace, FaultPolicy, Over, RamRegion, Sharing};
+use crate::sync::Arc;
+use crate::table::Residency;
 
 /// The word of an image's first page.
 pub(crate) const IMAGE: u64 = 40;
@@ -73,17 +72,9 @@ impl<P: Protocol> World<P> {
 
     fn of(pages: PageSize, pool: Arc<Pool>, ram: Vec<RamRegion>) -> World<P> {
         let window = Fake::new();
-        let space = Arc::new(AddressSpace {
-            ram,
-            table: Table::new(&[GfnRange::new(Gfn::new(0), 4).unwrap()]),
-            mirror: Box::new(window.clone()),
-            pool: Apart::new(pool),
-            policy: FaultPolicy { pages },
-            counters: Counters::default(),
-            pin_counts: Apart::new(Tally::new()),
-            fill_locks: FillLocks::new(),
-            pager: None,
-        });
+        let mirror = Box::new(window.clone());
+        let space = AddressSpace::new(ram, pool, mirror, FaultPolicy { pages }, None);
+        let space = Arc::new(space);
         World { space, window }
     }
 

@@ -1,6 +1,8 @@
 //! One guest's memory: its RAM, its table, the mirror of it, and the pool behind it. The operations of
 //! the floor above take it whole.
 
+use std::collections::BTreeSet;
+
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::image::Image;
 use crate::mirror::Mirror;
@@ -133,11 +135,36 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) counters: Counters,
     pub(crate) pin_counts: Apart<Tally<PIN_COUNTS>>,
     pub(crate) fill_locks: FillLocks,
+    /// Pages that a device wrote before they were merged: the note was their frame's, which is gone or others' too.
+    pub(crate) dirty_merged: Lock<BTreeSet<Gfn>>,
     /// Asked for pages that are still elsewhere; without it, touching one stops the guest.
     pub(crate) pager: Option<Pager>,
 }
 
 impl<P: Protocol> AddressSpace<P> {
+    /// Memory of `ram`, untouched, its frames from `pool`, shown by `mirror`.
+    pub(crate) fn new(
+        ram: Vec<RamRegion>,
+        pool: Arc<Pool>,
+        mirror: Box<dyn Mirror>,
+        policy: FaultPolicy,
+        pager: Option<Pager>,
+    ) -> AddressSpace<P> {
+        let ranges: Vec<GfnRange> = ram.iter().map(|region| region.range).collect();
+        AddressSpace {
+            ram,
+            table: Table::new(&ranges),
+            mirror,
+            pool: Apart::new(pool),
+            policy,
+            counters: Counters::default(),
+            pin_counts: Apart::new(Tally::new()),
+            fill_locks: FillLocks::new(),
+            dirty_merged: Lock::new(Rank::Last, BTreeSet::new()),
+            pager,
+        }
+    }
+
     /// The RAM region that holds `gfn`.
     pub(crate) fn region(&self, gfn: Gfn) -> Option<&RamRegion> {
         self.ram.iter().find(|region| region.range.contains(gfn))

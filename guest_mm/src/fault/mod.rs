@@ -45,7 +45,7 @@ use crate::table::cursor::Cursor;
 use crate::table::walk::Walked;
 
 #[cfg(not(loom))]
-pub(crate) use own::own_all;
+pub(crate) use own::unmerge;
 pub(crate) use own::unshare;
 #[cfg(not(loom))]
 pub(crate) use zero::{populate, prepare_next};

@@ -36,6 +36,9 @@ pub(super) fn own<P: Protocol>(
 pub(crate) fn unshare<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) -> Result<(), FaultError> {
     let (gfn, access) = (gpa.gfn(), Access::Read);
     let region = space.region(gfn).ok_or(FaultError::NotRam { gpa, access })?;
+    if space.shares_image(gfn) {
+        return Err(FaultError::ReadOnly { gpa });
+    }
     loop {
         let mut cursor = space.table.cursor_on(gfn, Level::PT);
         let Entry::Leaf(leaf) = cursor.entry(gfn) else { return Ok(()) };
@@ -50,13 +53,17 @@ pub(crate) fn unshare<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) -> Result<
     }
 }
 
-/// Makes every mapped page of `range` the guest's own.
+/// Undoes every merge in `range`. Pages of images stay.
 #[cfg(not(loom))]
-pub(crate) fn own_all<P: Protocol>(
+pub(crate) fn unmerge<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
 ) -> Result<(), FaultError> {
-    range.iter().try_for_each(|gfn| unshare(space, gfn.gpa()))
+    let merged = |gfn: &Gfn| {
+        let entry = super::walk(space, *gfn).entry;
+        matches!(entry, Entry::Leaf(leaf) if leaf.source == Source::Guest)
+    };
+    range.iter().filter(merged).try_for_each(|gfn| unshare(space, gfn.gpa()))
 }
 
 /// Puts a copy in the place of the page that `leaf` maps.

@@ -13,10 +13,8 @@ use crate::mirrors::fake::Fake;
 use crate::pool::{BackingChoice, BackingKind, Pool};
 use crate::prot::Access;
 use crate::protocol::Sound;
-use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, RamRegion};
-use crate::sync::{Apart, Arc};
-use crate::table::Table;
-use crate::tally::Tally;
+use crate::space::{AddressSpace, FaultPolicy, RamRegion};
+use crate::sync::Arc;
 
 use super::{PinBatch, pin};
 
@@ -51,17 +49,10 @@ fn space() -> AddressSpace<Sound> {
     let range = GfnRange::new(Gfn::new(0), PAGES).unwrap();
     let choice = BackingChoice::Only(BackingKind::Memfd);
     let pool = Pool::new(choice, 2 << 21, PageSize::Size2M).unwrap();
-    let mut space = AddressSpace {
-        ram: vec![RamRegion { range, origin: BlockNo::new(0), over: None }],
-        table: Table::<Sound>::new(&[range]),
-        mirror: Box::new(Fake::new()),
-        pool: Apart::new(Arc::new(pool)),
-        policy: FaultPolicy { pages: PageSize::Size4K },
-        counters: Counters::default(),
-        pin_counts: Apart::new(Tally::new()),
-        fill_locks: FillLocks::new(),
-        pager: None,
-    };
+    let ram = vec![RamRegion { range, origin: BlockNo::new(0), over: None }];
+    let policy = FaultPolicy { pages: PageSize::Size4K };
+    let mut space: AddressSpace<Sound> =
+        AddressSpace::new(ram, Arc::new(pool), Box::new(Fake::new()), policy, None);
     populate(&space, GfnRange::entry(Gfn::new(0), Level::PD)).unwrap();
     space.policy.pages = PageSize::Size2M;
     populate(&space, GfnRange::entry(Gfn::new(512), Level::PD)).unwrap();

@@ -14,7 +14,7 @@ use crate::addr::{FrameNo, Gfn, GfnRange, GpaRange, PageSize};
 use crate::audit::{Holdings, audit, audit_torn_down, check_shared, leaked};
 use crate::collapse::{CollapsePolicy, collapse};
 use crate::entry::{Entry, Marker};
-use crate::fault::{FaultError, fault, own_all};
+use crate::fault::{FaultError, fault, unmerge};
 use crate::geometry::FRAME_BYTES;
 use crate::image::Image;
 use crate::mark::{MarkError, mark};
@@ -190,7 +190,7 @@ impl World<'_> {
             Op::Merge(one, other) => self.merge(one, other),
             Op::Unmerge(who, gfn) => {
                 let page = GfnRange::new(gfn, 1).unwrap();
-                excused(own_all(&self.guests[who].space, page));
+                excused(unmerge(&self.guests[who].space, page));
             }
             Op::DropZeroes(who, gfn) => match drop_zeroes(&self.guests[who].space, gfn) {
                 Ok(()) => assert_eq!(self.word(who, gfn), Some(0), "a page was dropped"),

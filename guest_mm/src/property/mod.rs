@@ -16,10 +16,8 @@ use crate::audit::audit_torn_down;
 use crate::mirrors::fake::Fake;
 use crate::pool::{BackingChoice, BackingKind, Owner, Pool};
 use crate::protocol::Sound;
-use crate::space::{AddressSpace, Counters, FaultPolicy, FillLocks, Over, RamRegion};
-use crate::sync::{Apart, Arc};
-use crate::table::Table;
-use crate::tally::Tally;
+use crate::space::{AddressSpace, FaultPolicy, Over, RamRegion};
+use crate::sync::Arc;
 use crate::unmap::unmap_all;
 
 use world::World;
@@ -47,18 +45,8 @@ fn space_of<const N: usize>(
             RamRegion { range, origin: BlockNo::new(0), over }
         })
         .collect();
-    let ranges: Vec<GfnRange> = ram.iter().map(|region| region.range).collect();
-    AddressSpace {
-        ram,
-        table: Table::new(&ranges),
-        mirror: Box::new(mirror.clone()),
-        pool: Apart::new(Arc::clone(pool)),
-        policy: FaultPolicy { pages },
-        counters: Counters::default(),
-        pin_counts: Apart::new(Tally::new()),
-        fill_locks: FillLocks::new(),
-        pager: None,
-    }
+    let mirror = Box::new(mirror.clone());
+    AddressSpace::new(ram, Arc::clone(pool), mirror, FaultPolicy { pages }, None)
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! What a guest is made of, and why there is none.
 
 use crate::addr::{GfnRange, Gpa, PageSize};
+use crate::copy::NotMapped;
 use crate::fault::FaultError;
 use crate::image::Image;
 use crate::mirrors::uffd::WindowError;
@@ -38,6 +39,17 @@ pub struct ImageRam {
     pub first: u64,
     /// What becomes of stores.
     pub sharing: Sharing,
+}
+
+/// Why bytes could not be written to guest memory.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Part of it is not populated.
+    #[error(transparent)]
+    NotMapped(#[from] NotMapped),
+    /// A page cannot be made the guest's own.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
 }
 
 /// Why there is no guest.

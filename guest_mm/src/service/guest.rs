@@ -7,7 +7,7 @@ use crate::audit::{AuditError, audit, audit_torn_down};
 use crate::collapse::{
     self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
 };
-use crate::copy::{self, NotMapped, WriteError};
+use crate::copy::{self, NotMapped, Written};
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
@@ -25,6 +25,8 @@ use crate::split::{self, SplitError};
 use crate::stats::Stats;
 use crate::sync::Arc;
 use crate::unmap::{self, UnmapError};
+
+use super::WriteError;
 
 /// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
 /// were right.
@@ -71,17 +73,16 @@ impl<P: Protocol> Guest<P> {
     /// Copies bytes into populated memory. Pages that others use too become the guest's own first.
     ///
     /// # Errors
-    /// [`NotMapped`]: part of it is not populated.
-    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), NotMapped> {
+    /// [`WriteError`]: bytes before the address that it names are written.
+    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), WriteError> {
         let mut done = 0;
         while done < from.len() {
             let at = gpa.checked_add(done as u64).ok_or(NotMapped { gpa })?;
-            match copy::write(&self.space, at, &from[done..]) {
-                Ok(()) => break,
-                Err(WriteError::NotMapped(error)) => return Err(error),
-                Err(WriteError::Shared { at, written }) => {
-                    fault::unshare(&self.space, at).map_err(|_| NotMapped { gpa: at })?;
-                    done += written;
+            match copy::write(&self.space, at, &from[done..])? {
+                Written::All => break,
+                Written::UpToShared { at, bytes } => {
+                    fault::unshare(&self.space, at)?;
+                    done += bytes;
                 }
             }
         }
@@ -93,7 +94,7 @@ impl<P: Protocol> Guest<P> {
     /// # Errors
     /// [`FaultError`]; pages before the one that it names are done.
     pub fn unmerge(&self, range: GfnRange) -> Result<(), FaultError> {
-        fault::own_all(&self.space, range)
+        fault::unmerge(&self.space, range)
     }
 
     /// Takes the page at `gfn` away if it is all zeroes: its next touch reads zeroes again.

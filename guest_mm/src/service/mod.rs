@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc as Shared, Weak};
 
-use crate::addr::{BlockNo, Gfn, GfnRange, Gpa, PageSize};
+use crate::addr::{BlockNo, Gfn, Gpa, PageSize};
 use crate::audit::{AuditError, Holdings, audit, check_shared, leaked};
 use crate::fault::{self, FaultError, Filled};
 use crate::image::{Image, ImageError};
@@ -17,12 +17,10 @@ use crate::pool::{BackingChoice, BackingError, Exhausted, Pool, PoolUsage};
 use crate::prot::Access;
 use crate::protocol::{Protocol, Sound};
 use crate::share::{self, MergeError};
-use crate::space::{AddressSpace, Counters, FillLocks, Over, Pager, RamRegion};
-use crate::sync::{Apart, Arc, Lock, Rank};
-use crate::table::Table;
-use crate::tally::Tally;
+use crate::space::{AddressSpace, Over, Pager, RamRegion};
+use crate::sync::{Arc, Lock, Rank};
 
-pub use config::{GuestConfig, GuestError, ImageRam};
+pub use config::{GuestConfig, GuestError, ImageRam, WriteError};
 pub use guest::Guest;
 
 /// The guest memory service of a process.
@@ -116,19 +114,14 @@ impl<P: Protocol> Service<P> {
             return Err(GuestError::Granule { kind, granule, pages });
         }
         let ram = self.lay_out(&config)?;
-        let ranges: Vec<GfnRange> = ram.iter().map(|region| region.range).collect();
         let mirror = Arc::new(Uffd::new(Arc::clone(&self.pool), &ram)?);
-        let space = Shared::new(AddressSpace {
-            table: Table::new(&ranges),
+        let space = Shared::new(AddressSpace::new(
             ram,
-            mirror: Box::new(Arc::clone(&mirror)),
-            pool: Apart::new(Arc::clone(&self.pool)),
-            policy: config.policy,
-            counters: Counters::default(),
-            pin_counts: Apart::new(Tally::new()),
-            fill_locks: FillLocks::new(),
-            pager: config.on_missing.map(Pager),
-        });
+            Arc::clone(&self.pool),
+            Box::new(Arc::clone(&mirror)),
+            config.policy,
+            config.on_missing.map(Pager),
+        ));
         self.guests.lock().spaces.push(Shared::downgrade(&space));
         let on_stop = Shared::new(config.on_stop);
         let on_failure = {

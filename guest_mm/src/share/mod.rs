@@ -174,6 +174,9 @@ pub(crate) fn make_shared<P: Protocol>(
     }
     P::at(Step::X5);
     let (frame, frames) = (page.leaf.frame, space.pool.frames());
+    if space.pool.take_dirty(frame) {
+        space.dirty_merged.lock().insert(gfn);
+    }
     frames.clear_exclusive(frame);
     frames.share(frame);
     P::at(Step::X6);
@@ -209,15 +212,14 @@ pub(crate) fn replace<P: Protocol>(
         return Err(MergeError::Differs);
     }
     P::at(Step::S5);
+    let old = page.leaf.frame;
+    if space.pool.frame_state(old).dirty {
+        space.dirty_merged.lock().insert(gfn);
+    }
     space.pool.frames().share(shared);
     page.put_back(Leaf::own(shared, page.leaf.prot.shared()));
-    let old = page.leaf.frame;
     drop(page);
     P::at(Step::S6);
-    if space.pool.frame_state(old).dirty {
-        // The note is about the guest's page, whatever frame it lies on.
-        space.pool.frames().words().set_dirty(shared);
-    }
     space.pool.release(old, 1);
     Ok(())
 }

@@ -272,20 +272,21 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     }
 
     /// Gives every leaf of `range` in this table the rights `prot`, or what is left of them where others use the frame
-    /// too, which `exclusive` says.
+    /// too: whether one is the guest's alone, `exclusive` says.
     pub(crate) fn protect(
         &mut self,
         range: GfnRange,
         prot: Prot,
         exclusive: impl Fn(Leaf) -> bool,
     ) -> Zap<'_> {
-        let mut shown = prot;
+        let (alone, together) = (prot.exclusive(), prot.shared());
+        let mut shown = alone;
         for gfn in self.entries_in(range) {
             if let Entry::Leaf(leaf) = self.entry(gfn) {
-                let prot = if exclusive(leaf) { prot } else { prot.shared() };
-                if prot.copies_on_write() {
+                let prot = if exclusive(leaf) { alone } else { together };
+                if prot == together {
                     // The window is told one right for all; it may hold less than the table.
-                    shown = prot;
+                    shown = together;
                 }
                 self.publish(gfn, Entry::Leaf(Leaf { prot, ..leaf }));
             }

@@ -8,6 +8,7 @@ use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::protocol::{Protocol, Sound};
+use guest_mm::service::WriteError;
 use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, Service};
 
 use crate::boot::BootImage;
@@ -121,7 +122,10 @@ impl<P: Protocol> ServedRam<P> {
         }
         let gpa = Gpa::new(start);
         self.guest.populate(GfnRange::from_bytes(gpa, bytes.len() as u64)?)?;
-        self.guest.write(gpa, bytes).map_err(|missing| MachineError::Guarded { gpa: missing.gpa })
+        self.guest.write(gpa, bytes).map_err(|error| match error {
+            WriteError::NotMapped(missing) => MachineError::Guarded { gpa: missing.gpa },
+            WriteError::Fault(error) => error.into(),
+        })
     }
 
     /// Serves no fault any more. No vCPU may run.

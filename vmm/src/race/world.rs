@@ -8,6 +8,7 @@ use guest_mm::pin::Pinned;
 use guest_mm::pool::BackingChoice;
 use guest_mm::prot::Access;
 use guest_mm::protocol::Protocol;
+use guest_mm::service::WriteError;
 use guest_mm::{FaultPolicy, Guest, GuestConfig, Service};
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -107,7 +108,7 @@ impl<P: Protocol> World<P> {
     }
 
     /// Likewise.
-    pub(super) fn write(&self, gpa: Gpa, value: u64) -> Result<(), NotMapped> {
+    pub(super) fn write(&self, gpa: Gpa, value: u64) -> Result<(), WriteError> {
         self.guest.write(gpa, &value.to_le_bytes())
     }
 
