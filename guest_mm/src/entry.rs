@@ -187,6 +187,12 @@ impl Entry {
         if raw & needed == needed { Some(FrameNo::new(address(raw))) } else { None }
     }
 
+    /// Whether the leaf `raw` is the guest's own.
+    #[inline]
+    pub(crate) const fn is_of_guest(raw: u64) -> bool {
+        raw & OF_IMAGE == 0
+    }
+
     /// What the word `raw` means in a table of `level`.
     ///
     /// # Errors

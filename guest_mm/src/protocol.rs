@@ -76,19 +76,23 @@ protocol! {
     /// "thp: khugepaged"); other code that replaces pages was found to count before, or not at all.
     C5_LOOK_AFTER_FREEZE;
 
+    /// `pin-vs-unexclusive`, step X5 (`share`): the look at the pins and the clearing of the mark are one exchange, as the
+    /// pin and the look at the mark are. As two steps they need each of the five that follow. Origin: ours; with two
+    /// words for the two it is Linux 088b8aa537c2, "mm: fix PageAnonExclusive clearing racing with concurrent
+    /// RCU GUP-fast".
+    X5_ONE_EXCHANGE;
+
     /// `pin-vs-unexclusive`, step P3 (`pin`): a full barrier between the pin and the look at what it rests on.
-    /// Without it the look may be the older of the two, and both sides miss each other. Origin, of this and
-    /// the three that follow: Linux 088b8aa537c2, "mm: fix PageAnonExclusive clearing racing with concurrent
-    /// RCU GUP-fast". On x86 the pin itself is this barrier.
+    /// Without it the look may be the older of the two, and both sides miss each other. On x86 the pin itself is
+    /// this barrier. Origin, of this and the four that follow: Linux 088b8aa537c2.
     P3_BARRIER_BEHIND_PIN;
 
     /// `pin-vs-unexclusive`, step P4 (`pin`): the look at the entry comes before that at the mark. Without it a
     /// mark that was read early vouches for an entry that was restored since. x86 keeps loads in order.
     P4_READ_BARRIER;
 
-    /// `pin-vs-unexclusive`, step P6 (`pin`): the mark is looked at after the entry. Looked at before that only,
-    /// a frame whose mark went while its entry was out for a moment is pinned for good, and shared. Origin:
-    /// Linux 6c287605fd56, "mm: remember exclusively mapped anonymous pages with PG_anon_exclusive".
+    /// `pin-vs-unexclusive`, step P6 (`pin`), if X5 is two steps: the mark is looked at after the entry. Looked at with the
+    /// pin only, a frame whose mark went while its entry was out for a moment is pinned for good, and shared.
     P6_RECHECK_MARK;
 
     /// `pin-vs-unexclusive`, step X3 (`share`): a full barrier between the entry that is taken out and the look at

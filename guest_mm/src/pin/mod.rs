@@ -152,8 +152,11 @@ fn pin_small<P: Protocol>(
     P::at(Step::P4);
     let unchanged = found.is_unchanged::<P>() && (!P::P5_RECHECK_PDE || is_attached::<P>(found));
     // P6
-    let exclusive =
-        if P::P6_RECHECK_MARK { is_marked::<P>(words, frame) } else { before.is_exclusive() };
+    let exclusive = if P::X5_ONE_EXCHANGE || !P::P6_RECHECK_MARK {
+        before.is_exclusive()
+    } else {
+        is_marked::<P>(words, frame)
+    };
     if unchanged && exclusive {
         return Ok(PinRun::new(frame, 1, Kind::Frames, before.dirty()));
     }
@@ -170,7 +173,7 @@ fn is_attached<P: Protocol>(found: &Located<'_>) -> bool {
     found.is_attached()
 }
 
-/// P6.
+/// P6, where X5 is two steps.
 #[inline(always)]
 fn is_marked<P: Protocol>(words: FrameWords<'_>, frame: FrameNo) -> bool {
     P::at(Step::P6);
@@ -207,9 +210,8 @@ fn pin_huge<P: Protocol>(
     // P4
     P::at(Step::P4);
     let unchanged = found.is_unchanged::<P>();
-    // P6. All frames of a huge leaf have the mark, or none: it is a guest's or an image's.
-    let exclusive = space.pool.frames().is_exclusive(first);
-    if unchanged && exclusive {
+    // P6. A huge leaf is a guest's, whose frames all have the mark, or an image's, whose have none.
+    if unchanged && found.is_of_guest() {
         return Ok(PinRun::new(first, frames, Kind::Blocks, Dirty::NotYet));
     }
     // P7

@@ -237,9 +237,21 @@ impl FrameTable {
         assert!(word & REFS_MASK != REFS_MASK, "frame {frame} has too many references");
     }
 
-    /// X5: from now on nobody pins the frame. Relaxed: X6 orders it before the entry.
+    /// Takes the mark from a frame that nobody pins. Relaxed: what comes next orders it (X6, or an image's page that is
+    /// published).
     pub(crate) fn clear_exclusive(&self, frame: FrameNo) {
         self.word(frame).fetch_and(!EXCLUSIVE, Ordering::Relaxed);
+    }
+
+    /// X5: takes the mark from the frame unless it is pinned, in one exchange; whether it did. From then on every pin
+    /// finds the mark gone.
+    pub(crate) fn clear_exclusive_unpinned(&self, frame: FrameNo) -> bool {
+        // Acquire, with the release in `unpin`: a device that has let go is done with the bytes.
+        self.word(frame)
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                (word & PINS_MASK == 0).then_some(word & !EXCLUSIVE)
+            })
+            .is_ok()
     }
 
     /// Whether one leaf maps the frame and no other will.

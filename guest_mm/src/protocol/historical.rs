@@ -1,17 +1,17 @@
-//! Protocols that leave one step out, for those who want to see what it is good for. A service with one of
-//! them loses data: that is what they are for.
+//! Protocols that leave a step out, for those who want to see what it is good for. A service with one of
+//! them loses data, unless it says otherwise: that is what they are for.
 
 use super::Protocol;
 
-/// Makes a protocol that lacks one step.
+/// Makes a protocol that lacks one step, or one beside those that need each other.
 macro_rules! lacking {
-    ($($(#[$doc:meta])* $name:ident: $step:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $($step:ident)+;)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name;
 
         impl Protocol for $name {
-            const $step: bool = false;
+            $(const $step: bool = false;)+
         }
     )*};
 }
@@ -27,16 +27,19 @@ lacking! {
     PinWithoutPde: P5_RECHECK_PDE;
     /// A collapse looks at the pins while new ones can still come.
     LookBeforeFreeze: C5_LOOK_AFTER_FREEZE;
+    /// The look at the pins and the clearing of the mark are two steps, as in Linux. It holds: those that follow are
+    /// this, and lack one more.
+    TwoSteps: X5_ONE_EXCHANGE;
     /// The look at the entry may overtake the pin.
-    PinWithoutBarrier: P3_BARRIER_BEHIND_PIN;
+    PinWithoutBarrier: X5_ONE_EXCHANGE P3_BARRIER_BEHIND_PIN;
     /// The look at the mark may overtake that at the entry.
-    PinWithoutReadBarrier: P4_READ_BARRIER;
+    PinWithoutReadBarrier: X5_ONE_EXCHANGE P4_READ_BARRIER;
     /// The mark is looked at with the pin, and not again.
-    PinWithoutMark: P6_RECHECK_MARK;
+    PinWithoutMark: X5_ONE_EXCHANGE P6_RECHECK_MARK;
     /// The look at the pins may overtake the clearing of the entry.
-    LookWithoutBarrier: X3_BARRIER_BEHIND_CLEAR;
+    LookWithoutBarrier: X5_ONE_EXCHANGE X3_BARRIER_BEHIND_CLEAR;
     /// The entry may be restored before the mark is gone.
-    RestoreWithoutBarrier: X6_WRITE_BARRIER;
+    RestoreWithoutBarrier: X5_ONE_EXCHANGE X6_WRITE_BARRIER;
     /// Pins are looked at while new ones can still come, and the page replaced then.
     CountBeforeZap: S1_TAKE_OUT_BEFORE_LOOK;
     /// A page is replaced whoever has it pinned.

@@ -45,7 +45,7 @@ steps! {
     P2 "pin the frame";
     P4 "is the PTE unchanged?";
     P5 "is the PDE unchanged?";
-    P6 "is the frame still marked exclusive?";
+    P6 "is the frame marked exclusive?";
     P7 "unpin";
     C1 "lock the page directory, then the page table";
     C2 "freeze the PDE";
@@ -57,7 +57,7 @@ steps! {
     X1 "take the PTE out";
     X2 "zap the window";
     X4 "look for pins";
-    X5 "clear the exclusive mark";
+    X5 "clear the exclusive mark, unless pinned";
     X6 "put the PTE back, read-only";
     S1 "take the PTE out";
     S2 "zap the window";

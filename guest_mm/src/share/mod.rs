@@ -7,26 +7,29 @@
 //! pin-vs-unexclusive      pinner (device, read-only)      share (holds the page table's lock)
 //!                         P1 walk to the PTE (guard)      X1 take the PTE out
 //!                                                         X2 zap the window: no vCPU writes any more
-//!                         P2 pin its frame                X3 full barrier
-//!                         P3 full barrier                 X4 pinned? then put the PTE back as it was
-//!                         P4 PTE unchanged?               X5 clear the mark
-//!                            read barrier                    write barrier
-//!                         P5 (`pin-vs-collapse`)
-//!                         P6 still marked? else P7        X6 put the PTE back, read-only
+//!                         P2 pin its frame; the same      X3 full barrier
+//!                            instruction tells its mark   X4 its block pinned? then put the PTE back
+//!                         P3 full barrier                 X5 the frame not pinned? then clear its mark, in one
+//!                         P4 PTE unchanged?                  exchange; else put the PTE back
+//!                         P5 (`pin-vs-collapse`)             write barrier
+//!                         P6 marked? else P7              X6 put the PTE back, read-only
 //!                         P7 unpin; a page of its own
 //!                            first, and again from P1
 //!
-//! Invariant   a frame that P6 left pinned is nobody else's: either X4 sees the pin of P2, or P4 sees what X1 did, or,
-//!             where the PTE was read-only before and is the same after X6, P6 sees what X5 did.
+//! Invariant   a frame that P6 left pinned is nobody else's. Pins and mark are one word: either X5 sees the pin, or the
+//!             pin sees the mark gone. A pin on the block is one through a huge leaf, which is gone since its split:
+//!             either X4 sees the pin, or P4 sees the split.
 //! Tolerated   a pin of P2 on a shared frame, until P7. A frame that has lost its mark and is mapped once: its next
 //!             store is given a copy in vain.
-//! Origin      Linux 088b8aa537c2, which gave each side its barriers; the mark is PageAnonExclusive, of 6c287605fd56.
-//! Variants    `PinWithoutMark` looks at the mark with P2 and not again: device and guest part at the next store.
-//!             `PinWithoutBarrier` skips P3, `PinWithoutReadBarrier` that of P4, `LookWithoutBarrier` skips X3,
-//!             `RestoreWithoutBarrier` that of X6: processors with weaker order than x86 show it, and the models.
+//! Origin      Linux 088b8aa537c2; the mark is PageAnonExclusive, of 6c287605fd56. There pins and mark are two words: the
+//!             look (X4) and the clearing (X5) are two steps, and a pin may come between. So the pinner looks at the mark
+//!             again, behind its look at the PTE, and every step has its barrier: `TwoSteps`, which holds as well,
+//!             and costs each pin a load that waits for its locked instruction.
+//! Variants    of `TwoSteps`: `PinWithoutMark` looks at the mark with P2 and not again: device and guest part at the next
+//!             store. `PinWithoutBarrier` skips P3, `PinWithoutReadBarrier` lets P6 overtake P4, `LookWithoutBarrier`
+//!             skips X3, `RestoreWithoutBarrier` that before X6: processors with weaker order than x86 show it, and
+//!             the models.
 //! ```
-//!
-//! The mark is on the frame's word, the pin may be on its block's: that is why X4 and X5 are not one exchange.
 //!
 //! A page that is the same as a shared one is then replaced by it:
 //!
@@ -174,10 +177,15 @@ pub(crate) fn make_shared<P: Protocol>(
     }
     P::at(Step::X5);
     let (frame, frames) = (page.leaf.frame, space.pool.frames());
+    if !P::X5_ONE_EXCHANGE {
+        frames.clear_exclusive(frame);
+    } else if !frames.clear_exclusive_unpinned(frame) {
+        page.put_back(page.leaf);
+        return Err(MergeError::Pinned);
+    }
     if space.pool.take_dirty(frame) {
         space.dirty_merged.lock().insert(gfn);
     }
-    frames.clear_exclusive(frame);
     frames.share(frame);
     P::at(Step::X6);
     page.put_back(Leaf { prot: page.leaf.prot.shared(), ..page.leaf });

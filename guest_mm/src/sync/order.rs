@@ -1,6 +1,8 @@
 //! The order in which locks are taken, checked where debug assertions are on: a thread that takes one out of order
 //! panics there and then, though nobody was in its way this time.
 
+#![cfg_attr(not(debug_assertions), allow(dead_code, reason = "nothing is checked"))]
+
 use std::cell::RefCell;
 
 use crate::geometry::{LEVELS, Level};

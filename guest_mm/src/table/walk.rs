@@ -97,6 +97,12 @@ impl Located<'_> {
         Entry::frame_for(self.raw, access)
     }
 
+    /// Whether it is a leaf of the guest's own.
+    #[inline]
+    pub(crate) fn is_of_guest(&self) -> bool {
+        Entry::is_of_guest(self.raw)
+    }
+
     /// P4 of `pin`: whether the entry still says what it said.
     #[inline]
     pub(crate) fn is_unchanged<P: Protocol>(&self) -> bool {

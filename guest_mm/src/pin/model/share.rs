@@ -7,7 +7,7 @@ use crate::prot::{Access, Prot};
 use crate::protect::protect;
 use crate::protocol::historical::{
     CountBeforeZap, LookWithoutBarrier, NeverCount, PinWithoutBarrier, PinWithoutMark,
-    PinWithoutReadBarrier, RestoreWithoutBarrier,
+    PinWithoutReadBarrier, RestoreWithoutBarrier, TwoSteps,
 };
 use crate::protocol::{Protocol, Sound};
 use crate::share::{MergeError, drop_zeroes, make_shared, replace};
@@ -45,6 +45,11 @@ fn pin_vs_unexclusive<P: Protocol>() {
 #[test]
 fn pin_vs_unexclusive_holds() {
     pin_vs_unexclusive::<Sound>();
+}
+
+#[test]
+fn pin_vs_unexclusive_holds_in_two_steps() {
+    pin_vs_unexclusive::<TwoSteps>();
 }
 
 #[test]
