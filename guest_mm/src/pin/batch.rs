@@ -3,14 +3,15 @@
 use crate::addr::GpaRange;
 use crate::geometry::FRAME_BYTES;
 use crate::prot::Access;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, PinCount};
 use crate::table::reclaim::Guard;
+use crate::table::walk::Directory;
 
 use super::runs::PinRun;
 #[cfg(not(loom))]
 use super::runs::pieces;
-use super::{Patience, PinError, Reader, pin_leaf, pin_rest};
+use super::{Patience, PinError, Reader, pin_located, pin_rest};
 
 /// Ranges that are pinned together, under one guard, and unpinned together. The room for them is kept from
 /// one time to the next, so a batch that has its size allocates nothing.
@@ -98,16 +99,30 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         let (space, before) = (self.space, self.members.len());
         let mut guard = space.table.enter();
         let mut reader = Reader::new(space, &guard);
+        let mut near: Option<Directory<'_>> = None;
         let mut result = Ok(());
         for (range, access) in wanted {
             let frames = range.frames();
-            match pin_leaf(&reader, frames.start(), frames.frames(), access) {
+            let start = frames.start();
+            // P1
+            P::at(Step::P1);
+            let found = match near {
+                Some(directory) if directory.spans(start) => {
+                    reader.tables.locate_in::<P>(directory, start)
+                }
+                _ => {
+                    near = reader.tables.directory(start);
+                    reader.tables.locate::<P>(start)
+                }
+            };
+            match pin_located(&reader, &found, start, frames.frames(), access) {
                 Some(first) if first.frames() == frames.frames() => {
                     self.members.push(Member { first, place: Place::new(range, access) });
                 }
                 first => {
                     result = self.pin_slowly(&mut guard, range, access, patience, first);
-                    reader = Reader::new(space, &guard);
+                    // The guard was left, perhaps.
+                    (reader, near) = (Reader::new(space, &guard), None);
                 }
             }
             if result.is_err() {

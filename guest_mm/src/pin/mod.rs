@@ -126,10 +126,22 @@ fn pin_leaf<P: Protocol>(
     // P1
     P::at(Step::P1);
     let found = reader.tables.locate::<P>(gfn);
+    pin_located(reader, &found, gfn, want, access)
+}
+
+/// As [`pin_leaf`], for a leaf that was found already.
+#[inline(always)]
+fn pin_located<P: Protocol>(
+    reader: &Reader<'_, P>,
+    found: &Located<'_>,
+    gfn: Gfn,
+    want: u64,
+    access: Access,
+) -> Option<PinRun> {
     if found.level() > Level::PT {
         return pin_huge(reader.space, reader.guard, gfn, want, access).ok();
     }
-    pin_small(reader.space, reader.words, &found, access).ok()
+    pin_small(reader.space, reader.words, found, access).ok()
 }
 
 /// P2 to P6 for a page.

@@ -1,7 +1,9 @@
 //! The lockless reader.
 
+use std::marker::PhantomData;
+
 use crate::addr::{FrameNo, Gfn};
-use crate::entry::Entry;
+use crate::entry::{Entry, NodeNo};
 use crate::geometry::{FANOUT, Level};
 use crate::prot::Access;
 use crate::protocol::{Protocol, Step};
@@ -33,6 +35,23 @@ pub(crate) struct Located<'g> {
     parent_raw: u64,
 }
 
+/// A page directory, kept at hand for walks under one guard: they are two loads shorter. It may leave the tree meanwhile;
+/// then its entries are clear, and a pin's second looks find that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Directory<'g> {
+    node: NodeNo,
+    first: Gfn,
+    tables: PhantomData<Tables<'g>>,
+}
+
+impl Directory<'_> {
+    /// Whether it spans `gfn`.
+    #[inline]
+    pub(crate) fn spans(&self, gfn: Gfn) -> bool {
+        gfn.align_down(Level::PD.table_frames()) == self.first
+    }
+}
+
 impl<P: Protocol> Table<P> {
     /// Follows the tables to the entry for `gfn`, without a lock (`reclaim`: W2 and W3; the guard is W1, its
     /// drop W4).
@@ -58,8 +77,32 @@ impl<'g> Tables<'g> {
     /// See [`Table::locate`].
     #[inline(always)]
     pub(crate) fn locate<P: Protocol>(self, gfn: Gfn) -> Located<'g> {
-        let mut level = Level::ROOT;
-        let mut index = Tables::index(ROOT, level.index(gfn.as_u64()));
+        self.locate_from::<P>(Level::ROOT, ROOT, gfn)
+    }
+
+    /// As [`Tables::locate`], for a `gfn` that `directory` spans.
+    #[inline(always)]
+    pub(crate) fn locate_in<P: Protocol>(self, directory: Directory<'g>, gfn: Gfn) -> Located<'g> {
+        debug_assert!(directory.spans(gfn));
+        self.locate_from::<P>(Level::PD, directory.node, gfn)
+    }
+
+    /// The page directory that spans `gfn`, if there is one.
+    pub(crate) fn directory(self, gfn: Gfn) -> Option<Directory<'g>> {
+        let (mut level, mut node) = (Level::ROOT, ROOT);
+        while level > Level::PD {
+            let index = Tables::index(node, level.index(gfn.as_u64()));
+            // Acquire, as below.
+            node = Entry::table(self.word(index).load(Ordering::Acquire))?;
+            level = level.below()?;
+        }
+        let first = gfn.align_down(Level::PD.table_frames());
+        Some(Directory { node, first, tables: PhantomData })
+    }
+
+    #[inline(always)]
+    fn locate_from<P: Protocol>(self, mut level: Level, node: NodeNo, gfn: Gfn) -> Located<'g> {
+        let mut index = Tables::index(node, level.index(gfn.as_u64()));
         // Acquire, with the release of `Cursor::publish`: the words of a table are zeroed or filled before
         // the entry that leads to it can be seen.
         let mut raw = self.word(index).load(Ordering::Acquire);
