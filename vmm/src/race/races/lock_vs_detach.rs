@@ -48,7 +48,7 @@ const WRITTEN: u64 = 42;
 struct Touch;
 
 impl Scene for Touch {
-    const SIZE: Size = Size { ram: 1, pool: 2 };
+    const SIZE: Size = Size::blocks(1, 2);
 
     fn prepare<P: Protocol>(world: &World<P>) -> Done {
         world.guest.unmap(block(0))?;

@@ -1,18 +1,45 @@
-//! Whether a thread of this process waits for a lock.
+//! Whether a thread of this process waits for another.
 
+use std::fmt;
 use std::fs;
 
-/// The lock's system call, as `/proc` shows it.
+/// The system call of a lock, as `/proc` shows it.
 const FUTEX: &str = "202";
+/// What it shows of a thread that sleeps outside of all system calls: a page fault does not end.
+const NO_CALL: &str = "-1";
 
-/// Whether thread `tid` sleeps in the kernel for a lock. Where the kernel does not tell what a thread sleeps for, any sleep
-/// counts.
-pub(super) fn waits_for_a_lock(tid: i32) -> bool {
+/// What a thread waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// Somebody has the lock.
+    Lock,
+    /// The page that it touched has not come.
+    Page,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wait::Lock => "waits for the lock",
+            Wait::Page => "waits for the page",
+        })
+    }
+}
+
+/// What thread `tid` sleeps in the kernel for, if that is another thread. Where the kernel does not tell what a
+/// thread sleeps for, it is taken for a lock.
+pub(super) fn waits_for(tid: i32) -> Option<Wait> {
     let task = format!("/proc/self/task/{tid}");
-    let Ok(stat) = fs::read_to_string(format!("{task}/stat")) else { return false };
-    let for_a_lock = fs::read_to_string(format!("{task}/syscall"))
-        .map_or(true, |call| call.split_whitespace().next() == Some(FUTEX));
-    state(&stat) == Some('S') && for_a_lock
+    let stat = fs::read_to_string(format!("{task}/stat")).ok()?;
+    if state(&stat) != Some('S') {
+        return None;
+    }
+    let Ok(call) = fs::read_to_string(format!("{task}/syscall")) else { return Some(Wait::Lock) };
+    match call.split_whitespace().next() {
+        Some(FUTEX) => Some(Wait::Lock),
+        Some(NO_CALL) => Some(Wait::Page),
+        _ => None,
+    }
 }
 
 /// The state in a `stat` line. The name before it may hold anything.
@@ -48,14 +75,14 @@ mod tests {
                 drop(lock.lock());
             });
             let (tid, since) = (told.recv().unwrap(), Instant::now());
-            while !waits_for_a_lock(tid) {
+            while waits_for(tid) != Some(Wait::Lock) {
                 assert!(since.elapsed() < Duration::from_secs(10), "it never waited");
                 yield_now();
             }
             sleep(Duration::from_millis(1));
-            assert!(waits_for_a_lock(tid));
+            assert_eq!(waits_for(tid), Some(Wait::Lock));
             drop(held);
         });
-        assert!(!waits_for_a_lock(gettid().as_raw_nonzero().get()), "this thread runs");
+        assert_eq!(waits_for(gettid().as_raw_nonzero().get()), None, "this thread runs");
     }
 }
