@@ -222,6 +222,12 @@ impl<P: Protocol> World<P> {
         Ok(self.guest.audit()?)
     }
 
+    /// The name of the first book that is wrong.
+    pub(super) fn wrong_book(&self) -> Option<String> {
+        let wrong = self.guest.audit().err()?.to_string();
+        Some(wrong.split(':').next().unwrap_or_default().to_owned())
+    }
+
     /// Takes all down; what is wrong with it.
     pub(super) fn end(self) -> Vec<Damage> {
         let World { guest, window: _, service, stops } = self;

@@ -89,15 +89,17 @@ impl Scene for Untouched {
 
     fn verdict<P: Protocol>(world: &World<P>) -> Done {
         let (at, other) = (PAGE.gpa(), OTHER.gpa());
+        let books = world.wrong_book().map(|wrong| format!(" ({wrong})")).unwrap_or_default();
         // Before the window is looked at: a look fills what is not there.
         if world.read(other).is_err() {
             let seen = world.window.load(other);
-            let what = format!("the guest reads {seen} at {other}, where the table has nothing");
+            let what =
+                format!("the guest reads {seen} at {other}, where the table has nothing{books}");
             return Err(Damage::new(LOST_BLOCK, what));
         }
         let found = world.window.load(at);
         if found != WRITTEN {
-            let what = format!("the guest wrote {WRITTEN} to {at}, and reads {found}");
+            let what = format!("the guest wrote {WRITTEN} to {at}, and reads {found}{books}");
             return Err(Damage::new(LOST_STORE, what));
         }
         world.sees(OTHER, image_word(OTHER))?;

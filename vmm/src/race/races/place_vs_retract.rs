@@ -18,7 +18,7 @@ pub(in crate::race) const RACE: Race = Race {
     name: "place-vs-retract",
     what: "a page arrives in a block that goes back to its image's huge page",
     sides: ["place", "retract"],
-    held: "the guest reads what was placed, and nothing that the table has lost",
+    held: "guest and devices read what was placed, and nothing that the table has lost",
     witness: None,
     variants: &[
         Variant {
@@ -99,11 +99,12 @@ impl Scene for Arrival {
             );
             return Err(Damage::new(STALE, what));
         }
-        let found = world.window.load(at);
+        let found = world.read(at)?;
         if found != ARRIVES {
-            let what = format!("{ARRIVES} was placed at {at}, and the guest reads {found}");
+            let what = format!("{ARRIVES} was placed at {at}, and a device reads {found} there");
             return Err(Damage::new(LOST_PAGE, what));
         }
+        world.sees(PAGE, ARRIVES)?;
         world.sees(OTHER, image_word(OTHER))?;
         world.audit()
     }
