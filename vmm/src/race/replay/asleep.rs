@@ -50,13 +50,33 @@ fn state(stat: &str) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, channel};
     use std::thread::{scope, sleep, yield_now};
     use std::time::{Duration, Instant};
 
+    use guest_mm::entry::Marker;
+    use guest_mm::place::Content;
+    use guest_mm::protocol::Sound;
     use rustix::thread::gettid;
 
+    use crate::race::world::{Size, World, only, page, page_of};
+
     use super::*;
+
+    fn own_tid() -> i32 {
+        gettid().as_raw_nonzero().get()
+    }
+
+    /// Returns when the thread that tells its number waits for `wait`, and goes on doing so.
+    fn await_wait(told: &Receiver<i32>, wait: Wait) {
+        let (tid, since) = (told.recv().unwrap(), Instant::now());
+        while waits_for(tid) != Some(wait) {
+            assert!(since.elapsed() < Duration::from_secs(10), "it never waited");
+            yield_now();
+        }
+        sleep(Duration::from_millis(1));
+        assert_eq!(waits_for(tid), Some(wait));
+    }
 
     #[test]
     fn the_state_is_behind_the_name() {
@@ -71,18 +91,34 @@ mod tests {
         let (tell, told) = channel();
         scope(|scope| {
             scope.spawn(|| {
-                tell.send(gettid().as_raw_nonzero().get()).unwrap();
+                tell.send(own_tid()).unwrap();
                 drop(lock.lock());
             });
-            let (tid, since) = (told.recv().unwrap(), Instant::now());
-            while waits_for(tid) != Some(Wait::Lock) {
-                assert!(since.elapsed() < Duration::from_secs(10), "it never waited");
-                yield_now();
-            }
-            sleep(Duration::from_millis(1));
-            assert_eq!(waits_for(tid), Some(Wait::Lock));
+            await_wait(&told, Wait::Lock);
             drop(held);
         });
-        assert_eq!(waits_for(gettid().as_raw_nonzero().get()), None, "this thread runs");
+        assert_eq!(waits_for(own_tid()), None, "this thread runs");
+    }
+
+    #[test]
+    fn a_thread_at_a_page_that_has_not_come_waits_for_it() {
+        if !::tests::require_userfaultfd() {
+            return;
+        }
+        let world = World::<Sound>::new(Size::blocks(1, 1)).unwrap();
+        let gfn = page(0, 5);
+        world.guest.mark(only(gfn), Marker::Missing).unwrap();
+        let (tell, told) = channel();
+        let read = scope(|scope| {
+            let reader = scope.spawn(|| {
+                tell.send(own_tid()).unwrap();
+                world.window.load(gfn.gpa())
+            });
+            await_wait(&told, Wait::Page);
+            world.guest.place(gfn.gpa(), Content::Bytes(&page_of(42))).unwrap();
+            reader.join().unwrap()
+        });
+        assert_eq!(read, 42);
+        assert!(world.end().is_empty());
     }
 }
