@@ -7,7 +7,8 @@
 //!                         A2 entry absent or missing?            T2 every entry absent, or the image's page in
 //!                            else it is there already               its place? else leave all as it is
 //!                         A3 publish the leaf                    T3 the PDE becomes the image's block
-//!                         A4 install it in the window            T4 take the entries out, retire the table
+//!                         A4 install it in the window            T4 take the entries out
+//!                                                                T5 retire the page table
 //!
 //! Invariant   what A3 publishes is in the tree afterwards: from T2 on nobody else has the page table's lock, and who
 //!             gets it then finds the table detached (`lock-vs-detach`).
@@ -62,7 +63,7 @@ pub(super) fn retract<P: Protocol>(
     if mapped == 0 && P::T1_DIRECTORY_BEFORE_EMPTYING && P::T3_LEAF_BEFORE_EMPTYING {
         return Ok(Some(Collapsed::Skipped(Skip::Untouched)));
     }
-    // T3, T4
+    // T3, T4, T5
     P::at(Step::T3);
     let (published, ended) =
         directory.promote(start, table, Leaf::image(whole.first(), over.rights()));
@@ -73,7 +74,7 @@ pub(super) fn retract<P: Protocol>(
     Ok(Some(Collapsed::Promoted { holes: 0 }))
 }
 
-/// What the variants do first: the image's pages are taken out with the page table's lock alone. One flushes here,
+/// What the variants do first: the image's pages are taken out (T4) with the page table's lock alone. One flushes here,
 /// the other means to do so at the end.
 fn empty_early<P: Protocol>(space: &AddressSpace<P>, block: GfnRange) -> Result<(), CollapseError> {
     let mut table: Cursor<'_, P> = space.table.cursor_on(block.start(), Level::PT);
@@ -84,6 +85,7 @@ fn empty_early<P: Protocol>(space: &AddressSpace<P>, block: GfnRange) -> Result<
     if table.level() != Level::PT || !block.iter().all(|gfn| of_image(&table, gfn)) {
         return Ok(());
     }
+    P::at(Step::T4);
     let zap = table.unmap(block);
     if P::T3_LEAF_BEFORE_EMPTYING {
         let _the_images = zap.flush(&*space.mirror)?;

@@ -117,7 +117,9 @@ fn map_block<P: Protocol>(
     P::at(Step::H2);
     let mut cursor = space.table.cursor_at(range.start(), Level::PD)?;
     // H3
-    P::at(Step::H3);
+    if P::H3_RECHECK_HUGE {
+        P::at(Step::H3);
+    }
     let vacant = cursor.level() == Level::PD && cursor.entry(range.start()) == Entry::Absent;
     if P::H3_RECHECK_HUGE && !vacant {
         return Ok(Block::Taken);
@@ -194,7 +196,9 @@ pub(super) fn serve_write<P: Protocol>(
         P::at(Step::K2);
         let mut cursor = space.table.cursor_at(gfn, Level::PT)?;
         // K3
-        P::at(Step::K3);
+        if P::K3_RECHECK_SMALL {
+            P::at(Step::K3);
+        }
         let stale = cursor.level() > Level::PT && !huge;
         if !P::K3_RECHECK_SMALL && stale && matches!(cursor.entry(gfn), Entry::Leaf(_)) {
             let Some(child) = cursor.make_child(gfn) else { continue };

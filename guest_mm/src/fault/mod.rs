@@ -19,9 +19,8 @@
 //!             given to another, and the guest still reads it.
 //! ```
 //!
-//! [`Published`] borrows the cursor, so code that installs after the unlock does not compile unless it says
+//! [`Published`](crate::table::zap::Published) borrows the cursor, so code that installs after the unlock does not compile unless it says
 //! `after_unlock`.
-
 //!
 //! What a page begins as is the region's: [`zero`] fills memory of its own, [`image`] maps pages of an image. [`own`] copies
 //! a page that others use too, for a store or for a device.

@@ -60,12 +60,14 @@ mod tests {
 
     #[test]
     fn a_block_is_found_by_its_name_and_comes_without_comment_signs() {
-        for name in ["pin-vs-collapse", "continue-vs-zap", "lock-vs-detach", "pin-vs-reuse"] {
+        for name in ["pin-vs-collapse", "continue-vs-zap", "dedup-vs-pin", "pin-vs-reuse"] {
             let Block { source, text } = block(name).unwrap_or_else(|| panic!("no block {name}"));
             assert!(text.starts_with(name) && text.contains("\nInvariant "), "{source}: {text}");
             assert!(!text.contains("//!") && !text.contains("```"), "{source}: {text}");
         }
         assert_eq!(block("pin-vs-collapse").map(|block| block.source), Some("pin/mod.rs"));
+        // The second of its module.
+        assert_eq!(block("dedup-vs-pin").map(|block| block.source), Some("share/mod.rs"));
         assert_eq!(block("pin"), None);
         assert_eq!(block(""), None);
     }

@@ -43,6 +43,7 @@ steps! {
     R3 "reuse the table";
     P1 "walk: PDE, then PTE";
     P2 "pin the frame";
+    P3 "full barrier";
     P4 "is the PTE unchanged?";
     P5 "is the PDE unchanged?";
     P6 "is the frame marked exclusive?";
@@ -56,6 +57,7 @@ steps! {
     C8 "free the frames";
     X1 "take the PTE out";
     X2 "zap the window";
+    X3 "full barrier";
     X4 "look for pins";
     X5 "clear the exclusive mark, unless pinned";
     X6 "put the PTE back, read-only";
@@ -72,7 +74,8 @@ steps! {
     T1 "lock the page directory, then the page table";
     T2 "is every entry absent, or the image's page in its place?";
     T3 "the PDE becomes the image's block";
-    T4 "take the entries out, retire the page table";
+    T4 "take the entries out";
+    T5 "retire the page table";
     H1 "walk: nothing is mapped in the block";
     H2 "lock the page directory";
     H3 "is it still so?";

@@ -200,6 +200,9 @@ pub(crate) fn replace<P: Protocol>(
 ) -> Result<(), MergeError> {
     let mut page = find(space, gfn)?;
     // A first look, so that the guest is not disturbed in vain.
+    if P::S3_LOOK_AT_PINS && !P::S1_TAKE_OUT_BEFORE_LOOK {
+        P::at(Step::S3);
+    }
     let pinned = page.is_pinned();
     if pinned && P::S3_LOOK_AT_PINS {
         return Err(MergeError::Pinned);
@@ -209,10 +212,12 @@ pub(crate) fn replace<P: Protocol>(
     }
     P::at(Step::S1);
     page.hide()?;
-    P::at(Step::S3);
-    if P::S3_LOOK_AT_PINS && P::S1_TAKE_OUT_BEFORE_LOOK && page.is_pinned() {
-        page.put_back(page.leaf);
-        return Err(MergeError::Pinned);
+    if P::S3_LOOK_AT_PINS && P::S1_TAKE_OUT_BEFORE_LOOK {
+        P::at(Step::S3);
+        if page.is_pinned() {
+            page.put_back(page.leaf);
+            return Err(MergeError::Pinned);
+        }
     }
     P::at(Step::S4);
     if !space.pool.memory().is_same(page.leaf.frame, shared) {

@@ -45,6 +45,8 @@ impl<'t, P: Protocol> Cursor<'t, P> {
                 resident.leaves_made(below, leaf.source, FANOUT as u64);
             }
             Entry::Marker(marker) => {
+                self.state.markers -= 1;
+                child.state.markers = FANOUT as u32;
                 resident.marker_gone(marker);
                 resident.markers_made(marker, FANOUT as u64);
             }
@@ -188,7 +190,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         for (source, count) in leaves {
             self.table.resident.leaves_gone(below.level(), source, count);
         }
-        below.state.live = 0;
+        (below.state.live, below.state.markers) = (0, 0);
         let ended = below.end();
         let run = Run { gfn, frame: leaf.frame, frames: self.level().entry_frames() };
         (Published::new(run, leaf.prot), frames, ended)

@@ -21,7 +21,7 @@
 
 use crate::addr::{Gfn, GfnRange};
 use crate::entry::{Entry, Leaf, Marker, NodeNo, Source};
-use crate::geometry::Level;
+use crate::geometry::{FANOUT, Level};
 use crate::mirror::Run;
 use crate::pool::Reservation;
 use crate::prot::Prot;
@@ -150,9 +150,9 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.state.live == 0
     }
 
-    /// Whether every entry of the table is set.
+    /// Whether every entry of the table maps memory, or leads to a table.
     pub(crate) fn is_full(&self) -> bool {
-        self.state.live == crate::geometry::FANOUT as u32
+        self.state.live == FANOUT as u32 && self.state.markers == 0
     }
 
     /// Whether any entry of the table maps memory.
@@ -187,7 +187,10 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         debug_assert!(gfn.offset_in(frames) == 0);
         match self.entry(gfn) {
             Entry::Absent => self.state.live += 1,
-            Entry::Marker(marker) => self.table.resident.marker_gone(marker),
+            Entry::Marker(marker) => {
+                self.state.markers -= 1;
+                self.table.resident.marker_gone(marker);
+            }
             entry => panic!("guest frame {gfn} is mapped already: {entry:?}"),
         }
         self.publish(gfn, Entry::Leaf(leaf));
@@ -257,6 +260,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             return false;
         }
         self.state.live += 1;
+        self.state.markers += 1;
         self.publish(gfn, Entry::Marker(marker));
         self.table.resident.markers_made(marker, 1);
         true
@@ -301,7 +305,10 @@ impl<'t, P: Protocol> Cursor<'t, P> {
                 frames.push_leaf(leaf, self.level().entry_frames());
                 self.table.resident.leaves_gone(self.level(), leaf.source, 1);
             }
-            Entry::Marker(marker) => self.table.resident.marker_gone(marker),
+            Entry::Marker(marker) => {
+                self.state.markers -= 1;
+                self.table.resident.marker_gone(marker);
+            }
         }
         self.publish(gfn, Entry::Absent);
         self.state.live -= 1;

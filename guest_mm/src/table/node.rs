@@ -17,6 +17,8 @@ pub(crate) struct NodeState {
     pub(crate) base: Gfn,
     /// Words that are not zero.
     pub(crate) live: u32,
+    /// Those of them that are markers.
+    pub(crate) markers: u32,
     /// Where the pages of a page table prefer to lie.
     pub(crate) reservation: Option<Reservation>,
 }
@@ -74,6 +76,7 @@ impl Arena {
                     level: Level::PT,
                     base: Gfn::new(0),
                     live: 0,
+                    markers: 0,
                     reservation: None,
                 },
             )
@@ -128,7 +131,7 @@ impl Arena {
                 .map(NodeNo::new)
         })?;
         let mut state = self.states[node.index()].lock_as(|_| Rank::table(level));
-        *state = NodeState { attached: true, level, base, live: 0, reservation: None };
+        *state = NodeState { attached: true, level, base, live: 0, markers: 0, reservation: None };
         Some((node, state))
     }
 

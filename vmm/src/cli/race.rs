@@ -29,12 +29,12 @@ pub(super) fn run(command: &RaceCommand) -> Result<ExitCode, Failure> {
 fn list() -> String {
     let mut text = String::new();
     for race in RACES {
-        let _ = writeln!(text, "{:22} {}", race.name, race.what);
+        let _ = writeln!(text, "{:26} {}", race.name, race.what);
         for variant in race.variants {
             let Variant { name, what, origin, .. } = variant;
             let where_ = if variant.shows_on_x86() { "" } else { "; not on x86" };
             let label = variant.lacks.label();
-            let _ = writeln!(text, "  {name:20} without {label}: {what} ({origin}){where_}");
+            let _ = writeln!(text, "  {name:24} without {label}: {what} ({origin}){where_}");
         }
     }
     text

@@ -6,14 +6,26 @@ use guest_mm::protocol::{Observed, Protocol, Sound, Step};
 
 use super::cue::Cue;
 use super::lab::LabError;
-use super::races::{continue_vs_zap, lock_vs_detach, pin_vs_collapse};
+use super::races::{
+    continue_vs_zap, dedup_vs_pin, huge_map_over_missing, huge_vs_small_fault, lock_vs_detach,
+    pin_vs_collapse, pin_vs_unexclusive, place_vs_retract,
+};
 use super::replay::{Line, Played, Turn, columns, replay};
 use super::rounds::{Blown, Weather, rounds};
 use super::scene::Scene;
 use super::{Options, Report, StormError};
 
 /// All of them.
-pub const RACES: &[Race] = &[pin_vs_collapse::RACE, continue_vs_zap::RACE, lock_vs_detach::RACE];
+pub const RACES: &[Race] = &[
+    pin_vs_collapse::RACE,
+    pin_vs_unexclusive::RACE,
+    dedup_vs_pin::RACE,
+    place_vs_retract::RACE,
+    huge_vs_small_fault::RACE,
+    huge_map_over_missing::RACE,
+    continue_vs_zap::RACE,
+    lock_vs_detach::RACE,
+];
 
 /// Two protocols' sides that meet on one page.
 #[derive(Debug)]
@@ -69,7 +81,6 @@ pub(super) enum Play {
         sound: Engine,
     },
     /// By the model checker alone: this machine keeps in order what the step would.
-    #[allow(dead_code, reason = "no race that is here already needs a weaker machine")]
     Modelled {
         /// Why it does.
         why: &'static str,

@@ -1,5 +1,6 @@
 //! Why a race was not run.
 
+use guest_mm::image::ImageError;
 use guest_mm::pool::BackingError;
 use guest_mm::service::GuestError;
 
@@ -45,6 +46,12 @@ pub enum LabError {
     /// The guest cannot be had: there is no userfaultfd, mostly.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// There is no file for an image.
+    #[error("cannot make a file in memory for an image: {0}")]
+    ImageFile(std::io::Error),
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The guest that looks on cannot be had.
     #[error(transparent)]
     Storm(#[from] StormError),

@@ -46,7 +46,7 @@ const SECRET: u64 = 1234;
 struct Touch;
 
 impl Scene for Touch {
-    const SIZE: Size = Size { ram: 2, pool: 1 };
+    const SIZE: Size = Size::blocks(2, 1);
 
     fn prepare<P: Protocol>(world: &World<P>) -> Done {
         world.guest.unmap(block(0))?;

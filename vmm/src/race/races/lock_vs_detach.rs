@@ -48,7 +48,7 @@ const WRITTEN: u64 = 42;
 struct Touch;
 
 impl Scene for Touch {
-    const SIZE: Size = Size { ram: 1, pool: 2 };
+    const SIZE: Size = Size::blocks(1, 2);
 
     fn prepare<P: Protocol>(world: &World<P>) -> Done {
         world.guest.unmap(block(0))?;
@@ -73,11 +73,9 @@ impl Scene for Touch {
         let seen = world.window.load(at);
         let what = if world.read(at) != Ok(seen) {
             format!("the guest reads {seen} at {at}, where the table has nothing")
-        } else if let Err(wrong) = world.guest.audit() {
+        } else if let Some(wrong) = world.wrong_book() {
             // The unmap has taken it out of the window again.
-            let wrong = wrong.to_string();
-            let name = wrong.split(':').next().unwrap_or_default();
-            format!("a page was filled for {at}, and no table leads to it ({name})")
+            format!("a page was filled for {at}, and no table leads to it ({wrong})")
         } else {
             return Ok(());
         };

@@ -99,7 +99,7 @@ fn word(gfn: Gfn, offset: usize) -> Gpa {
 struct Gather;
 
 impl Scene for Gather {
-    const SIZE: Size = Size { ram: 1, pool: 3 };
+    const SIZE: Size = Size::blocks(1, 3);
 
     fn prepare<P: Protocol>(world: &World<P>) -> Done {
         world.guest.populate(block(0))?;
@@ -139,7 +139,7 @@ struct Reuse;
 const OTHER: Gfn = page(1, 5);
 
 impl Scene for Reuse {
-    const SIZE: Size = Size { ram: 2, pool: 3 };
+    const SIZE: Size = Size::blocks(2, 3);
 
     fn prepare<P: Protocol>(world: &World<P>) -> Done {
         for (index, gfn) in [PAGE, OTHER].into_iter().enumerate() {

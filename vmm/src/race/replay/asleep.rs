@@ -1,18 +1,45 @@
-//! Whether a thread of this process waits for a lock.
+//! Whether a thread of this process waits for another.
 
+use std::fmt;
 use std::fs;
 
-/// The lock's system call, as `/proc` shows it.
+/// The system call of a lock, as `/proc` shows it.
 const FUTEX: &str = "202";
+/// What it shows of a thread that sleeps outside of all system calls: a page fault does not end.
+const NO_CALL: &str = "-1";
 
-/// Whether thread `tid` sleeps in the kernel for a lock. Where the kernel does not tell what a thread sleeps for, any sleep
-/// counts.
-pub(super) fn waits_for_a_lock(tid: i32) -> bool {
+/// What a thread waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// Somebody has the lock.
+    Lock,
+    /// The page that it touched has not come.
+    Page,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wait::Lock => "waits for the lock",
+            Wait::Page => "waits for the page",
+        })
+    }
+}
+
+/// What thread `tid` sleeps in the kernel for, if that is another thread. Where the kernel does not tell what a
+/// thread sleeps for, it is taken for a lock.
+pub(super) fn waits_for(tid: i32) -> Option<Wait> {
     let task = format!("/proc/self/task/{tid}");
-    let Ok(stat) = fs::read_to_string(format!("{task}/stat")) else { return false };
-    let for_a_lock = fs::read_to_string(format!("{task}/syscall"))
-        .map_or(true, |call| call.split_whitespace().next() == Some(FUTEX));
-    state(&stat) == Some('S') && for_a_lock
+    let stat = fs::read_to_string(format!("{task}/stat")).ok()?;
+    if state(&stat) != Some('S') {
+        return None;
+    }
+    let Ok(call) = fs::read_to_string(format!("{task}/syscall")) else { return Some(Wait::Lock) };
+    match call.split_whitespace().next() {
+        Some(FUTEX) => Some(Wait::Lock),
+        Some(NO_CALL) => Some(Wait::Page),
+        _ => None,
+    }
 }
 
 /// The state in a `stat` line. The name before it may hold anything.
@@ -23,13 +50,33 @@ fn state(stat: &str) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, channel};
     use std::thread::{scope, sleep, yield_now};
     use std::time::{Duration, Instant};
 
+    use guest_mm::entry::Marker;
+    use guest_mm::place::Content;
+    use guest_mm::protocol::Sound;
     use rustix::thread::gettid;
 
+    use crate::race::world::{Size, World, only, page, page_of};
+
     use super::*;
+
+    fn own_tid() -> i32 {
+        gettid().as_raw_nonzero().get()
+    }
+
+    /// Returns when the thread that tells its number waits for `wait`, and goes on doing so.
+    fn await_wait(told: &Receiver<i32>, wait: Wait) {
+        let (tid, since) = (told.recv().unwrap(), Instant::now());
+        while waits_for(tid) != Some(wait) {
+            assert!(since.elapsed() < Duration::from_secs(10), "it never waited");
+            yield_now();
+        }
+        sleep(Duration::from_millis(1));
+        assert_eq!(waits_for(tid), Some(wait));
+    }
 
     #[test]
     fn the_state_is_behind_the_name() {
@@ -44,18 +91,34 @@ mod tests {
         let (tell, told) = channel();
         scope(|scope| {
             scope.spawn(|| {
-                tell.send(gettid().as_raw_nonzero().get()).unwrap();
+                tell.send(own_tid()).unwrap();
                 drop(lock.lock());
             });
-            let (tid, since) = (told.recv().unwrap(), Instant::now());
-            while !waits_for_a_lock(tid) {
-                assert!(since.elapsed() < Duration::from_secs(10), "it never waited");
-                yield_now();
-            }
-            sleep(Duration::from_millis(1));
-            assert!(waits_for_a_lock(tid));
+            await_wait(&told, Wait::Lock);
             drop(held);
         });
-        assert!(!waits_for_a_lock(gettid().as_raw_nonzero().get()), "this thread runs");
+        assert_eq!(waits_for(own_tid()), None, "this thread runs");
+    }
+
+    #[test]
+    fn a_thread_at_a_page_that_has_not_come_waits_for_it() {
+        if !::tests::require_userfaultfd() {
+            return;
+        }
+        let world = World::<Sound>::new(Size::blocks(1, 1)).unwrap();
+        let gfn = page(0, 5);
+        world.guest.mark(only(gfn), Marker::Missing).unwrap();
+        let (tell, told) = channel();
+        let read = scope(|scope| {
+            let reader = scope.spawn(|| {
+                tell.send(own_tid()).unwrap();
+                world.window.load(gfn.gpa())
+            });
+            await_wait(&told, Wait::Page);
+            world.guest.place(gfn.gpa(), Content::Bytes(&page_of(42))).unwrap();
+            reader.join().unwrap()
+        });
+        assert_eq!(read, 42);
+        assert!(world.end().is_empty());
     }
 }

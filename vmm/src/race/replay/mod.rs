@@ -1,7 +1,7 @@
 //! One interleaving, step by step, on real threads and the engine that ships.
 //!
-//! A [`Turn`] lets one side run until it is about to take a step, or ends, or waits for a lock that the other side holds.
-//! Who waits goes on by itself once the lock is free.
+//! A [`Turn`] lets one side run until it is about to take a step, or ends, or waits for a lock that the other side holds
+//! or for a page that the other side is to bring. Who waits goes on by itself once it is there.
 
 mod asleep;
 pub(super) mod columns;

@@ -8,7 +8,7 @@ use rustix::thread::gettid;
 use crate::race::cue::Point;
 use crate::race::damage::Damage;
 
-use super::asleep::waits_for_a_lock;
+use super::asleep::{Wait, waits_for};
 use super::schedule::{Side, Turn, Until};
 
 /// Between two looks at a side that runs.
@@ -44,7 +44,7 @@ enum Place {
     Running,
     /// Before this.
     Held(Point),
-    /// For a lock.
+    /// For a lock, or for a page.
     Waiting,
     Ended,
 }
@@ -146,7 +146,7 @@ impl Stage {
         self.changed.notify_all();
     }
 
-    /// Returns when `side` is held, or through, or waits for a lock.
+    /// Returns when `side` is held, or through, or waits for the other.
     fn watch(
         &self,
         side: Side,
@@ -156,9 +156,12 @@ impl Stage {
         let mut looks = 0;
         while let (tid, Place::Running | Place::Waiting) = self.look(side) {
             self.check(deadline)?;
-            let waits = tid.is_some_and(waits_for_a_lock);
-            looks = if waits { looks + 1 } else { 0 };
-            if looks == LOOKS && self.note_wait(side) {
+            let wait = tid.and_then(waits_for);
+            looks = if wait.is_some() { looks + 1 } else { 0 };
+            if let Some(wait) = wait
+                && looks == LOOKS
+                && self.note_wait(side, wait)
+            {
                 break;
             }
             self.pause(tell);
@@ -172,13 +175,13 @@ impl Stage {
         (player.tid, player.place)
     }
 
-    /// `side` waits, unless it went on since.
-    fn note_wait(&self, side: Side) -> bool {
+    /// `side` waits for `wait`, unless it went on since.
+    fn note_wait(&self, side: Side, wait: Wait) -> bool {
         let mut state = self.lock();
         let player = &mut state.players[side.index()];
         if player.place == Place::Running {
             player.place = Place::Waiting;
-            state.lines.push(Line { side, text: "waits for the lock".to_owned() });
+            state.lines.push(Line { side, text: wait.to_string() });
         }
         state.players[side.index()].place == Place::Waiting
     }
