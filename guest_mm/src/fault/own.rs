@@ -32,10 +32,13 @@ pub(super) fn own<P: Protocol>(
     Ok(Filled::Copied)
 }
 
-/// Makes the page at `gpa`, if one is mapped, one that a device can pin.
+/// Makes the page at `gpa`, if one is mapped, one that a device can pin and the monitor may write to.
 pub(crate) fn unshare<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) -> Result<(), FaultError> {
     let (gfn, access) = (gpa.gfn(), Access::Read);
     let region = space.region(gfn).ok_or(FaultError::NotRam { gpa, access })?;
+    if space.shares_image(gfn) {
+        return Err(FaultError::ReadOnly { gpa });
+    }
     loop {
         let mut cursor = space.table.cursor_on(gfn, Level::PT);
         let Entry::Leaf(leaf) = cursor.entry(gfn) else { return Ok(()) };
@@ -50,13 +53,14 @@ pub(crate) fn unshare<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) -> Result<
     }
 }
 
-/// Makes every mapped page of `range` the guest's own.
+/// Makes every mapped page of `range` the guest's own, but for those that show an image for good.
 #[cfg(not(loom))]
 pub(crate) fn own_all<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
 ) -> Result<(), FaultError> {
-    range.iter().try_for_each(|gfn| unshare(space, gfn.gpa()))
+    let own = range.iter().filter(|&gfn| !space.shares_image(gfn));
+    own.map(Gfn::gpa).try_for_each(|gpa| unshare(space, gpa))
 }
 
 /// Puts a copy in the place of the page that `leaf` maps.

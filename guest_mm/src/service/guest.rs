@@ -7,7 +7,7 @@ use crate::audit::{AuditError, audit, audit_torn_down};
 use crate::collapse::{
     self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
 };
-use crate::copy::{self, NotMapped, WriteError};
+use crate::copy::{self, NotMapped, PutError, WriteError};
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
@@ -71,16 +71,16 @@ impl<P: Protocol> Guest<P> {
     /// Copies bytes into populated memory. Pages that others use too become the guest's own first.
     ///
     /// # Errors
-    /// [`NotMapped`]: part of it is not populated.
-    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), NotMapped> {
+    /// [`PutError`]: part of it is not populated, or shows an image for good, or there is no frame for a copy.
+    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), PutError> {
         let mut done = 0;
         while done < from.len() {
             let at = gpa.checked_add(done as u64).ok_or(NotMapped { gpa })?;
             match copy::write(&self.space, at, &from[done..]) {
                 Ok(()) => break,
-                Err(WriteError::NotMapped(error)) => return Err(error),
+                Err(WriteError::NotMapped(error)) => return Err(error.into()),
                 Err(WriteError::Shared { at, written }) => {
-                    fault::unshare(&self.space, at).map_err(|_| NotMapped { gpa: at })?;
+                    fault::unshare(&self.space, at)?;
                     done += written;
                 }
             }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::collapse::{CollapsePolicy, Copying};
+use guest_mm::copy::PutError;
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pool::{BackingChoice, BackingKind};
@@ -121,7 +122,10 @@ impl<P: Protocol> ServedRam<P> {
         }
         let gpa = Gpa::new(start);
         self.guest.populate(GfnRange::from_bytes(gpa, bytes.len() as u64)?)?;
-        self.guest.write(gpa, bytes).map_err(|missing| MachineError::Guarded { gpa: missing.gpa })
+        self.guest.write(gpa, bytes).map_err(|error| match error {
+            PutError::NotMapped(missing) => MachineError::Guarded { gpa: missing.gpa },
+            PutError::Fault(error) => MachineError::Load(error),
+        })
     }
 
     /// Serves no fault any more. No vCPU may run.
