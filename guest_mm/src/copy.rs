@@ -15,17 +15,6 @@ pub struct NotMapped {
     pub gpa: Gpa,
 }
 
-/// Why the monitor could not write. What lies before the page that it names is written.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum PutError {
-    /// A page has no bytes.
-    #[error(transparent)]
-    NotMapped(#[from] NotMapped),
-    /// A page that others use too could not become the guest's own.
-    #[error(transparent)]
-    Fault(#[from] crate::fault::FaultError),
-}
-
 /// Why bytes could not be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WriteError {

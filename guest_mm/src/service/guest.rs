@@ -7,7 +7,7 @@ use crate::audit::{AuditError, audit, audit_torn_down};
 use crate::collapse::{
     self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
 };
-use crate::copy::{self, NotMapped, PutError, WriteError};
+use crate::copy::{self, NotMapped, WriteError};
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
@@ -25,6 +25,17 @@ use crate::split::{self, SplitError};
 use crate::stats::Stats;
 use crate::sync::Arc;
 use crate::unmap::{self, UnmapError};
+
+/// Why the monitor could not write. What lies before the page that it names is written.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PutError {
+    /// A page has no bytes.
+    #[error(transparent)]
+    NotMapped(#[from] NotMapped),
+    /// A page that others use too could not become the guest's own.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
+}
 
 /// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
 /// were right.

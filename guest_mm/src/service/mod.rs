@@ -23,7 +23,7 @@ use crate::table::Table;
 use crate::tally::Tally;
 
 pub use config::{GuestConfig, GuestError, ImageRam};
-pub use guest::Guest;
+pub use guest::{Guest, PutError};
 
 /// The guest memory service of a process.
 pub type GuestMm = Service<Sound>;

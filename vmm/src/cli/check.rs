@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{CheckArgs, Failure, print};
 use crate::config::{
-    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting,
+    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting, Template,
 };
 use crate::machine::{self, Facts};
 
@@ -70,6 +70,13 @@ impl Display for Report<'_> {
             let range = format!("{:#x}..{:#x}", ram.start, ram.end());
             let place = if ram.start == 0 { "below" } else { "above" };
             fact(f, "", format_args!("{range} ({}, {place} the MMIO hole)", ram.length))?;
+        }
+        match &memory.template {
+            None => line(f, "template", "none", Origin::Default)?,
+            Some(template) => {
+                let Template { path, bytes } = &template.value;
+                line(f, "template", format_args!("{} ({bytes})", path.display()), template.origin)?;
+            }
         }
         row(f, "pool", &memory.pool)?;
         fact(f, "", format_args!("{} whole blocks of 2 MiB", memory.pool.value.get() >> 21))?;

@@ -15,6 +15,7 @@
 
 mod answers;
 mod collapse;
+mod commons;
 mod console;
 mod image;
 mod memory;
@@ -42,6 +43,7 @@ use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu, set_virtual_wire};
 
+pub use commons::Commons;
 use console::Interrupt;
 pub use image::{Facts, image};
 pub use memory::ServedRam;
@@ -84,6 +86,9 @@ pub enum MachineError {
     /// No pool.
     #[error("memory.backing: {0}")]
     Backing(#[from] guest_mm::pool::BackingError),
+    /// No template.
+    #[error("memory.template: {0}")]
+    Template(#[from] guest_mm::image::ImageError),
     /// No guest on it.
     #[error(transparent)]
     Guest(#[from] guest_mm::service::GuestError),
@@ -122,7 +127,12 @@ impl MachineError {
                 | MachineError::File { .. }
                 | MachineError::Guarded { .. }
                 | MachineError::Guard(_)
-                | MachineError::Guest(GuestError::Ragged { .. } | GuestError::Granule { .. })
+                | MachineError::Template(_)
+                | MachineError::Guest(
+                    GuestError::Ragged { .. }
+                        | GuestError::Granule { .. }
+                        | GuestError::PastImage { .. }
+                )
         )
     }
 }
