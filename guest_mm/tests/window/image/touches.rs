@@ -1,5 +1,7 @@
 //! What a guest finds in memory over an image, and what becomes of its stores.
 
+use std::os::unix::fs::MetadataExt;
+
 use guest_mm::GuestConfig;
 use guest_mm::addr::{Gpa, PageSize};
 use guest_mm::fault::FaultError;
@@ -124,6 +126,37 @@ fn memory_that_is_taken_away_reads_the_image_again() {
         test.expect_image(0, 4 * MIB);
         end(&mm, [test], image);
     }
+}
+
+/// Guests once had the host make blocks of zeroes ahead of their reads, where the image's blocks were to come: fifty
+/// clones took 1.3 GiB of the host's memory, in frames that the pool had for free.
+#[test]
+fn the_host_has_no_memory_for_what_is_only_read() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(16 * MIB);
+    let (mm, image) = open(128 * MIB, &template);
+    let guests: Vec<_> = (0..6).map(|i| add_over(&mm, &image, POLICIES[i % 2])).collect();
+    guests.iter().for_each(|test| test.expect_image(0, 16 * MIB));
+    assert_eq!(host_bytes(&guests[0]), 16 * MIB);
+    guests[0].store(0, 1);
+    assert_eq!(host_bytes(&guests[0]), 16 * MIB + PAGE);
+    end(&mm, guests, image);
+}
+
+/// What the file behind a guest's window takes of the host's memory.
+fn host_bytes(test: &TestGuest) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let start = format!("{:x}-", test.base.as_u64());
+    let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
+    let inode: u64 = line.split_whitespace().nth(4).unwrap().parse().unwrap();
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|fd| std::fs::metadata(fd.unwrap().path()).ok())
+        .find(|file| file.ino() == inode)
+        .map(|file| file.blocks() * 512)
+        .expect("the pool's file is open")
 }
 
 /// The image's last block and the region's are short, and the region ends before the image does.
