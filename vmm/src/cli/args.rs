@@ -204,6 +204,8 @@ pub enum BenchCommand {
     Pin(BenchOptions),
     /// What it costs to make a block of 4 KiB pages one huge page, beside what the kernel takes for it.
     Collapse(BenchOptions),
+    /// What a machine over a template costs: its start, a store to a page of the template, its memory.
+    Clone(BenchOptions),
 }
 
 /// What every benchmark takes.

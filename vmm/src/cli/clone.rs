@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use crate::machine::{CloneReport, Clones, ClonesReport};
 
 use super::args::CloneArgs;
+use super::check::looked_into;
 use super::{Failure, print};
 
 /// Runs the clones, and tells what they took; the highest of their exit codes.
 pub(super) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
-    let config = args.config.load()?;
+    let config = looked_into(&args.config)?;
     if config.memory.template.is_none() {
         return Err(Failure::NoTemplate(args.config.config.clone()));
     }

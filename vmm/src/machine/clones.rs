@@ -178,6 +178,22 @@ impl Clones<'_> {
     }
 }
 
+/// Runs one machine on `commons` to its end.
+///
+/// # Errors
+/// It could not be built or started.
+pub fn run_one(
+    commons: &Arc<Commons>,
+    config: &MachineConfig,
+) -> Result<CloneReport, MachineError> {
+    let _signals = listen()?;
+    let kvm = kvm::open()?;
+    let said = Transcript::default();
+    let speech = Speech::Kept(said.clone());
+    let machine = Machine::on(&kvm, commons, config, speech, Instant::now())?;
+    Ok(report((0, (machine.run_to_end(None)?, said))))
+}
+
 /// The stack of a thread that waits for a machine.
 const MONITOR_STACK_BYTES: usize = 256 << 10;
 

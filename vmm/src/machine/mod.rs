@@ -47,7 +47,7 @@ use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu, set_virtual_wire};
 
-pub use clones::{CloneReport, Clones, ClonesReport};
+pub use clones::{CloneReport, Clones, ClonesReport, run_one};
 pub use commons::Commons;
 use console::{Interrupt, Speech};
 pub use footprint::Footprint;
