@@ -10,6 +10,7 @@
 //! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch; |
 //! |                  | elsewhere than its block points: `mmap`, which leaves it unregistered       |
 //! | promote          | unregister, and let the host map or make a huge page                       |
+//! | replace          | `mmap` of the new page over the old, which flushes it; else as zap         |
 //! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
 //! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
@@ -243,6 +244,21 @@ impl Mirror for Uffd {
         self.for_windows(range, "MADV_DONTNEED", |window, part| {
             window.drop_translations(&self.descriptor, &self.pool, part)
         })
+    }
+
+    fn replace(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        let range = run.range();
+        let window = self.window(run.gfn).filter(|window| {
+            // What the host fills by itself, and what would be no stray, takes the long way.
+            let closed = run.frames == 1 && prot == Prot::Rwx && !window.is_open(run.gfn);
+            closed && self.pool.granule() == PageSize::Size4K && !window.is_home(run.gfn, run.frame)
+        });
+        let replaced = window.map(|window| window.exchange(&self.pool, run.gfn, run.frame));
+        match replaced {
+            Some(Ok(())) => Ok(()),
+            // Where no mapping is left to split off, the old page goes all the same.
+            Some(Err(_)) | None => self.zap(range),
+        }
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {
