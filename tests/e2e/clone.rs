@@ -34,7 +34,9 @@ impl Template {
         let mut command = SLAT.command(["clone", "--json", "--count", &count.to_string()]);
         command.arg(tree::root().join("configs/template.toml"));
         command.arg("--set").arg(format!("memory.template={}", self.path.display()));
-        sets.iter().for_each(|set| drop(command.args(["--set", set])));
+        for set in sets {
+            command.args(["--set", set]);
+        }
         SLAT.start(command).finish()
     }
 

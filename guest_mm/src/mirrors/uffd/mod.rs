@@ -189,6 +189,15 @@ impl Uffd {
 
 impl Mirror for Uffd {
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        // What `replace` has put there: nothing is left to do but to wake who waits.
+        if run.frames == 1
+            && let Some(window) = self.window(run.gfn)
+            && window.strays().get(run.gfn).is_some_and(|it| it.open && it.frame == run.frame)
+        {
+            return self.for_windows(run.range(), "UFFDIO_WAKE", |window, page| {
+                self.descriptor.wake(window.hva(page.start()), page.bytes())
+            });
+        }
         self.for_windows(run.range(), "UFFDIO_CONTINUE", |window, range| {
             range.chunks(PageSize::Size2M.frames()).try_for_each(|part| {
                 self.install_in_block(window, part, run.frame_of(part.start()), prot)
