@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const GUESTS: [&str; 3] = ["hello", "touch", "smp"];
+const GUESTS: [&str; 4] = ["hello", "touch", "smp", "clone"];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");

@@ -58,6 +58,15 @@ pub trait Mirror: Send + Sync + fmt::Debug {
     /// Old translations may be in use: the frames behind them must not be freed.
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError>;
 
+    /// As [`Mirror::zap`] of the run's range, before `run` is published and installed there with `prot`, under one lock:
+    /// a mirror that puts one page in the place of another in one step may show it already.
+    ///
+    /// # Errors
+    /// As for [`Mirror::zap`]. Nothing shows `run`.
+    fn replace(&self, run: Run, _prot: Prot) -> Result<(), MirrorError> {
+        self.zap(run.range())
+    }
+
     /// Translations of `range` that the window holds allow no more than `prot` when this returns.
     ///
     /// # Errors
@@ -91,6 +100,10 @@ impl<M: Mirror> Mirror for crate::sync::Arc<M> {
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
         (**self).zap(range)
+    }
+
+    fn replace(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        (**self).replace(run, prot)
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {

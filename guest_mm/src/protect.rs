@@ -1,6 +1,6 @@
 //! Changing what the guest may do with memory that it has.
 
-use crate::addr::GfnRange;
+use crate::addr::{GfnRange, Gpa};
 use crate::entry::{Entry, Leaf};
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
@@ -15,6 +15,14 @@ pub enum ProtectError {
     /// It cuts through a page of the pool.
     #[error(transparent)]
     CutsPage(#[from] CutsPage),
+    /// Part of the range shows an image for good.
+    #[error(
+        "guest-physical {gpa} shows a shared image, which nobody can be given the right to write to"
+    )]
+    SharedImage {
+        /// The first such page.
+        gpa: Gpa,
+    },
     /// A huge leaf that is only partly in the range could not be split.
     #[error(transparent)]
     OutOfTables(#[from] OutOfTables),
@@ -31,6 +39,12 @@ pub(crate) fn protect<P: Protocol>(
     prot: Prot,
 ) -> Result<(), ProtectError> {
     space.check_granule(range)?;
+    if prot != Prot::R && prot != Prot::Rx {
+        let shared = space.ram.iter().filter(|region| space.shares_image(region.range.start()));
+        if let Some(shown) = shared.filter_map(|region| region.range.intersection(range)).next() {
+            return Err(ProtectError::SharedImage { gpa: shown.start().gpa() });
+        }
+    }
     let exclusive = |leaf: Leaf| space.pool.frames().is_exclusive(leaf.frame);
     let mut next = range.start();
     while next < range.end() {

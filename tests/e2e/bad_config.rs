@@ -11,7 +11,7 @@ use tests::{Scratch, Slat, assert_refused};
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
 /// The commands that read a config. `every_command_that_reads_a_config_is_tried` fails where one is missing.
-const COMMANDS: &[&str] = &["check", "run"];
+const COMMANDS: &[&str] = &["check", "run", "clone"];
 
 const HELLO: &str = "[boot]\nguest = \"hello\"\n";
 
@@ -36,6 +36,13 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[memory]\npool = 0", &["memory.pool is 0", "not be 0"]),
     ("\n[memory]\npool = \"8192T\"", &["memory.pool", "at most"]),
     ("\n[memory]\nbacking = \"hugetlb\"\npages = \"4k\"", &[":6:", "memory.pages is \"4k\"", "hugetlb"]),
+    ("\n[memory]\ntemplate = \"nowhere\"", &[":5:", "memory.template is \"nowhere\"", "there is no file"]),
+    ("\n[memory]\ntemplate = \"/dev/zero\"", &["memory.template", "must be a regular file"]),
+    ("\n[memory]\ntemplate = \"/\"", &["memory.template", "a directory"]),
+    ("\n[memory]\ntemplate = \"\"", &["memory.template", "the path of a file of raw memory"]),
+    ("\n[memory]\ntemplate = 1", &["memory.template is 1", "the path of a file"]),
+    ("\n[memory]\ntemplate = \"/proc/self/mem\"", &["memory.template", "has 0 bytes", "multiple of 4096"]),
+    ("\n[memory]\ntemplate = \"/proc/self/mem\"\nbacking = \"hugetlb\"", &["memory.template", "hugetlb, which has no 4 KiB pages"]),
     ("\n[memory]\nbacking = \"disk\"", &["memory.backing", "auto, memfd, tmpfs or hugetlb"]),
     ("\n[memory]\npages = \"4K\"", &["memory.pages", "did you mean \"4k\"?"]),
     ("\n[memory]\npages = \"1g\"", &["memory.pages is \"1g\"", "64 MiB is smaller"]),
@@ -81,7 +88,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("", &["boot.guest is missing", "boot.kernel"]),
     ("# nothing but this\n", &["boot.guest is missing", "boot.kernel"]),
     ("[boot]\nguest = \"hello\"\nkernel = \"k\"", &[":2:", "boot.guest", "boot.kernel is set too (line 3)"]),
-    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch or smp", "did you mean \"hello\"?"]),
+    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch, smp or clone", "did you mean \"hello\"?"]),
     ("\ninitrd = \"i\"", &["boot.initrd", "goes with boot.kernel"]),
     ("\nprotocol = \"pvh\"", &["boot.protocol", "goes with boot.kernel"]),
     ("\nunpack = false", &["boot.unpack", "goes with boot.kernel"]),
@@ -257,7 +264,7 @@ fn bad_usage_exits_with_2_and_asking_for_help_with_0() {
 
 #[test]
 fn every_command_that_reads_a_config_is_tried() {
-    for command in ["check", "run"] {
+    for command in ["check", "run", "clone"] {
         let there = SLAT.run(["help", command]).code == Some(0);
         let tried = COMMANDS.contains(&command);
         assert_eq!(there, tried, "`slat {command}` and COMMANDS disagree: put it into the list");
@@ -270,8 +277,10 @@ fn the_shipped_configs_are_fine() {
     let mut seen = 0;
     for entry in fs::read_dir(&folder).expect("configs/ can be listed") {
         let path = entry.expect("configs/ can be listed").path();
+        let lacks =
+            |config: &str, file: &str| path.ends_with(config) && !folder.join(file).exists();
         let needs_download =
-            path.ends_with("debian.toml") && !folder.join("debian/vmlinuz").exists();
+            lacks("debian.toml", "debian/vmlinuz") || lacks("template.toml", "template.img");
         if path.extension().is_none_or(|extension| extension != "toml") || needs_download {
             continue;
         }

@@ -81,6 +81,16 @@ fn bench_pin_has_a_row_for_each_figure_with_its_goal() {
 }
 
 #[test]
+fn bench_clone_has_a_row_for_each_figure_with_its_goal() {
+    if !require_guests() {
+        return;
+    }
+    let rows = rows("clone", &run("clone"));
+    assert_eq!(goals(&rows), ["ratio <= 1.3", "ratio <= 1.2"]);
+    assert_eq!(rows.len(), 6);
+}
+
+#[test]
 fn bench_collapse_has_a_row_for_each_figure_with_its_goal() {
     if !require_userfaultfd() {
         return;

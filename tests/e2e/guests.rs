@@ -16,6 +16,7 @@ const RUN: &[&str] = &[
     "overcommit.toml",
     "quickstart.toml",
     "smp.toml",
+    "template.toml",
     "touch-blocks.toml",
     "touch.toml",
 ];
@@ -308,6 +309,43 @@ fn a_guard_page_stops_who_touches_it_and_nobody_else() {
     assert_ended(&output, 1, &["write of the guard page"]);
     let (output, _) = run("guard.toml", &["boot.cmdline=write=0x2001000 read=0x1ffffff"]);
     assert_ended(&output, 0, &["hello: write 0x2001000: 0x5a"]);
+}
+
+/// A guest over a file reads the file's bytes, its own boot image and what it wrote; the file stays as it was.
+#[test]
+fn a_guest_over_a_template_finds_it_and_leaves_it_as_it_was() {
+    if !require_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    // The last page is not zero, nor is what the boot image lies over.
+    let bytes: Vec<u8> = (0..64u32 << 20).map(|i| (i >> 12 ^ i) as u8 | 1).collect();
+    let template = scratch.write("template.img", &bytes);
+    let set = format!("memory.template={}", template.display());
+    for more in [&[][..], &["memory.pages=2m"], &["memory.backing=memfd"], &["machine.vcpus=2"]] {
+        let (output, report) = run("template.toml", &[&[&*set], more].concat());
+        assert_ended(&output, 0, &[" written=64 wrong=0 ", "audit clean"]);
+        assert!(report.number("memory.unshared") >= 64, "{more:?}");
+    }
+    assert_eq!(fs::read(&template).unwrap(), bytes);
+    let check = SLAT.run([
+        "check".as_ref(),
+        configs().join("template.toml").as_os_str(),
+        "--set".as_ref(),
+        set.as_ref(),
+    ]);
+    let line = format!("template       {} (64 MiB) (--set)", template.display());
+    assert_ended(&check, 0, &[&line, "pool           128 MiB (default)", "no overcommit"]);
+    // A file that is cut before it is used is refused with both sizes.
+    let output = SLAT.run([
+        "run".as_ref(),
+        configs().join("template.toml").as_os_str(),
+        "--set".as_ref(),
+        set.as_ref(),
+        "--set".as_ref(),
+        "memory.size=65M".as_ref(),
+    ]);
+    assert_ended(&output, 2, &["has 64 MiB, which is less than the 65 MiB of memory.size"]);
 }
 
 /// Both work hard, each in a process of its own: neither sees the other.

@@ -29,7 +29,7 @@ pub struct Guest {
 }
 
 /// Every built-in guest.
-pub const ALL: [Guest; 3] = [
+pub const ALL: [Guest; 4] = [
     Guest {
         name: "hello",
         summary: "says who it is and ends the way it is asked to",
@@ -109,11 +109,25 @@ pub const ALL: [Guest; 3] = [
             },
         ],
     },
+    Guest {
+        name: "clone",
+        summary: "reads what a template filled its RAM with, writes pages of its own, and checks that all else stayed",
+        elf: include_bytes!(env!("SLAT_GUEST_CLONE")),
+        keys: &[
+            Key { name: "write", values: "0|N", meaning: "pages to write to" },
+            Key {
+                name: "order",
+                values: "seq|random",
+                meaning: "write to neighbours, or to pages anywhere",
+            },
+            Key { name: "limit", values: "BYTES", meaning: "use so much RAM only" },
+        ],
+    },
 ];
 
 /// The built-in guest called `name`.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    static GUESTS: [Guest; 3] = ALL;
+    static GUESTS: [Guest; 4] = ALL;
     GUESTS.iter().find(|guest| guest.name == name)
 }
 

@@ -38,7 +38,7 @@ use crate::geometry::Level;
 use crate::mirror::MirrorError;
 use crate::prot::Prot;
 use crate::protocol::{Protocol, Step};
-use crate::space::{AddressSpace, count};
+use crate::space::{AddressSpace, RamRegion, count};
 use crate::table::cursor::{Cursor, Ended};
 
 #[cfg(not(loom))]
@@ -109,10 +109,7 @@ fn try_block<P: Protocol>(
             _ => return skipped(Skip::Untouched),
         },
     };
-    // Over an image a hole is a page of the image's, not one of zeroes.
-    let max_holes = if region.over.is_some() { 0 } else { policy.max_holes };
-    let policy = CollapsePolicy { max_holes, ..policy };
-    let plan = match Plan::of(space, &table, policy) {
+    let plan = match Plan::of(space, region, &table, policy) {
         Ok(plan) => plan,
         Err(why) => return skipped(why),
     };
@@ -138,9 +135,12 @@ struct Plan {
 impl Plan {
     fn of<P: Protocol>(
         space: &AddressSpace<P>,
+        region: &RamRegion,
         table: &Cursor<'_, P>,
         policy: CollapsePolicy,
     ) -> Result<Plan, Skip> {
+        // A page that is absent reads as zeroes, unless there is an image behind it.
+        let max_holes = if region.over.is_some() { 0 } else { policy.max_holes };
         let block = table.range();
         let mut pages = Vec::with_capacity(block.frames() as usize);
         let mut holes = Vec::new();
@@ -172,7 +172,7 @@ impl Plan {
             in_order = in_order.filter(|_| in_place);
         }
         let Some(first) = first else { return Err(Skip::Untouched) };
-        if holes.len() > policy.max_holes as usize {
+        if holes.len() > max_holes as usize {
             return Err(Skip::Holes { absent: holes.len() as u32 });
         }
         Ok(Plan { prot: first.prot, pages, holes, in_order })

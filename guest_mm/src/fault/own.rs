@@ -2,7 +2,8 @@
 //!
 //! Others are an image, and pages that were found to be the same. What they use is never written, so the copy can be
 //! made before the entry changes. The entry is out of the table and of the window between the old page and the new
-//! one: a device that finds the new one must not write to it while a vCPU still reads the old.
+//! one: a device that finds the new one must not write to it while a vCPU still reads the old. The window may show the
+//! new page before the table has it: it holds the same bytes, and until it is published nobody else can find it.
 
 #[cfg(not(loom))]
 use crate::addr::GfnRange;
@@ -32,7 +33,7 @@ pub(super) fn own<P: Protocol>(
     Ok(Filled::Copied)
 }
 
-/// Makes the page at `gpa`, if one is mapped, one that a device can pin.
+/// Makes the page at `gpa`, if one is mapped, one that a device can pin and the monitor may write to.
 pub(crate) fn unshare<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) -> Result<(), FaultError> {
     let (gfn, access) = (gpa.gfn(), Access::Read);
     let region = space.region(gfn).ok_or(FaultError::NotRam { gpa, access })?;
@@ -80,12 +81,12 @@ fn take_copy<P: Protocol>(
         .map_err(|cause| FaultError::Exhausted { gpa, access, cause })?;
     P::at(Step::K4);
     space.pool.copy(leaf.frame, frame);
-    if let Err(error) = cursor.take_out(gfn).flush(&*space.mirror) {
+    let own = Leaf::own(frame, leaf.prot.exclusive());
+    if let Err(error) = cursor.take_out(gfn).flush_for(&*space.mirror, own) {
         let _shown_at_the_next_touch = cursor.put_back(gfn, leaf, leaf);
         space.pool.release(frame, 1);
         return Err(error.into());
     }
-    let own = Leaf::own(frame, leaf.prot.exclusive());
     let shown = cursor.put_back(gfn, leaf, own).install(&*space.mirror);
     drop(cursor);
     if leaf.source == Source::Guest {

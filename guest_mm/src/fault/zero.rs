@@ -81,7 +81,10 @@ pub(super) fn serve<P: Protocol>(
 #[cfg(not(loom))]
 pub(crate) fn prepare_next<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) {
     let here = GfnRange::entry(gpa.gfn(), Level::PD);
-    let Some(region) = space.region(here.start()) else { return };
+    // Over an image, what comes next is the image's: a block made early would never be used.
+    let Some(region) = space.region(here.start()).filter(|region| region.over.is_none()) else {
+        return;
+    };
     let blocks = PageSize::Size2M.frames();
     let before = here.start().as_u64().checked_sub(blocks).map(Gfn::new);
     let next = GfnRange::entry(here.end(), Level::PD);

@@ -1,11 +1,24 @@
 //! The file of an image: raw memory, page after page. It is read, never mapped, so nothing that becomes of it can
 //! raise a signal here; and it is looked at after each read, so that a page is what the file held when
 //! it was opened, or an error.
+//!
+//! # What is noticed
+//! Another size, and another time of the last write. The kernel stamps that time before the bytes change, so a read
+//! that saw new bytes sees the new time. From Linux 6.13 on, tmpfs, ext4, XFS and Btrfs give a write that follows a
+//! look at the time one of its own, however soon it follows.
+//!
+//! Not the time of the last change (`ctime`): unlinking, renaming and linking change it too, and to put a new template
+//! in the place of the old by a rename is what an operator should do while guests run.
+//!
+//! # Known holes
+//! * Where times are coarse (older kernels, other file systems), a write of the same size within some 4 ms of the
+//!   opening is not noticed.
+//! * Nor is a writer that sets the time back, or one that had the file mapped and its pages dirty before it was opened.
 #![allow(unsafe_code, reason = "reads into a frame of the pool")]
 
-use std::fs::File;
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::addr::{FrameNo, PageSize};
@@ -19,7 +32,10 @@ use super::Image;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// It cannot be opened, or asked for its size.
-    #[error("the image {} cannot be opened: {source}", path.display())]
+    #[error(
+        "the image {} cannot be opened: {source}; it must be a file of raw memory that this user may read",
+        path.display()
+    )]
     Open {
         /// Which.
         path: PathBuf,
@@ -36,7 +52,8 @@ pub enum ImageError {
     },
     /// It does not consist of pages.
     #[error(
-        "the image {} has {bytes} bytes, which is not a multiple of 4096 above 0: it is cut off, or no raw memory",
+        "the image {} has {bytes} bytes, which is not a multiple of 4096 above 0: it is cut off, or no raw memory; \
+         write it again",
         path.display()
     )]
     Ragged {
@@ -46,7 +63,10 @@ pub enum ImageError {
         bytes: u64,
     },
     /// The pool's pages are larger than those of an image.
-    #[error("the image {} cannot be used: a {kind} pool has no pages of 4 KiB", path.display())]
+    #[error(
+        "the image {} cannot be used: a {kind} pool has no pages of 4 KiB; let the pool lie on a memfd or tmpfs",
+        path.display()
+    )]
     Granule {
         /// Which.
         path: PathBuf,
@@ -68,7 +88,8 @@ pub enum ImageError {
 pub enum ReadError {
     /// The file is not what it was when it was opened.
     #[error(
-        "the image {} was changed while a guest lies over it ({what}): pages of it that were not loaded yet are lost",
+        "the image {} was changed while a guest lies over it ({what}): pages of it that were not loaded yet are lost; \
+         put a new image in its place by a rename, never write to one in use",
         path.display()
     )]
     Changed {
@@ -115,17 +136,17 @@ impl Image {
             return Err(ImageError::Granule { path: path.to_owned(), kind: pool.kind() });
         }
         let failed = |source| ImageError::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
+        let check = |metadata: &Metadata| match kind(metadata.file_type()) {
+            None => Ok(()),
+            Some(kind) => Err(ImageError::NotAFile { path: path.to_owned(), kind }),
+        };
+        // First, because to open a device is to do something with it; and again, because it may have been replaced.
+        check(&fs::metadata(path).map_err(failed)?)?;
+        let mut options = OpenOptions::new();
+        // The opening of a pipe would wait for its writer.
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            let kind = match metadata.file_type() {
-                kind if kind.is_dir() => "a folder",
-                kind if kind.is_fifo() => "a pipe",
-                kind if kind.is_socket() => "a socket",
-                _ => "a device",
-            };
-            return Err(ImageError::NotAFile { path: path.to_owned(), kind });
-        }
+        check(&metadata)?;
         let stamp = Stamp::of(&metadata);
         let bytes = stamp.bytes;
         if bytes == 0 || !bytes.is_multiple_of(FRAME_BYTES) {
@@ -141,6 +162,17 @@ impl Image {
     /// The file's name.
     pub fn path(&self) -> &Path {
         &self.source.path
+    }
+}
+
+/// What a file is that is no regular one.
+fn kind(kind: FileType) -> Option<&'static str> {
+    match kind {
+        kind if kind.is_file() => None,
+        kind if kind.is_dir() => Some("a folder"),
+        kind if kind.is_fifo() => Some("a pipe"),
+        kind if kind.is_socket() => Some("a socket"),
+        _ => Some("a device"),
     }
 }
 
@@ -189,7 +221,7 @@ impl Source {
 }
 
 impl Stamp {
-    fn of(metadata: &std::fs::Metadata) -> Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
         Stamp { bytes: metadata.len(), written: (metadata.mtime(), metadata.mtime_nsec()) }
     }
 }

@@ -73,7 +73,8 @@ pub enum GuestError {
     },
     /// A range over an image reaches past the image's end.
     #[error(
-        "RAM at {range} lies over {pages} pages of the image {} from page {first} on, and the image has {has}",
+        "RAM at {range} lies over {pages} pages of the image {} from page {first} on, and the image has {has}: it needs \
+         a larger image, or less RAM over it",
         image.display(), pages = range.frames()
     )]
     PastImage {
@@ -87,15 +88,20 @@ pub enum GuestError {
         has: u64,
     },
     /// A range over an image starts in the middle of a block of the image.
-    #[error("RAM at {range} starts at page {first} of its image, which is not a multiple of 512")]
+    #[error(
+        "RAM at {range} starts at page {first} of the image {}, which is not a multiple of 512, as a block's first page is",
+        image.display()
+    )]
     UnalignedImage {
         /// The range.
         range: GfnRange,
+        /// Its image.
+        image: std::path::PathBuf,
         /// The image's page at its start.
         first: u64,
     },
     /// The image's frames are another pool's.
-    #[error("the image {} belongs to another service", image.display())]
+    #[error("the image {} belongs to another service: open it on the one that the guest is of", image.display())]
     OtherService {
         /// Which.
         image: std::path::PathBuf,

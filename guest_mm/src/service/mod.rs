@@ -181,7 +181,7 @@ impl<P: Protocol> Service<P> {
             return Err(GuestError::OtherService { image: path() });
         }
         if !first.is_multiple_of(PageSize::Size2M.frames()) {
-            return Err(GuestError::UnalignedImage { range, first });
+            return Err(GuestError::UnalignedImage { range, image: path(), first });
         }
         let has = image.nr_pages();
         if first.checked_add(range.frames()).is_none_or(|end| end > has) {

@@ -99,6 +99,15 @@ impl Zap<'_> {
 }
 
 impl Zap<'_> {
+    /// As [`Zap::flush`] of a leaf in whose place `leaf` is put back, under the same lock: the window may show that from
+    /// now on.
+    pub(crate) fn flush_for(mut self, mirror: &dyn Mirror, leaf: Leaf) -> Result<(), MirrorError> {
+        debug_assert!(self.left.is_none() && self.frames.0.is_empty());
+        self.flushed = true;
+        let (gfn, frames) = (self.range.start(), self.range.frames());
+        mirror.replace(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
+    }
+
     /// Flushes nothing: what [`crate::protocol::Protocol::T3_LEAF_BEFORE_EMPTYING`] rules out.
     pub(crate) fn forget(mut self) {
         self.flushed = true;

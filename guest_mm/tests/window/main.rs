@@ -13,6 +13,7 @@ use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
 mod collapse;
 mod contents;
+mod image;
 mod limits;
 mod queue;
 mod view;
@@ -26,18 +27,29 @@ struct TestGuest {
 }
 
 fn add(mm: &GuestMm, bytes: u64, pages: PageSize) -> TestGuest {
-    let (tell, stops) = channel();
-    let tell = Mutex::new(tell);
-    let ram = GfnRange::from_bytes(Gpa::new(0), bytes).unwrap();
-    let config = GuestConfig {
-        ram: vec![ram],
+    let config = GuestConfig { ram: vec![range(0, bytes)], ..nothing(pages) };
+    add_as(mm, config)
+}
+
+/// A guest without RAM, that nothing may stop.
+fn nothing(pages: PageSize) -> GuestConfig {
+    GuestConfig {
+        ram: Vec::new(),
         over: Vec::new(),
         on_missing: None,
         policy: FaultPolicy { pages },
         fault_threads: 2,
-        on_stop: Box::new(move |error| tell.lock().unwrap().send(error.clone()).unwrap()),
-    };
-    let guest = mm.add_guest(config).unwrap();
+        on_stop: Box::new(|_| ()),
+    }
+}
+
+/// The guest that `config` describes, what stops it kept.
+fn add_as(mm: &GuestMm, config: GuestConfig) -> TestGuest {
+    let (tell, stops) = channel();
+    let tell = Mutex::new(tell);
+    let on_stop =
+        Box::new(move |error: &FaultError| tell.lock().unwrap().send(error.clone()).unwrap());
+    let guest = mm.add_guest(GuestConfig { on_stop, ..config }).unwrap();
     let base = guest.windows().next().unwrap().1;
     TestGuest { guest, stops: Mutex::new(stops), base }
 }
@@ -63,6 +75,13 @@ impl TestGuest {
         let at = self.pointer(gpa) as usize;
         // SAFETY: as in `load`; every test joins the thread before the guest ends.
         std::thread::spawn(move || unsafe { (at as *mut u64).write_volatile(1) })
+    }
+
+    /// The same for a load.
+    fn load_aside(&self, gpa: u64) -> std::thread::JoinHandle<u64> {
+        let at = self.pointer(gpa) as usize;
+        // SAFETY: as in `store_aside`.
+        std::thread::spawn(move || unsafe { (at as *const u64).read_volatile() })
     }
 
     /// Ends a guest that nothing stopped, its books right.

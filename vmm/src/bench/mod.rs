@@ -5,6 +5,7 @@
 
 mod bare;
 mod boot;
+mod clone;
 mod collapse;
 mod fault;
 mod pin;
@@ -17,6 +18,7 @@ use crate::kvm::KvmError;
 use crate::machine::MachineError;
 
 pub use boot::{BARE_HELLO, bare_hello, boot};
+pub use clone::clone;
 pub use collapse::collapse;
 pub use fault::fault;
 pub use pin::pin;

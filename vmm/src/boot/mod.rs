@@ -256,8 +256,26 @@ impl BootImage {
         &self,
         mut sink: impl FnMut(GuestAddress, &[u8; PAGE_SIZE as usize]) -> Result<(), E>,
     ) -> Result<u64, E> {
-        let mut page = [0; PAGE_SIZE as usize];
         let mut nr_pages = 0;
+        self.for_every_page(|start, page| {
+            if page.iter().any(|&byte| byte != 0) {
+                sink(start, page)?;
+                nr_pages += 1;
+            }
+            Ok(())
+        })?;
+        Ok(nr_pages)
+    }
+
+    /// As [`for_each_page`](Self::for_each_page), with the pages of zeroes: for memory that is something else before.
+    ///
+    /// # Errors
+    /// What `sink` says.
+    pub fn for_every_page<E>(
+        &self,
+        mut sink: impl FnMut(GuestAddress, &[u8; PAGE_SIZE as usize]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut page = [0; PAGE_SIZE as usize];
         for extent in &self.extents {
             for start in (extent.start.0..extent.end()).step_by(PAGE_SIZE as usize) {
                 let start = GuestAddress(start);
@@ -265,12 +283,9 @@ impl BootImage {
                 self.staging
                     .read_slice(&mut page, start)
                     .expect("extents lie in the staging memory");
-                if page.iter().any(|&byte| byte != 0) {
-                    sink(start, &page)?;
-                    nr_pages += 1;
-                }
+                sink(start, &page)?;
             }
         }
-        Ok(nr_pages)
+        Ok(())
     }
 }

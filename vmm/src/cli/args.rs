@@ -26,6 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the microVM that a config describes; its console is on standard output.
     Run(RunArgs),
+    /// Start many microVMs over one template, and say what each of them and all together took.
+    Clone(CloneArgs),
     /// Measure, against a baseline in the same run.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -101,6 +103,38 @@ pub struct RunArgs {
     /// Answer `slat map` and `slat collapse` at this socket while the machine runs: short for --set control.socket=PATH.
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
+}
+
+/// `slat clone`
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+A template is a file of raw memory, as large as the guest's RAM or larger. Its pages are loaded once, when the first clone
+touches them, and are shared by all clones in one process; a page that a clone writes to becomes its own: 4 KiB. So a clone
+costs what it writes. The config says which template: memory.template = \"file\".
+
+The clones are built one after the other and run side by side; what they say is kept (--json has it), and the table comes
+when the last has ended. One that fails is shown with its last line. The exit code is the highest of the clones'.
+
+Without memory.pool, the pool has room for the template and for all that every clone can write; it takes memory only as it
+is used. Private pages that do not lie in order cost a mapping each, of which a process has vm.max_map_count.
+
+Examples:
+  head -c 64M /dev/urandom > template.img
+  slat clone configs/template.toml --set memory.template=template.img
+  slat clone configs/template.toml --count 50 --set memory.template=template.img --set boot.cmdline=write=1024
+  slat clone vm.toml --count 8 --json | jq '.after.pss_bytes - .before.pss_bytes'")]
+pub struct CloneArgs {
+    /// The config.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// How many machines, 1 to 1000.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `slat map`
@@ -242,6 +276,8 @@ pub enum BenchCommand {
     Pin(BenchOptions),
     /// What it costs to make a block of 4 KiB pages one huge page, beside what the kernel takes for it.
     Collapse(BenchOptions),
+    /// What a machine over a template costs: its start, a store to a page of the template, its memory.
+    Clone(BenchOptions),
 }
 
 /// What every benchmark takes.

@@ -5,9 +5,9 @@ use std::fmt::{self, Display, Write};
 
 use serde::Serialize;
 
-use super::{CheckArgs, Failure, print};
+use super::{CheckArgs, ConfigArgs, Failure, print};
 use crate::config::{
-    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting,
+    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting, Template,
 };
 use crate::machine::{self, Facts};
 
@@ -16,9 +16,15 @@ const WORST: Facts = Facts { tsc_khz: u32::MAX, one_gib_pages: false };
 
 /// Prints the machine, or says what is wrong with its config or with a file that it names.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let config = args.config.load()?;
-    machine::image(&config, WORST)?;
+    let config = looked_into(&args.config)?;
     if args.json { print(&json(&config)) } else { print(&Report(&config).to_string()) }
+}
+
+/// The machine that `args` describe, once what it boots has been looked into.
+pub(super) fn looked_into(args: &ConfigArgs) -> Result<MachineConfig, Failure> {
+    let config = args.load()?;
+    machine::image(&config, WORST)?;
+    Ok(config)
 }
 
 /// The config, and what follows from it.
@@ -70,6 +76,13 @@ impl Display for Report<'_> {
             let range = format!("{:#x}..{:#x}", ram.start, ram.end());
             let place = if ram.start == 0 { "below" } else { "above" };
             fact(f, "", format_args!("{range} ({}, {place} the MMIO hole)", ram.length))?;
+        }
+        match &memory.template {
+            None => line(f, "template", "none", Origin::Default)?,
+            Some(template) => {
+                let Template { path, bytes } = &template.value;
+                line(f, "template", format_args!("{} ({bytes})", path.display()), template.origin)?;
+            }
         }
         row(f, "pool", &memory.pool)?;
         fact(f, "", format_args!("{} whole blocks of 2 MiB", memory.pool.value.get() >> 21))?;

@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod check;
+mod clone;
 mod collapse;
 mod map;
 mod race;
@@ -19,8 +20,8 @@ use std::time::Instant;
 use clap::Parser;
 
 pub use args::{
-    BenchCommand, BenchOptions, CheckArgs, Cli, CollapseArgs, Command, ConfigArgs, MapArgs,
-    RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
+    BenchCommand, BenchOptions, CheckArgs, Cli, CloneArgs, CollapseArgs, Command, ConfigArgs,
+    MapArgs, RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
 };
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
@@ -60,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
         Command::Race(command) => race::run(command),
+        Command::Clone(args) => clone::run(args),
         Command::Run(args) => run::run(args, started),
     };
     match done {
@@ -83,6 +85,8 @@ enum Failure {
     Race(LabError),
     /// The machine could not be built or run.
     Machine(MachineError),
+    /// The config of clones has no template.
+    NoTemplate(PathBuf),
     /// A file could not be written.
     Write {
         /// Which.
@@ -108,6 +112,11 @@ impl Failure {
             Failure::Race(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
+            Failure::NoTemplate(config) => {
+                let config = shown(config);
+                let what = "memory.template is missing: clones lie over the file that it names";
+                (format!("{config}: {what}"), BAD_INPUT)
+            }
             Failure::Write { path, source } => {
                 (format!("{} cannot be written: {source}", shown(path)), FAILED)
             }

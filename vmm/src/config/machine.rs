@@ -117,6 +117,8 @@ keywords! {
         Touch = "touch",
         /// Does so on every vCPU.
         Smp = "smp",
+        /// Reads what a template filled its RAM with, and writes pages of its own.
+        Clone = "clone",
     }
 }
 
@@ -210,6 +212,8 @@ pub struct Machine {
 pub struct Memory {
     /// The guest's RAM: a multiple of 4 KiB, not 0, and within the host's address width.
     pub size: Setting<Bytes>,
+    /// What the RAM is before anyone writes to it; without one it is zeroes.
+    pub template: Option<Setting<Template>>,
     /// What the RAM is populated from: a multiple of 2 MiB, at least one of [`pages`](Self::pages). Smaller than
     /// [`size`](Self::size) is overcommit.
     pub pool: Setting<Bytes>,
@@ -229,10 +233,20 @@ impl Memory {
         ram_ranges(self.size.value)
     }
 
-    /// RAM promised for each byte there is: above 1 is overcommit.
+    /// RAM and template promised for each byte there is: above 1 is overcommit.
     pub fn overcommit(&self) -> f64 {
-        self.size.value.get() as f64 / self.pool.value.get() as f64
+        let template = self.template.as_ref().map_or(0, |template| template.value.bytes.get());
+        (self.size.value.get() + template) as f64 / self.pool.value.get() as f64
     }
+}
+
+/// A file that RAM is private over. It was there, and had so many bytes, when the config was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Template {
+    /// The file, found from the config's folder.
+    pub path: HostPath,
+    /// Its size: a multiple of 4 KiB, at least that of RAM.
+    pub bytes: Bytes,
 }
 
 /// `[collapse]`: how blocks of 4 KiB pages become huge pages.

@@ -58,6 +58,7 @@ keys! {
     UNCLAIMED = "machine" "unclaimed" Text "auto, stop or ignore";
     CPU = "machine" "cpu" TextOrList "host, emulation-safe or a list like [\"-cx16\", \"-avx\"]";
     SIZE = "memory" "size" Size "a size like \"64M\" or a number of bytes";
+    TEMPLATE = "memory" "template" Text "the path of a file of raw memory";
     POOL = "memory" "pool" Size "a size like \"64M\" or a number of bytes";
     BACKING = "memory" "backing" Text "auto, memfd, tmpfs or hugetlb";
     PAGES = "memory" "pages" Text "4k, 2m or 1g";
@@ -68,7 +69,7 @@ keys! {
     COPYING = "collapse" "copying" Boolean "true or false";
     SCAN_RATE = "collapse" "scan_rate" IntegerOrText "an integer from 1 to 1000000 or unlimited";
     COPY_BUDGET = "collapse" "copy_budget" IntegerOrText "an integer from 1 to 1000000 or unlimited";
-    GUEST = "boot" "guest" Text "hello, touch or smp";
+    GUEST = "boot" "guest" Text "hello, touch, smp or clone";
     KERNEL = "boot" "kernel" Text "the path of an ELF vmlinux or a bzImage";
     PROTOCOL = "boot" "protocol" Text "auto, linux64 or pvh";
     UNPACK = "boot" "unpack" Boolean "true or false";

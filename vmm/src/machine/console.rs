@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{self, Write, sink};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::serial::{Serial, Trigger};
+use devices::serial::Trigger;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,21 +26,73 @@ impl Trigger for Interrupt {
     }
 }
 
-/// The serial port that `config` describes.
-pub(super) fn serial(
-    config: &config::Serial,
-    interrupt: Interrupt,
-    stage: &Arc<Stage>,
-) -> Result<Serial, MachineError> {
-    let output: Box<dyn Write + Send> = match config {
-        // Unbuffered: the device says when a byte goes out, and it goes at once.
-        config::Serial::Stdio => Box::new(Stdout { fd: stdout()?, stage: Arc::clone(stage) }),
-        config::Serial::Off => Box::new(sink()),
-        config::Serial::File(path) => Box::new(File::create(&**path).map_err(|source| {
-            MachineError::File { key: "console.serial", path: path.to_path_buf(), source }
-        })?),
-    };
-    Ok(Serial::new(interrupt, output))
+/// Where a machine's console leads.
+#[derive(Clone, Debug)]
+pub(super) enum Speech {
+    /// Where its config says.
+    AsConfigured,
+    /// Here, and nothing is typed.
+    Kept(Transcript),
+}
+
+impl Speech {
+    /// The output of the serial port that `config` describes.
+    pub(super) fn output(
+        self,
+        config: &config::Serial,
+        stage: &Arc<Stage>,
+    ) -> Result<Box<dyn Write + Send>, MachineError> {
+        Ok(match (self, config) {
+            (Speech::Kept(transcript), _) => Box::new(transcript),
+            // Unbuffered: the device says when a byte goes out, and it goes at once.
+            (_, config::Serial::Stdio) => {
+                Box::new(Stdout { fd: stdout()?, stage: Arc::clone(stage) })
+            }
+            (_, config::Serial::Off) => Box::new(sink()),
+            (_, config::Serial::File(path)) => {
+                Box::new(File::create(&**path).map_err(|source| MachineError::File {
+                    key: "console.serial",
+                    path: path.to_path_buf(),
+                    source,
+                })?)
+            }
+        })
+    }
+
+    /// Whether what is typed reaches the guest.
+    pub(super) fn takes_input(&self, config: &config::Serial) -> bool {
+        matches!(self, Speech::AsConfigured) && *config == config::Serial::Stdio
+    }
+}
+
+/// The end of what a guest said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Transcript(Arc<Mutex<Vec<u8>>>);
+
+/// Bytes of a transcript that are kept.
+const TRANSCRIPT: usize = 64 << 10;
+
+impl Transcript {
+    pub(super) fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Write for Transcript {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() + bytes.len() > TRANSCRIPT {
+            let excess = kept.len() / 2;
+            kept.drain(..excess);
+        }
+        kept.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn stdout() -> Result<OwnedFd, MachineError> {
@@ -73,11 +125,6 @@ impl Write for Stdout {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Whether what is typed reaches the guest.
-pub(super) fn takes_input(config: &config::Serial) -> bool {
-    *config == config::Serial::Stdio
 }
 
 /// Standard input as the guest's keyboard: unbuffered and unechoed. As it was before when this is

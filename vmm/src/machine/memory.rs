@@ -1,28 +1,30 @@
 //! The guest's memory, from the service.
 
 use std::fmt;
+use std::sync::Arc;
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::collapse::{CollapsePolicy, Copying};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
-use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::service::WriteError;
-use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, Service};
+use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig};
+use vm_memory::GuestAddress;
 
 use crate::boot::BootImage;
-use crate::config::{self, Backing, Collapse, Memory};
+use crate::config::{Collapse, Memory};
 use crate::kvm::Slot;
 use crate::ram::Ram;
 
 use super::MachineError;
+use super::commons::{Commons, pages};
 
-/// A service with one guest on it. The guest goes before the pool.
+/// A guest's memory, and what it lies on. The guest goes first.
 #[derive(Debug)]
 pub struct ServedRam<P: Protocol = Sound> {
     guest: Guest<P>,
-    service: Service<P>,
+    commons: Arc<Commons<P>>,
     policy: CollapsePolicy,
 }
 
@@ -30,32 +32,32 @@ pub struct ServedRam<P: Protocol = Sound> {
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
 impl<P: Protocol> ServedRam<P> {
-    /// The memory that `config` describes, untouched but for its guard pages.
+    /// The memory that `config` describes, untouched but for its guard pages, on a pool of its own.
     ///
     /// # Errors
-    /// The pool or the window cannot be had.
+    /// The pool or the window cannot be had, or the template is none.
     pub(crate) fn new(config: &Memory, on_stop: OnStop) -> Result<ServedRam<P>, MachineError> {
-        let pages = match config.pages.value {
-            config::PageSize::Size4K => PageSize::Size4K,
-            config::PageSize::Size2M => PageSize::Size2M,
-            config::PageSize::Size1G => PageSize::Size1G,
-        };
-        let choice = match config.backing.value {
-            Backing::Auto => BackingChoice::Auto,
-            Backing::Memfd => BackingChoice::Only(BackingKind::Memfd),
-            Backing::Tmpfs => BackingChoice::Only(BackingKind::Tmpfs),
-            Backing::Hugetlb => BackingChoice::Only(BackingKind::Hugetlb),
-        };
-        let service = Service::new(choice, config.pool.value.get(), pages)?;
+        ServedRam::on(&Arc::new(Commons::new(config)?), config, on_stop)
+    }
+
+    /// The same on what other machines lie on too.
+    ///
+    /// # Errors
+    /// The window cannot be had.
+    pub(crate) fn on(
+        commons: &Arc<Commons<P>>,
+        config: &Memory,
+        on_stop: OnStop,
+    ) -> Result<ServedRam<P>, MachineError> {
         let ram = config
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
             .collect::<Result<_, _>>()?;
-        let guest = service.add_guest(GuestConfig {
+        let guest = commons.add_guest(GuestConfig {
             ram,
             over: Vec::new(),
             on_missing: None,
-            policy: FaultPolicy { pages },
+            policy: FaultPolicy { pages: pages(config) },
             fault_threads: config.fault_threads.value.into(),
             on_stop,
         })?;
@@ -63,7 +65,7 @@ impl<P: Protocol> ServedRam<P> {
             let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
             guest.mark(range, Marker::Guard)?;
         }
-        Ok(ServedRam { guest, service, policy: CollapsePolicy::default() })
+        Ok(ServedRam { guest, commons: Arc::clone(commons), policy: CollapsePolicy::default() })
     }
 
     /// The same memory, collapsed as `config` says: by a thread from now on, if there is to be one.
@@ -92,10 +94,10 @@ impl<P: Protocol> ServedRam<P> {
 
     /// What the pool lies on, and why.
     pub fn describe_pool(&self) -> String {
-        self.service.describe_pool()
+        self.commons.describe_pool()
     }
 
-    /// Puts the boot image into memory. Pages of zeroes stay untouched: they read the same.
+    /// Puts the boot image into memory. Pages of zeroes stay untouched where they read the same: not over a template.
     ///
     /// # Errors
     /// [`MachineError::Load`]: the pool is too small for the image, or a guard page lies in it.
@@ -103,7 +105,7 @@ impl<P: Protocol> ServedRam<P> {
         // Neighbours go together: one batch costs what one page costs.
         let mut start = 0;
         let mut bytes: Vec<u8> = Vec::new();
-        image.for_each_page(|gpa, page| {
+        let put = |gpa: GuestAddress, page: &[u8; 4096]| {
             let follows = !bytes.is_empty() && gpa.0 == start + bytes.len() as u64;
             if !follows || bytes.len() as u64 >= PageSize::Size2M.bytes() {
                 self.put(start, &bytes)?;
@@ -112,7 +114,11 @@ impl<P: Protocol> ServedRam<P> {
             }
             bytes.extend_from_slice(page);
             Ok::<(), MachineError>(())
-        })?;
+        };
+        match self.commons.template() {
+            Some(_) => image.for_every_page(put)?,
+            None => image.for_each_page(put).map(|_| ())?,
+        }
         self.put(start, &bytes)
     }
 
@@ -124,7 +130,7 @@ impl<P: Protocol> ServedRam<P> {
         self.guest.populate(GfnRange::from_bytes(gpa, bytes.len() as u64)?)?;
         self.guest.write(gpa, bytes).map_err(|error| match error {
             WriteError::NotMapped(missing) => MachineError::Guarded { gpa: missing.gpa },
-            WriteError::Fault(error) => error.into(),
+            WriteError::Fault(error) => MachineError::Load(error),
         })
     }
 
@@ -133,13 +139,13 @@ impl<P: Protocol> ServedRam<P> {
         self.guest.rest();
     }
 
-    /// Takes the memory down; whether the books were right.
+    /// Takes the memory down; whether the books were right. Who is the last on a pool checks that as well.
     ///
     /// # Errors
     /// The first wrong book.
     pub(crate) fn close(self) -> Result<(), guest_mm::audit::AuditError> {
         self.guest.close()?;
-        self.service.audit()
+        Arc::into_inner(self.commons).map_or(Ok(()), Commons::close)
     }
 }
 

@@ -5,6 +5,8 @@
 //!   image.rs    what is booted              report.rs    what is said afterwards
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
+//!   commons.rs  what machines share: a pool, a template
+//!   clones.rs   many machines over one template, and footprint.rs, what they take
 //! ```
 //!
 //! # Order of set-up
@@ -14,8 +16,11 @@
 //! path that cannot be had should be known before anything else is done; it is served once the guest runs.
 
 mod answers;
+mod clones;
 mod collapse;
+mod commons;
 mod console;
+mod footprint;
 mod image;
 mod memory;
 mod monitor;
@@ -42,10 +47,15 @@ use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu, set_virtual_wire};
 
-use console::Interrupt;
+pub use clones::{CloneReport, Clones, ClonesReport, run_one};
+pub use commons::Commons;
+use console::{Interrupt, Speech};
+pub use footprint::Footprint;
 pub use image::{Facts, image};
 pub use memory::ServedRam;
+use report::Ingredients;
 pub use report::{Outcome, Report};
+use signals::Signals;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +94,9 @@ pub enum MachineError {
     /// No pool.
     #[error("memory.backing: {0}")]
     Backing(#[from] guest_mm::pool::BackingError),
+    /// No template.
+    #[error("memory.template: {0}")]
+    Template(#[from] guest_mm::image::ImageError),
     /// No guest on it.
     #[error(transparent)]
     Guest(#[from] guest_mm::service::GuestError),
@@ -122,7 +135,12 @@ impl MachineError {
                 | MachineError::File { .. }
                 | MachineError::Guarded { .. }
                 | MachineError::Guard(_)
-                | MachineError::Guest(GuestError::Ragged { .. } | GuestError::Granule { .. })
+                | MachineError::Template(_)
+                | MachineError::Guest(
+                    GuestError::Ragged { .. }
+                        | GuestError::Granule { .. }
+                        | GuestError::PastImage { .. }
+                )
         )
     }
 }
@@ -153,6 +171,19 @@ impl Machine {
         let control = config.control.socket.as_ref();
         let control = control.map(|path| Listener::bind(&path.value)).transpose()?;
         let kvm = kvm::open()?;
+        let commons = Arc::new(Commons::new(&config.memory)?);
+        let machine = Machine::on(&kvm, &commons, config, Speech::AsConfigured, started)?;
+        Ok(Machine { control, ..machine })
+    }
+
+    /// The same on a pool that it may share with others, its console where `speech` says, without a control socket.
+    fn on(
+        kvm: &kvm_ioctls::Kvm,
+        commons: &Arc<Commons>,
+        config: &MachineConfig,
+        speech: Speech,
+        started: Instant,
+    ) -> Result<Machine, MachineError> {
         let stage = Stage::new()
             .map_err(|source| MachineError::System { what: "an event for the end", source })?;
         let stage = Arc::new(stage);
@@ -163,16 +194,18 @@ impl Machine {
                 stage.end(Ending::Memory(error.clone()));
                 threads.kick();
             };
-            let ram = ServedRam::new(&config.memory, Box::new(on_stop))?;
+            let ram = ServedRam::on(commons, &config.memory, Box::new(on_stop))?;
             Arc::new(ram.collapsed_as(&config.collapse)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
-        let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;
+        let (vm, cpus) = hypervisor(kvm, config, &ram.slots(), has_irqchip)?;
         let interrupt = has_irqchip.then(|| event("an interrupt")).transpose()?;
         if let Some(event) = &interrupt {
             vm.connect_irq(event, COM1_IRQ)?;
         }
-        let serial = console::serial(&config.console.serial.value, Interrupt(interrupt), &stage)?;
+        let takes_input = speech.takes_input(&config.console.serial.value);
+        let output = speech.output(&config.console.serial.value, &stage)?;
+        let serial = Serial::new(Interrupt(interrupt), output);
         let serial = Arc::new(Mutex::new(serial));
         let devices = Arc::new(Devices {
             pio: ports(config, &serial)?,
@@ -189,9 +222,8 @@ impl Machine {
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
-        let takes_input = console::takes_input(&config.console.serial.value);
         Ok(Machine {
-            control,
+            control: None,
             vcpus,
             stage,
             threads,
@@ -211,12 +243,14 @@ impl Machine {
     /// # Errors
     /// No thread can be started, or no signal handled: nothing runs.
     pub fn run(self) -> Result<Outcome, MachineError> {
-        let system = |what| move |source| MachineError::System { what, source };
+        let signals = listen()?;
+        Ok(Outcome::new(self.run_to_end(Some(&signals))?))
+    }
+
+    /// Runs the machine until its vCPUs are joined; its memory is as they left it. [`listen`] was called.
+    fn run_to_end(self, signals: Option<&Signals>) -> Result<Ingredients, MachineError> {
         // Bound in this order, the VM goes before the memory on every way out.
         let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, .. } = self;
-        Kick::prepare()
-            .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
-        let signals = signals::listen().map_err(system("handling signals"))?;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let entered = Instant::now();
         if let Err(source) = threads.start(vcpus) {
@@ -231,7 +265,7 @@ impl Machine {
         monitor::Monitor {
             stage: &stage,
             threads: &threads,
-            signals: &signals,
+            signals,
             progress: &progress,
             serial: &serial,
             takes_input: self.takes_input,
@@ -246,7 +280,7 @@ impl Machine {
         drop(server);
         // No vCPU runs from here on: the memory is at rest, and KVM lets go of it before it goes.
         drop(vm);
-        Ok(Outcome::new(report::Ingredients {
+        Ok(Ingredients {
             stage,
             devices,
             serial,
@@ -255,8 +289,15 @@ impl Machine {
             control_error,
             started: self.started,
             ran,
-        }))
+        })
     }
+}
+
+/// Prepares for signals: the operator's, and those that get vCPUs out of their guests.
+fn listen() -> Result<Signals, MachineError> {
+    Kick::prepare()
+        .map_err(|e| MachineError::System { what: "handling a signal", source: e.into() })?;
+    signals::listen().map_err(|source| MachineError::System { what: "handling signals", source })
 }
 
 /// The VM and its CPUs' features. Slots before the interrupt controller, that before the vCPUs.

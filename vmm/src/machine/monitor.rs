@@ -25,7 +25,8 @@ const INPUT_RETRY: Duration = Duration::from_millis(2);
 pub(super) struct Monitor<'a> {
     pub(super) stage: &'a Stage,
     pub(super) threads: &'a Threads,
-    pub(super) signals: &'a Signals,
+    /// Where signals arrive, if they are this machine's to heed.
+    pub(super) signals: Option<&'a Signals>,
     pub(super) progress: &'a [Arc<Progress>],
     pub(super) serial: &'a Mutex<Serial>,
     pub(super) takes_input: bool,
@@ -81,25 +82,24 @@ impl Monitor<'_> {
 
     fn wait(&self, listening: bool, wait: Duration) -> Ready {
         let stdin = std::io::stdin();
-        let mut sources = vec![
-            PollFd::new(self.stage.bell(), PollFlags::IN),
-            PollFd::new(&self.signals.inbox, PollFlags::IN),
-        ];
-        if listening {
-            sources.push(PollFd::new(&stdin, PollFlags::IN));
-        }
+        let mut sources = vec![PollFd::new(self.stage.bell(), PollFlags::IN)];
+        let mut add = |source| {
+            sources.push(source);
+            sources.len() - 1
+        };
+        let signal = self.signals.map(|signals| add(PollFd::new(&signals.inbox, PollFlags::IN)));
+        let input = listening.then(|| add(PollFd::new(&stdin, PollFlags::IN)));
         let wait = Timespec::try_from(wait).ok();
         // Interrupted is as good as timed out: the caller looks at everything again.
         let _ = poll(&mut sources, wait.as_ref());
         let is_ready =
-            |index: usize| sources.get(index).is_some_and(|source| !source.revents().is_empty());
-        Ready { signal: is_ready(1), input: is_ready(2) }
+            |index: Option<usize>| index.is_some_and(|index| !sources[index].revents().is_empty());
+        Ready { signal: is_ready(signal), input: is_ready(input) }
     }
 
     fn heed_signal(&self) {
-        let mut number = [0];
-        if rustix::io::read(&self.signals.inbox, &mut number).is_ok_and(|count| count == 1) {
-            self.stage.end(Ending::Signal(number[0].into()));
+        if let Some(number) = self.signals.and_then(Signals::next) {
+            self.stage.end(Ending::Signal(number));
         }
     }
 

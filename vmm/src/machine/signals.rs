@@ -32,6 +32,15 @@ pub(super) struct Signals {
     _outbox: OwnedFd,
 }
 
+impl Signals {
+    /// The number of one that has arrived.
+    pub(super) fn next(&self) -> Option<i32> {
+        let mut number = [0];
+        let read = rustix::io::read(&self.inbox, &mut number);
+        read.is_ok_and(|count| count == 1).then(|| number[0].into())
+    }
+}
+
 /// Has SIGINT and SIGTERM delivered to the returned pipe.
 pub(super) fn listen() -> io::Result<Signals> {
     let (inbox, outbox) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;

@@ -10,6 +10,7 @@
 //! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch; |
 //! |                  | elsewhere than its block points: `mmap`, which leaves it unregistered       |
 //! | promote          | unregister, and let the host map or make a huge page                       |
+//! | replace          | `mmap` of the new page over the old, which flushes it; else as zap         |
 //! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
 //! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
@@ -188,6 +189,15 @@ impl Uffd {
 
 impl Mirror for Uffd {
     fn install(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        // What `replace` has put there: nothing is left to do but to wake who waits.
+        if run.frames == 1
+            && let Some(window) = self.window(run.gfn)
+            && window.strays().get(run.gfn).is_some_and(|it| it.open && it.frame == run.frame)
+        {
+            return self.for_windows(run.range(), "UFFDIO_WAKE", |window, page| {
+                self.descriptor.wake(window.hva(page.start()), page.bytes())
+            });
+        }
         self.for_windows(run.range(), "UFFDIO_CONTINUE", |window, range| {
             range.chunks(PageSize::Size2M.frames()).try_for_each(|part| {
                 self.install_in_block(window, part, run.frame_of(part.start()), prot)
@@ -243,6 +253,21 @@ impl Mirror for Uffd {
         self.for_windows(range, "MADV_DONTNEED", |window, part| {
             window.drop_translations(&self.descriptor, &self.pool, part)
         })
+    }
+
+    fn replace(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
+        let range = run.range();
+        let window = self.window(run.gfn).filter(|window| {
+            // What the host fills by itself, and what would be no stray, takes the long way.
+            let closed = run.frames == 1 && prot == Prot::Rwx && !window.is_open(run.gfn);
+            closed && self.pool.granule() == PageSize::Size4K && !window.is_home(run.gfn, run.frame)
+        });
+        let replaced = window.map(|window| window.exchange(&self.pool, run.gfn, run.frame));
+        match replaced {
+            Some(Ok(())) => Ok(()),
+            // Where no mapping is left to split off, the old page goes all the same.
+            Some(Err(_)) | None => self.zap(range),
+        }
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {

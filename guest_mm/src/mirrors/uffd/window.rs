@@ -147,9 +147,20 @@ impl Window {
         frame: FrameNo,
     ) -> Result<(), Errno> {
         let page = GfnRange::entry(gfn, Level::PT);
-        self.map_open(pool, page, frame)?;
-        self.note_stray(gfn, Stray { frame, open: true });
+        self.exchange(pool, gfn, frame)?;
         uffd.wake(self.hva(gfn), page.bytes())
+    }
+
+    /// The same without waking anyone; whatever the page showed before is gone from every vCPU when this returns.
+    pub(super) fn exchange(&self, pool: &Pool, gfn: Gfn, frame: FrameNo) -> Result<(), Errno> {
+        self.map_open(pool, GfnRange::entry(gfn, Level::PT), frame)?;
+        self.note_stray(gfn, Stray { frame, open: true });
+        Ok(())
+    }
+
+    /// Whether `frame` is where `gfn` points with its block.
+    pub(super) fn is_home(&self, gfn: Gfn, frame: FrameNo) -> bool {
+        self.home(gfn) == frame
     }
 
     /// Points one page to `frame`, wherever its block points; nothing is filled yet.

@@ -2,6 +2,7 @@
 
 mod collapse;
 mod read;
+mod template;
 
 use std::fs;
 use std::io;
@@ -60,7 +61,7 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
                 origin: Origin::Default,
                 key: Some("boot.guest".into()),
                 problem: Problem::Missing(
-                    "set boot.guest to hello, touch or smp, or boot.kernel to the path of a kernel",
+                    "set boot.guest to hello, touch, smp or clone, or boot.kernel to the path of a kernel",
                 ),
             });
         }
@@ -196,14 +197,16 @@ fn memory(raw: &Raw, host: Host) -> Result<Memory, ConfigError> {
             .map_or_else(String::new, |up| format!(" (try {:?})", up.short()));
         Err(format!("it must be a multiple of {PAGE}{hint}"))
     })?;
-    // Cannot overflow: both sizes are far below 2^64.
+    // Cannot overflow: all sizes are far below 2^64.
     let in_blocks = |size: Bytes| size.checked_round_up(BLOCK).unwrap_or(size);
-    let pool = setting(raw, &schema::POOL, in_blocks(size.value), |w| {
-        fits(bytes(w, &schema::POOL)?).map(in_blocks)
-    })?;
     let backing = setting(raw, &schema::BACKING, Backing::Auto, |w| {
         keyword(w, Backing::ALL, Backing::as_str)
     })?;
+    let template = template::template(raw, size.value, backing.value)?;
+    // The template's pages are in the pool too, once for all that lie over it.
+    let shared = template.as_ref().map_or(0, |template| in_blocks(template.value.bytes).get());
+    let all = Bytes::new(in_blocks(size.value).get() + shared);
+    let pool = setting(raw, &schema::POOL, all, |w| fits(bytes(w, &schema::POOL)?).map(in_blocks))?;
     let smallest = match backing.value {
         Backing::Hugetlb => PageSize::Size2M,
         _ => PageSize::Size4K,
@@ -223,6 +226,7 @@ fn memory(raw: &Raw, host: Host) -> Result<Memory, ConfigError> {
     })?;
     Ok(Memory {
         size,
+        template,
         pool,
         backing,
         pages,
