@@ -1,12 +1,13 @@
 //! Which pages devices have written: what the guest's own dirty tracking cannot see.
 
 use crate::addr::{Gfn, GfnRange};
-use crate::entry::Entry;
+use crate::entry::{Entry, Source};
 use crate::geometry::Level;
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 
-/// Calls `see` for every page of `range` that a device has written since this was last asked.
+/// Calls `see` for every page of `range` that a device has written since this was last asked. One that others use too is told
+/// each time, until it is the guest's own again.
 pub(crate) fn take<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
@@ -19,7 +20,13 @@ pub(crate) fn take<P: Protocol>(
             let cursor = space.table.cursor_on(gfn, Level::PT);
             let Entry::Leaf(leaf) = cursor.entry(gfn) else { continue };
             let frame = leaf.frame.add(gfn.offset_in(cursor.level().entry_frames()));
-            if space.pool.take_dirty(frame) {
+            let pool = &space.pool;
+            let dirty = match leaf.source == Source::Guest && !pool.frames().is_exclusive(frame) {
+                // The note is for every page that the frame is: the first to ask must not take it from the others.
+                true => pool.frame_state(frame).dirty,
+                false => pool.take_dirty(frame),
+            };
+            if dirty {
                 see(gfn);
             }
         }
