@@ -1,12 +1,12 @@
 //! The memory map that a person looks at: what each block of a guest holds.
 
 use crate::addr::{FrameNo, Gfn, Gpa, PageSize};
-use crate::entry::{Entry, Marker};
+use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 
-/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`, but for those of `scattered`
-/// and `pinned`, which are among the mapped ones.
+/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`, but for those of `scattered`,
+/// `pinned`, `shared` and `image`, which are among the mapped ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct BlockMap {
     /// The block's first guest-physical address.
@@ -30,6 +30,12 @@ pub struct BlockMap {
     /// Mapped pages that a device has pinned: of a 2 MiB or 1 GiB leaf, all of a block at once.
     #[serde(default)]
     pub pinned: u32,
+    /// Mapped pages whose frame other pages may be, too, of this guest or of others.
+    #[serde(default)]
+    pub shared: u32,
+    /// Mapped pages whose frame is an image's.
+    #[serde(default)]
+    pub image: u32,
 }
 
 /// The map of one guest.
@@ -56,6 +62,11 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
         let frames = (0..u64::from(pages)).map(|i| first.add(i));
         frames.filter(|&frame| space.pool.frame_state(frame).pins > 0).count() as u32
     };
+    // Small pages alone are shared: what is huge is the guest's own, or an image's.
+    let shared = |leaf: Leaf| {
+        u32::from(leaf.source == Source::Guest && !space.pool.frames().is_exclusive(leaf.frame))
+    };
+    let of_image = |leaf: Leaf, pages: u32| if leaf.source == Source::Image { pages } else { 0 };
     // Where the first small page of the block in hand lies, less its place.
     let mut base = (Gfn::new(0), 0);
     space.table.visit(|visited| {
@@ -74,13 +85,17 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                     }
                     block.scattered += u32::from(base != (first, origin));
                     block.pinned += pinned(leaf.frame, 1);
+                    block.shared += shared(leaf);
+                    block.image += of_image(leaf, 1);
                 }
                 Entry::Leaf(leaf) if span == BLOCK => {
                     block.huge = pages;
                     block.pinned = pinned(leaf.frame, pages);
+                    block.image = of_image(leaf, pages);
                 }
                 Entry::Leaf(leaf) => {
                     block.giant = pages;
+                    block.image = of_image(leaf, pages);
                     let offset = Gpa::new(block.gpa).gfn().offset_in(span);
                     block.pinned = pinned(leaf.frame.add(offset), pages);
                 }

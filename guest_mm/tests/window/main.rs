@@ -13,6 +13,7 @@ use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
 mod collapse;
 mod contents;
+mod dedup;
 mod limits;
 mod queue;
 mod view;
