@@ -1,6 +1,6 @@
 //! The memory map that a person looks at: what each block of a guest holds.
 
-use crate::addr::{FrameNo, Gfn, Gpa, PageSize};
+use crate::addr::{FrameNo, Gpa, PageSize};
 use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
@@ -25,7 +25,7 @@ pub struct BlockMap {
     pub guard: u32,
     /// Marked poisoned.
     pub poison: u32,
-    /// Small pages whose frame is not in its place in the block that most of them lie in.
+    /// Small pages of the guest's own whose frame is not in its place in the block that most of them lie in.
     pub scattered: u32,
     /// Mapped pages that a device has pinned: of a 2 MiB or 1 GiB leaf, all of a block at once.
     #[serde(default)]
@@ -63,12 +63,11 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
         frames.filter(|&frame| space.pool.frame_state(frame).pins > 0).count() as u32
     };
     // Small pages alone are shared: what is huge is the guest's own, or an image's.
-    let shared = |leaf: Leaf| {
-        u32::from(leaf.source == Source::Guest && !space.pool.frames().is_exclusive(leaf.frame))
-    };
+    let is_shared =
+        |leaf: Leaf| leaf.source == Source::Guest && !space.pool.frames().is_exclusive(leaf.frame);
     let of_image = |leaf: Leaf, pages: u32| if leaf.source == Source::Image { pages } else { 0 };
-    // Where the first small page of the block in hand lies, less its place.
-    let mut base = (Gfn::new(0), 0);
+    // Where the first small page of the block in hand lies that is the guest's own, less its place.
+    let mut base = None;
     space.table.visit(|visited| {
         let span = visited.level.entry_frames();
         let first = visited.gfn.align_down(BLOCK);
@@ -80,12 +79,15 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                 Entry::Leaf(leaf) if span == 1 => {
                     block.small += 1;
                     let origin = leaf.frame.index() as i64 - visited.gfn.offset_in(BLOCK) as i64;
-                    if block.small == 1 {
-                        base = (first, origin);
+                    if is_shared(leaf) {
+                        block.shared += 1;
+                    } else if leaf.source == Source::Guest {
+                        let (_, base) = *base.insert(
+                            base.filter(|&(block, _)| block == first).unwrap_or((first, origin)),
+                        );
+                        block.scattered += u32::from(base != origin);
                     }
-                    block.scattered += u32::from(base != (first, origin));
                     block.pinned += pinned(leaf.frame, 1);
-                    block.shared += shared(leaf);
                     block.image += of_image(leaf, 1);
                 }
                 Entry::Leaf(leaf) if span == BLOCK => {
