@@ -132,6 +132,11 @@ impl<P: Protocol> Service<P> {
         self.scanner.visit().forget();
     }
 
+    /// Whether that thread runs, or rests.
+    pub fn has_dedup(&self) -> bool {
+        self.dedup.lock().is_some()
+    }
+
     /// Lets that thread rest. Pages that it is at work on are done when this returns.
     pub fn pause_dedup(&self) {
         self.scanner.pause();

@@ -8,6 +8,7 @@ mod boot;
 mod collapse;
 mod fault;
 mod pin;
+mod share;
 mod table;
 mod touch;
 mod turns;
@@ -20,6 +21,7 @@ pub use boot::{BARE_HELLO, bare_hello, boot};
 pub use collapse::collapse;
 pub use fault::fault;
 pub use pin::pin;
+pub use share::share;
 pub use table::{Goal, Row, Table};
 
 /// How long to measure.

@@ -170,6 +170,8 @@ pub enum BenchCommand {
     Pin(BenchOptions),
     /// What it costs to make a block of 4 KiB pages one huge page, beside what the kernel takes for it.
     Collapse(BenchOptions),
+    /// What it costs to find pages of the same bytes, to merge them, and to part them again.
+    Share(BenchOptions),
 }
 
 /// What every benchmark takes.

@@ -17,6 +17,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Boot(options) => (options, bench::boot),
         BenchCommand::Pin(options) => (options, bench::pin),
         BenchCommand::Collapse(options) => (options, bench::collapse),
+        BenchCommand::Share(options) => (options, bench::share),
     };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
     let table = measure(rounds, &progress)?;

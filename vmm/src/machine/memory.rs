@@ -21,7 +21,7 @@ use super::MachineError;
 #[derive(Debug)]
 pub struct ServedRam<P: Protocol = Sound> {
     guest: Guest<P>,
-    service: Service<P>,
+    pub(super) service: Service<P>,
     policy: CollapsePolicy,
 }
 

@@ -5,6 +5,7 @@
 //!   image.rs    what is booted              report.rs    what is said afterwards
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
+//!   dedup.rs    pages of the same bytes become one
 //! ```
 //!
 //! # Order of set-up
@@ -16,6 +17,7 @@
 mod answers;
 mod collapse;
 mod console;
+mod dedup;
 mod image;
 mod memory;
 mod monitor;
@@ -164,7 +166,7 @@ impl Machine {
                 threads.kick();
             };
             let ram = ServedRam::new(&config.memory, Box::new(on_stop))?;
-            Arc::new(ram.collapsed_as(&config.collapse)?)
+            Arc::new(ram.collapsed_as(&config.collapse)?.merged_as(&config.dedup)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(&kvm, config, &ram.slots(), has_irqchip)?;

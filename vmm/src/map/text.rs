@@ -231,7 +231,7 @@ mod tests {
         for line in [
             "  1234  4 KiB pages, by how full      8 KiB   < 0.1 %",
             "  =     4 KiB pages, shared          32 KiB   < 0.1 %",
-            "  i     of an image                 2.0 MiB     1.6 %",
+            "  i     of an image                   2 MiB     1.6 %",
         ] {
             assert!(shown.contains(line), "{line:?} is not in\n{shown}");
         }
