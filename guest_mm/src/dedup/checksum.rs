@@ -1,5 +1,7 @@
 //! What tells pages apart, most of the time.
 
+use twox_hash::XxHash3_64;
+
 use crate::addr::FrameNo;
 use crate::geometry::FRAME_BYTES;
 use crate::pool::Pool;
@@ -15,12 +17,14 @@ impl Checksum {
         // What others may write to is copied first: a reference to it would promise that it stays.
         let mut bytes = [0; FRAME_BYTES as usize];
         pool.memory().read(frame, 0, &mut bytes);
-        Checksum(xxhash_rust::xxh3::xxh3_64(&bytes))
+        // Most pages lie in order: the next one is on its way while this one is summed up.
+        pool.memory().prefetch(frame.add(1));
+        Checksum(XxHash3_64::oneshot(&bytes))
     }
 
     /// That of a page of zeroes.
     pub(super) fn of_zeroes() -> Checksum {
-        Checksum(xxhash_rust::xxh3::xxh3_64(&[0; FRAME_BYTES as usize]))
+        Checksum(XxHash3_64::oneshot(&[0; FRAME_BYTES as usize]))
     }
 
     /// Enough of it to see that a page has changed.

@@ -8,7 +8,7 @@ mod served;
 use super::turns::{in_turns, time};
 use super::{BenchError, Goal, Rounds, Row, Table};
 
-use parted::{BareShared, Seen};
+use parted::{BareShared, Mapping, Seen};
 use scanned::Distinct;
 use served::Merged;
 
@@ -93,12 +93,13 @@ fn merge(table: &mut Table, rounds: usize) -> Result<(), BenchError> {
 /// Stores to merged pages, from a plain thread.
 fn part(table: &mut Table, rounds: usize) -> Result<(), BenchError> {
     let pages = Merged::new(PAGES)?;
-    let bare = BareShared::new(PAGES)?;
+    let bare = BareShared::new(PAGES, Mapping::Joined)?;
+    let apart = BareShared::new(PAGES, Mapping::Apart)?;
     for (seen, name) in [
         (Seen::No, "store to a merged page that was not read since"),
         (Seen::Yes, "store to a merged page that was read"),
     ] {
-        let [served, by_hand] = in_turns(
+        let [served, by_hand, left_apart] = in_turns(
             rounds,
             [
                 &mut || {
@@ -113,16 +114,27 @@ fn part(table: &mut Table, rounds: usize) -> Result<(), BenchError> {
                     bare.share(seen)?;
                     Ok(bare.store_each())
                 },
+                &mut || {
+                    apart.share(seen)?;
+                    Ok(apart.store_each())
+                },
             ],
         )?;
         table.rows.push(Row::against(
             name,
             "us",
             served,
-            "bare loop: read, copy 4 KiB, map",
+            match seen {
+                Seen::No => "bare loop: read, copy 4 KiB, map",
+                Seen::Yes => "bare loop: read, copy 4 KiB, map and join",
+            },
             by_hand,
             Goal::RatioAtMost(1.2),
         ));
+        if seen == Seen::Yes {
+            let name = "the same by a bare loop that leaves a mapping for every page";
+            table.rows.push(Row::alone(name, "us", left_apart, Goal::None));
+        }
     }
     Ok(())
 }

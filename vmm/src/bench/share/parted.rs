@@ -1,5 +1,7 @@
 //! The baseline: pages that show one shared page, and a loop that gives a store to one of them a copy. Read a message, copy
-//! 4 KiB, map the copy in place, wake; no table, no pool, no books.
+//! 4 KiB, map the copy in place, wake; no table, no pool, no books. A page that showed the shared one is a mapping of its own:
+//! the loop makes it one with its neighbours again, as whoever does this more than some ten thousand times has to, or leaves it
+//! so, which is cheaper once.
 #![allow(unsafe_code, reason = "maps memory, touches it as a guest would, and ioctls")]
 
 use std::io;
@@ -29,6 +31,15 @@ pub(super) enum Seen {
     No,
 }
 
+/// What becomes of the mapping of a page that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mapping {
+    /// It is one with its neighbours again.
+    Joined,
+    /// It stays one of its own.
+    Apart,
+}
+
 /// A window of pages, each of which has a place in the file; behind them lies the page that they share.
 #[derive(Debug)]
 struct Window {
@@ -37,6 +48,7 @@ struct Window {
     start: u64,
     direct: u64,
     pages: u64,
+    mapping: Mapping,
 }
 
 /// Such pages, served until this is dropped.
@@ -48,14 +60,14 @@ pub(super) struct BareShared {
 }
 
 impl BareShared {
-    pub(super) fn new(pages: u64) -> io::Result<BareShared> {
+    pub(super) fn new(pages: u64, mapping: Mapping) -> io::Result<BareShared> {
         let bytes = pages * PAGE;
         let file = memfd_create("shared", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, bytes + PAGE)?;
         let (start, direct) = (map(&file, bytes)?, map(&file, bytes + PAGE)?);
         // SAFETY: all of it lies in the direct mapping, which nothing else uses yet.
         unsafe { (direct as *mut u8).write_bytes(7, (bytes + PAGE) as usize) };
-        let window = Arc::new(Window { uffd: open()?, file, start, direct, pages });
+        let window = Arc::new(Window { uffd: open()?, file, start, direct, pages, mapping });
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let thread = {
             let (window, stop) = (Arc::clone(&window), Arc::clone(&stop));
@@ -124,6 +136,10 @@ impl Window {
             return proceed(&self.uffd, start).expect("a page of the window can be continued");
         }
         self.place(page, page, 1).expect("a page of the window can be placed");
+        if self.mapping == Mapping::Joined {
+            register(&self.uffd, start, PAGE).expect("a page of the window can be registered");
+            return proceed(&self.uffd, start).expect("a page of the window can be continued");
+        }
         let mut range = uffdio_range { start, len: PAGE };
         // SAFETY: UFFDIO_WAKE reads one `uffdio_range`.
         let woken =
