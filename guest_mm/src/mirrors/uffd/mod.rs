@@ -10,7 +10,7 @@
 //! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch; |
 //! |                  | elsewhere than its block points: `mmap`, which leaves it unregistered       |
 //! | promote          | unregister, and let the host map or make a huge page                       |
-//! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
+//! | zap              | nothing where the window shows another frame than the leaf had; else `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
 //! |                  | (unregistered) block is registered again first                             |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
 //! | remap            | `mremap` of a registered mapping of the file elsewhere into its place       |
@@ -241,6 +241,17 @@ impl Mirror for Uffd {
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
         self.for_windows(range, "MADV_DONTNEED", |window, part| {
+            window.drop_translations(&self.descriptor, &self.pool, part)
+        })
+    }
+
+    fn zap_leaf(&self, leaf: Run) -> Result<(), MirrorError> {
+        self.for_windows(leaf.range(), "MADV_DONTNEED", |window, part| {
+            if part.frames() == 1 && !window.is_pointed(part, leaf.frame_of(part.start())) {
+                // The window holds what the table holds, or less. It shows another frame here, so it holds nothing: the
+                // page was merged, or copied, and has not been touched since.
+                return Ok(());
+            }
             window.drop_translations(&self.descriptor, &self.pool, part)
         })
     }
