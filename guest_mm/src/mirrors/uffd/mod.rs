@@ -10,8 +10,9 @@
 //! | install a block  | on huge folios: unregister, so that the host maps it huge at the next touch; |
 //! |                  | elsewhere than its block points: `mmap`, which leaves it unregistered       |
 //! | promote          | unregister, and let the host map or make a huge page                       |
-//! | zap              | nothing where the window shows another frame than the leaf had; else `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
-//! |                  | (unregistered) block is registered again first                             |
+//! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
+//! |                  | (unregistered) block is registered again first; nothing for a leaf whose   |
+//! |                  | frame the window does not show there                                       |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
 //! | remap            | `mremap` of a registered mapping of the file elsewhere into its place       |
 //!
