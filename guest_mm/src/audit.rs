@@ -42,6 +42,18 @@ pub enum AuditError {
         /// Its references.
         refs: u32,
     },
+    /// A frame that the scanner for duplicates keeps, and no leaf maps, is not in use, or its references do not match.
+    #[error(
+        "bad frame state: frame {frame}, kept for pages to come, is {owner:?} with {refs} references"
+    )]
+    BadKeptFrame {
+        /// The frame.
+        frame: FrameNo,
+        /// Who may hand it out.
+        owner: Owner,
+        /// Its references.
+        refs: u32,
+    },
     /// A leaf says that its frame is the image's, and it is not.
     #[error("frame {frame}, mapped at guest frame {gfn}, is not the image's page there")]
     NotTheImage {
@@ -251,6 +263,27 @@ pub(crate) fn check_shared(
         }
     }
     Ok(())
+}
+
+/// Checks the frames of `kept` that no leaf of `holdings` maps; how many they are.
+pub(crate) fn check_kept(
+    pool: &Pool,
+    holdings: &Holdings,
+    kept: &HashMap<FrameNo, u32>,
+) -> Result<u64, AuditError> {
+    let mut alone = 0;
+    for (&frame, &references) in kept {
+        if holdings.shared.contains_key(&frame) {
+            continue;
+        }
+        let state = pool.frame_state(frame);
+        if state.owner != Owner::User || state.exclusive || state.refs != references {
+            let (owner, refs) = (state.owner, state.refs);
+            return Err(AuditError::BadKeptFrame { frame, owner, refs });
+        }
+        alone += 1;
+    }
+    Ok(alone)
 }
 
 /// Checks that nothing is left of a guest but its root table.

@@ -6,7 +6,8 @@ use crate::geometry::Level;
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 
-/// Calls `see` for every page of `range` that a device has written since this was last asked.
+/// Calls `see` for every page of `range` that a device has written since this was last asked. One that others use too is told
+/// each time, until it is the guest's own again.
 pub(crate) fn take<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,

@@ -8,8 +8,8 @@
 //!      split  mark  copy  dirty
 //! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
-//! F0   addr  entry  prot  geometry  sync  tally     words and numbers
-//!      protocol
+//! F0   addr  entry  prot  geometry  sync  tally     words and numbers; threads that work by themselves
+//!      protocol  background
 //! ```
 //!
 //! A [`GuestMm`] has a pool and any number of guests. [`Service::add_guest`] makes a [`Guest`] of some RAM, all of it untouched;
@@ -39,6 +39,8 @@
 
 // F0
 pub mod addr;
+#[cfg(not(loom))]
+mod background;
 pub mod entry;
 pub mod geometry;
 pub mod prot;
@@ -66,6 +68,8 @@ pub mod share;
 pub mod split;
 pub mod unmap;
 // on top of them
+#[cfg(not(loom))]
+pub mod dedup;
 pub mod pin;
 pub mod place;
 // F4
@@ -83,6 +87,8 @@ pub mod stats;
 pub mod vm_memory;
 #[cfg(not(loom))]
 pub use collapse::CollapserConfig;
+#[cfg(not(loom))]
+pub use dedup::DedupConfig;
 #[cfg(not(loom))]
 pub use service::{Guest, GuestConfig, GuestMm, ImageRam, Service};
 #[cfg(not(loom))]

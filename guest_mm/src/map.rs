@@ -1,12 +1,12 @@
 //! The memory map that a person looks at: what each block of a guest holds.
 
-use crate::addr::{FrameNo, Gfn, Gpa, PageSize};
-use crate::entry::{Entry, Marker};
+use crate::addr::{FrameNo, Gpa, PageSize};
+use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
 
-/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`, but for those of `scattered`
-/// and `pinned`, which are among the mapped ones.
+/// Pages of one 2 MiB block of guest memory, by what they are. They add up to `pages`, but for those of `scattered`,
+/// `pinned`, `shared` and `image`, which are among the mapped ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct BlockMap {
     /// The block's first guest-physical address.
@@ -25,11 +25,17 @@ pub struct BlockMap {
     pub guard: u32,
     /// Marked poisoned.
     pub poison: u32,
-    /// Small pages whose frame is not in its place in the block that most of them lie in.
+    /// Small pages of the guest's own whose frame is not in its place in the block that most of them lie in.
     pub scattered: u32,
     /// Mapped pages that a device has pinned: of a 2 MiB or 1 GiB leaf, all of a block at once.
     #[serde(default)]
     pub pinned: u32,
+    /// Mapped pages whose frame other pages may be, too, of this guest or of others.
+    #[serde(default)]
+    pub shared: u32,
+    /// Mapped pages whose frame is an image's.
+    #[serde(default)]
+    pub image: u32,
 }
 
 /// The map of one guest.
@@ -56,8 +62,12 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
         let frames = (0..u64::from(pages)).map(|i| first.add(i));
         frames.filter(|&frame| space.pool.frame_state(frame).pins > 0).count() as u32
     };
-    // Where the first small page of the block in hand lies, less its place.
-    let mut base = (Gfn::new(0), 0);
+    // Small pages alone are shared: what is huge is the guest's own, or an image's.
+    let is_shared =
+        |leaf: Leaf| leaf.source == Source::Guest && !space.pool.frames().is_exclusive(leaf.frame);
+    let of_image = |leaf: Leaf, pages: u32| if leaf.source == Source::Image { pages } else { 0 };
+    // Where the first small page of the block in hand lies that is the guest's own, less its place.
+    let mut base = None;
     space.table.visit(|visited| {
         let span = visited.level.entry_frames();
         let first = visited.gfn.align_down(BLOCK);
@@ -69,18 +79,25 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                 Entry::Leaf(leaf) if span == 1 => {
                     block.small += 1;
                     let origin = leaf.frame.index() as i64 - visited.gfn.offset_in(BLOCK) as i64;
-                    if block.small == 1 {
-                        base = (first, origin);
+                    if is_shared(leaf) {
+                        block.shared += 1;
+                    } else if leaf.source == Source::Guest {
+                        let (_, base) = *base.insert(
+                            base.filter(|&(block, _)| block == first).unwrap_or((first, origin)),
+                        );
+                        block.scattered += u32::from(base != origin);
                     }
-                    block.scattered += u32::from(base != (first, origin));
                     block.pinned += pinned(leaf.frame, 1);
+                    block.image += of_image(leaf, 1);
                 }
                 Entry::Leaf(leaf) if span == BLOCK => {
                     block.huge = pages;
                     block.pinned = pinned(leaf.frame, pages);
+                    block.image = of_image(leaf, pages);
                 }
                 Entry::Leaf(leaf) => {
                     block.giant = pages;
+                    block.image = of_image(leaf, pages);
                     let offset = Gpa::new(block.gpa).gfn().offset_in(span);
                     block.pinned = pinned(leaf.frame.add(offset), pages);
                 }

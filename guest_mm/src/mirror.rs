@@ -67,6 +67,15 @@ pub trait Mirror: Send + Sync + fmt::Debug {
         self.zap(run.range())
     }
 
+    /// As [`Mirror::zap`], of a leaf that the table has lost just now: a mirror that can tell that the window never showed
+    /// those frames there has nothing to do.
+    ///
+    /// # Errors
+    /// As for [`Mirror::zap`].
+    fn zap_leaf(&self, leaf: Run) -> Result<(), MirrorError> {
+        self.zap(leaf.range())
+    }
+
     /// Translations of `range` that the window holds allow no more than `prot` when this returns.
     ///
     /// # Errors
@@ -104,6 +113,10 @@ impl<M: Mirror> Mirror for crate::sync::Arc<M> {
 
     fn replace(&self, run: Run, prot: Prot) -> Result<(), MirrorError> {
         (**self).replace(run, prot)
+    }
+
+    fn zap_leaf(&self, leaf: Run) -> Result<(), MirrorError> {
+        (**self).zap_leaf(leaf)
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {

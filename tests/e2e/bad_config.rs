@@ -56,6 +56,11 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[memory]\nguard = \"4K+4K\"", &["memory.guard", "list of ranges"]),
     ("\n[memory]\nsize = \"5G\"\nguard = [\"0xC0000000+4K\"]", &["memory.guard", "inside"]),
     // [collapse]
+    ("\n[dedup]\nbackground = 1", &[":5:", "dedup.background is 1", "true or false"]),
+    ("\n[dedup]\nscan_rate = 0", &["dedup.scan_rate is 0", "1 to 1000000", "dedup.background = false"]),
+    ("\n[dedup]\nmax_merged = -1", &["dedup.max_merged is -1", "0 to 4294967295"]),
+    ("\n[dedup]\nsplit_huge = \"no\"", &["dedup.split_huge is \"no\"", "true or false"]),
+    ("\n[memory]\nbacking = \"hugetlb\"\n[dedup]\nbackground = true", &["dedup.background is true", "no 4 KiB pages"]),
     ("\n[collapse]\nbackground = 1", &[":5:", "collapse.background is 1", "true or false"]),
     ("\n[collapse]\nbackground = \"yes\"", &["collapse.background is \"yes\"", "true or false"]),
     ("\n[collapse]\nmax_holes = 512", &[":5:", "collapse.max_holes is 512", "0 to 511", "nothing is there"]),
@@ -115,7 +120,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("\n[control]\nsocket = \"a\\u0000b\"", &["control.socket"]),
     ("\n[control]\nsokcet = \"s\"", &["control.sokcet is unknown", "did you mean control.socket?"]),
     // The file's shape
-    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, collapse, boot, console and control"]),
+    ("\n[device]\n", &[":4:", "device is unknown", "machine, memory, collapse, dedup, boot, console and control"]),
     ("\n[memroy]\n", &["memroy is unknown", "did you mean [memory]?"]),
     ("\n[memory]\nsise = 1", &[":5:", "memory.sise is unknown", "did you mean memory.size?"]),
     ("vcpus = 1\n", &[":1:", "vcpus is unknown", "did you mean machine.vcpus?"]),

@@ -91,6 +91,15 @@ fn bench_clone_has_a_row_for_each_figure_with_its_goal() {
 }
 
 #[test]
+fn bench_share_has_a_row_for_each_figure_with_its_goal() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let expected = ["ratio >= 0.5", "ratio <= 1.2", "ratio <= 1.2"];
+    assert_eq!(goals(&rows("share", &run("share"))), expected);
+}
+
+#[test]
 fn bench_collapse_has_a_row_for_each_figure_with_its_goal() {
     if !require_userfaultfd() {
         return;

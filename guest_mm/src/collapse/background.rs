@@ -1,11 +1,11 @@
 //! A thread that looks for blocks to collapse.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::addr::GfnRange;
+use crate::background::{Background, Pace, Workplace};
 use crate::geometry::Level;
 use crate::protocol::Protocol;
 use crate::space::AddressSpace;
@@ -64,24 +64,9 @@ fn by_name<S: serde::Serializer>(
     serializer.collect_map(Skip::NAMES.iter().zip(counts))
 }
 
-#[derive(Debug, Default)]
-struct State {
-    stats: CollapserStats,
-    stop: bool,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
 /// The thread; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Collapser {
-    shared: std::sync::Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct Collapser(Background<CollapserStats>);
 
 /// Rounds that a block is passed over after it was found pinned so often in a row.
 const BACK_OFF: [u64; 6] = [1, 2, 4, 8, 16, 32];
@@ -92,61 +77,39 @@ impl Collapser {
     /// # Errors
     /// What the system says about another thread.
     pub(crate) fn start<P: Protocol>(
-        space: &std::sync::Arc<AddressSpace<P>>,
+        space: &Arc<AddressSpace<P>>,
         config: CollapserConfig,
     ) -> std::io::Result<Collapser> {
-        let shared = std::sync::Arc::new(Shared::default());
+        let place = Arc::new(Workplace::new(CollapserStats::default()));
         let worker = Worker {
-            space: std::sync::Arc::clone(space),
-            shared: std::sync::Arc::clone(&shared),
+            space: Arc::clone(space),
             config,
             pinned: HashMap::new(),
             next_copy: Instant::now(),
         };
-        let thread = Builder::new().name("collapser".into()).spawn(move || worker.run())?;
-        Ok(Collapser { shared, thread: Some(thread) })
+        Background::start(&place, "collapser", move |place| worker.run(place)).map(Collapser)
     }
 
     /// Collapses nothing until [`Collapser::resume`]; a block that is being collapsed is done when this
     /// returns.
     pub(crate) fn pause(&self) {
-        self.shared.lock().stats.paused = true;
-        self.shared.changed.notify_all();
+        self.0.place().pause();
     }
 
     /// Goes on.
     pub(crate) fn resume(&self) {
-        self.shared.lock().stats.paused = false;
-        self.shared.changed.notify_all();
+        self.0.place().resume();
     }
 
     /// What it did so far.
     pub(crate) fn stats(&self) -> CollapserStats {
-        self.shared.lock().stats
-    }
-}
-
-impl Drop for Collapser {
-    fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic in it has been printed.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Counters and flags: each is right by itself.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let stats = self.0.place().visit();
+        CollapserStats { paused: stats.is_paused(), ..*stats }
     }
 }
 
 struct Worker<P: Protocol> {
-    space: std::sync::Arc<AddressSpace<P>>,
-    shared: std::sync::Arc<Shared>,
+    space: Arc<AddressSpace<P>>,
     config: CollapserConfig,
     /// Blocks that were found pinned: how often in a row, and the round in which to look again.
     pinned: HashMap<GfnRange, (usize, u64)>,
@@ -155,58 +118,25 @@ struct Worker<P: Protocol> {
 }
 
 impl<P: Protocol> Worker<P> {
-    fn run(mut self) {
-        let space = std::sync::Arc::clone(&self.space);
+    fn run(mut self, place: &Workplace<CollapserStats>) {
+        let space = Arc::clone(&self.space);
         let blocks = || {
             let regions = space.ram.iter();
             regions.flat_map(|region| region.range.chunks(Level::PD.entry_frames()))
         };
-        let pace = self.config.scan_rate.map(|rate| Duration::from_secs(1) / rate.max(1));
-        let mut next = Instant::now();
+        let mut pace = Pace::per_second(self.config.scan_rate);
         loop {
             for block in blocks() {
-                if !self.rest_until(next) {
-                    return;
-                }
-                self.look_at(block);
-                next = match pace {
-                    Some(pace) => Instant::now().max(next + pace),
-                    None => next,
-                };
+                let Some(mut stats) = place.turn(pace.due()) else { return };
+                self.look_at(&mut stats, block);
+                pace.done(1);
             }
-            self.shared.lock().stats.rounds += 1;
+            place.visit().rounds += 1;
         }
     }
 
-    /// Waits for `time`, and while the thread is paused; false when it is to end.
-    fn rest_until(&self, time: Instant) -> bool {
-        let mut state = self.shared.lock();
-        loop {
-            if state.stop {
-                return false;
-            }
-            let wait = time.saturating_duration_since(Instant::now());
-            if !state.stats.paused && wait.is_zero() {
-                return true;
-            }
-            // A paused thread is woken; the time-out is for the one that paces itself.
-            let wait = if state.stats.paused { Duration::from_secs(3600) } else { wait };
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    /// Collapses the block if it can be. The state's lock is held, so that a pause waits for it.
-    fn look_at(&mut self, block: GfnRange) {
-        let shared = std::sync::Arc::clone(&self.shared);
-        let stats = &mut shared.lock().stats;
-        if stats.paused {
-            return;
-        }
+    /// Collapses the block if it can be.
+    fn look_at(&mut self, stats: &mut CollapserStats, block: GfnRange) {
         if self.pinned.get(&block).is_some_and(|&(_, round)| stats.rounds < round) {
             stats.backed_off += 1;
             return;

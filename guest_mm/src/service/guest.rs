@@ -4,10 +4,12 @@ use std::sync::Arc as Shared;
 
 use crate::addr::{Gfn, GfnRange, Gpa, GpaRange, Hva, PageSize};
 use crate::audit::{AuditError, audit, audit_torn_down};
+use crate::background::Workplace;
 use crate::collapse::{
     self, CollapseError, CollapsePolicy, CollapseReport, Collapser, CollapserConfig, CollapserStats,
 };
 use crate::copy::{self, NotMapped, Written};
+use crate::dedup::Scanner;
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
@@ -36,6 +38,8 @@ pub struct Guest<P: Protocol = Sound> {
     mirror: Arc<Uffd>,
     threads: Option<FaultThreads>,
     collapser: Option<Collapser>,
+    /// Who looks for pages of the same bytes, in this guest too.
+    scanner: Shared<Workplace<Scanner<P>>>,
 }
 
 impl<P: Protocol> Guest<P> {
@@ -43,8 +47,9 @@ impl<P: Protocol> Guest<P> {
         space: Shared<AddressSpace<P>>,
         mirror: Arc<Uffd>,
         threads: FaultThreads,
+        scanner: Shared<Workplace<Scanner<P>>>,
     ) -> Guest<P> {
-        Guest { space, mirror, threads: Some(threads), collapser: None }
+        Guest { space, mirror, threads: Some(threads), collapser: None, scanner }
     }
 
     /// Where the RAM is in this process, for KVM's memory slots. Nothing else may use these addresses,
@@ -239,7 +244,9 @@ impl<P: Protocol> Guest<P> {
     pub fn stats(&self) -> Stats {
         let messages = self.threads.as_ref().map(FaultThreads::stats).unwrap_or_default();
         let collapser = self.collapser_stats();
-        Stats { collapser, ..Stats::of(&self.space, messages) }
+        let notes = self.scanner.visit().metadata_bytes(&self.space);
+        let stats = Stats::of(&self.space, messages);
+        Stats { collapser, metadata_bytes: stats.metadata_bytes + notes, ..stats }
     }
 
     /// What each block holds.
@@ -252,6 +259,7 @@ impl<P: Protocol> Guest<P> {
     /// # Errors
     /// The first wrong book.
     pub fn audit(&self) -> Result<(), AuditError> {
+        let _rests = self.scanner.visit();
         audit(&self.space).map(|_| ())
     }
 
@@ -267,19 +275,27 @@ impl<P: Protocol> Guest<P> {
         books.map(|_| ())
     }
 
+    /// Nobody changes its memory by itself any more.
+    fn end_helpers(&mut self) {
+        self.collapser = None;
+        self.scanner.visit().leave(&self.space);
+    }
+
     /// Serves no fault any more, and waits for those that are being served: a fault thread may still be
     /// filling the rest of a block when its vCPU has ended long ago. No vCPU may run.
     pub fn rest(&mut self) {
-        self.collapser = None;
+        self.end_helpers();
         if let Some(threads) = &mut self.threads {
             threads.stop();
         }
     }
 
     fn take_down(&mut self) -> Result<(), AuditError> {
-        self.collapser = None;
+        self.end_helpers();
         drop(self.threads.take());
         unmap::unmap_all(&self.space).map_err(|error| AuditError::Teardown(error.to_string()))?;
+        // What was shared with nobody else.
+        self.scanner.visit().prune();
         audit_torn_down(&self.space)
     }
 }

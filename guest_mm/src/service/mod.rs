@@ -3,12 +3,13 @@
 mod config;
 mod guest;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc as Shared, Weak};
 
 use crate::addr::{BlockNo, Gfn, Gpa, PageSize};
-use crate::audit::{AuditError, Holdings, audit, check_shared, leaked};
+use crate::audit::{AuditError, Holdings, audit, check_kept, check_shared, leaked};
+use crate::background::{Background, Workplace};
+use crate::dedup::{self, DedupConfig, DedupPolicy, DedupStats, Scanner};
 use crate::fault::{self, FaultError, Filled};
 use crate::image::{Image, ImageError};
 use crate::mirrors::uffd::{FaultThreads, Uffd};
@@ -31,6 +32,9 @@ pub type GuestMm = Service<Sound>;
 pub struct Service<P: Protocol> {
     pool: Arc<Pool>,
     guests: Lock<Guests<P>>,
+    /// The thread that scans, if there is one. It goes before what it works on.
+    dedup: Lock<Option<Background<Scanner<P>>>>,
+    scanner: Shared<Workplace<Scanner<P>>>,
 }
 
 #[derive(Debug)]
@@ -57,7 +61,9 @@ impl<P: Protocol> Service<P> {
         crate::table::epoch::prepare();
         let pool = Arc::new(Pool::new(choice, bytes, pages)?);
         let guests = Guests { spaces: Vec::new(), images: Vec::new(), next_origin: 0 };
-        Ok(Service { pool, guests: Lock::new(Rank::Guests, guests) })
+        let scanner = Shared::new(Workplace::new(Scanner::new(&pool)));
+        let guests = Lock::new(Rank::Guests, guests);
+        Ok(Service { pool, guests, dedup: Lock::new(Rank::Scanner, None), scanner })
     }
 
     /// How much of the pool is what.
@@ -93,6 +99,57 @@ impl<P: Protocol> Service<P> {
             return Err(MergeError::NotOwn);
         }
         share::merge((one.0.space(), one.1), (other.0.space(), other.1))
+    }
+
+    /// Looks `rounds` times at the pages of all guests, and makes those of the same bytes one frame. A page is merged when
+    /// it is the same for the second time: the first round after a page was filled takes notes only. What was done so
+    /// far, by this and by the thread.
+    pub fn dedup(&self, policy: DedupPolicy, rounds: u32) -> DedupStats {
+        dedup::scan(&self.scanner, policy, rounds)
+    }
+
+    /// As [`Service::dedup`], once.
+    pub fn dedup_once(&self, policy: DedupPolicy) -> DedupStats {
+        self.dedup(policy, 1)
+    }
+
+    /// Starts a thread that does so round by round, until the service goes or [`Service::stop_dedup`]; one that was
+    /// started before ends.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start_dedup(&self, config: DedupConfig) -> std::io::Result<()> {
+        let mut thread = self.dedup.lock();
+        drop(thread.take());
+        *thread = Some(dedup::start(&self.scanner, config)?);
+        Ok(())
+    }
+
+    /// Ends that thread, and gives back what only the scanner keeps. What is merged stays so.
+    pub fn stop_dedup(&self) {
+        drop(self.dedup.lock().take());
+        self.scanner.visit().forget();
+    }
+
+    /// Whether that thread runs, or rests.
+    pub fn has_dedup(&self) -> bool {
+        self.dedup.lock().is_some()
+    }
+
+    /// Lets that thread rest. Pages that it is at work on are done when this returns.
+    pub fn pause_dedup(&self) {
+        self.scanner.pause();
+    }
+
+    /// Lets that thread go on.
+    pub fn resume_dedup(&self) {
+        self.scanner.resume();
+    }
+
+    /// What was found to be the same so far, and what that saves now.
+    pub fn dedup_stats(&self) -> DedupStats {
+        let scanner = self.scanner.visit();
+        DedupStats { paused: scanner.is_paused(), ..scanner.stats() }
     }
 
     /// A frame to fill and then place.
@@ -143,7 +200,8 @@ impl<P: Protocol> Service<P> {
         let threads =
             FaultThreads::start(&mirror, config.fault_threads.max(1), &handler, on_failure)
                 .map_err(GuestError::Thread)?;
-        Ok(Guest::new(space, mirror, threads))
+        self.scanner.visit().join(&space);
+        Ok(Guest::new(space, mirror, threads, Shared::clone(&self.scanner)))
     }
 
     /// Gives each range the place in the pool that it prefers: behind one another, round and round.
@@ -191,18 +249,21 @@ impl<P: Protocol> Service<P> {
     }
 
     /// Checks the books of every guest, and that the pool has no frame in use that none of them maps.
-    /// Only at rest: no vCPU runs and no operation is under way.
+    /// Only at rest: no vCPU runs and no operation is under way but the scanner's, which waits.
     ///
     /// # Errors
     /// The first wrong book.
     pub fn audit(&self) -> Result<(), AuditError> {
         let guests = &mut *self.guests.lock();
         guests.spaces.retain(|space| space.strong_count() > 0);
+        let scanner = self.scanner.visit();
         let mut holdings = Holdings::default();
         for space in guests.spaces.iter().filter_map(Weak::upgrade) {
             holdings.merge(audit(&space)?);
         }
-        check_shared(&self.pool, &holdings, &HashMap::new())?;
+        let kept = scanner.kept();
+        check_shared(&self.pool, &holdings, &kept)?;
+        let kept = check_kept(&self.pool, &holdings, &kept)?;
         let images: Vec<_> = guests.images.iter().filter_map(Weak::upgrade).collect();
         let loaded: u64 = images.iter().map(|image| image.nr_loaded()).sum();
         let usage = self.pool.usage();
@@ -215,6 +276,6 @@ impl<P: Protocol> Service<P> {
         if guests.spaces.is_empty() && self.pool.frames().nr_pins() > 0 {
             return Err(AuditError::LeakedPins { pins: self.pool.frames().nr_pins() });
         }
-        leaked(usage.used - usage.orphans, holdings.frames() + loaded)
+        leaked(usage.used - usage.orphans, holdings.frames() + loaded + kept)
     }
 }

@@ -78,6 +78,9 @@ pub enum MergeError {
     /// Its bytes are others.
     #[error("its bytes are others")]
     Differs,
+    /// A device has written to it since somebody asked, and the note of that would be lost with the page.
+    #[error("a device has written to it, and nobody has asked for that yet")]
+    Dirty,
     /// The window could not be changed; the page is as it was.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
@@ -98,7 +101,7 @@ pub(crate) fn merge<P: Protocol>(
 }
 
 /// The shared frame at `gfn`, if one is, with a reference for the caller.
-fn shared_frame<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Option<FrameNo> {
+pub(crate) fn shared_frame<P: Protocol>(space: &AddressSpace<P>, gfn: Gfn) -> Option<FrameNo> {
     let cursor = space.table.cursor_on(gfn, Level::PT);
     match cursor.entry(gfn) {
         Entry::Leaf(leaf) if leaf.source == Source::Guest && cursor.level() == Level::PT => {
@@ -249,6 +252,9 @@ pub(crate) fn drop_zeroes<P: Protocol>(
     if page.is_pinned() {
         return Err(MergeError::Pinned);
     }
+    if space.pool.frame_state(page.leaf.frame).dirty {
+        return Err(MergeError::Dirty);
+    }
     if !page.leaf.prot.writable() {
         // What is absent is given the rights of RAM when it is touched.
         return Err(MergeError::NotOwn);
@@ -257,6 +263,8 @@ pub(crate) fn drop_zeroes<P: Protocol>(
     let refused = match page.is_pinned() {
         true => Some(MergeError::Pinned),
         false if !space.pool.memory().is_zero(page.leaf.frame) => Some(MergeError::Differs),
+        // With the pins gone, what they wrote is noted.
+        false if space.pool.frame_state(page.leaf.frame).dirty => Some(MergeError::Dirty),
         false => None,
     };
     if let Some(why) = refused {

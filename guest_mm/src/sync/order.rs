@@ -10,6 +10,8 @@ use crate::geometry::{LEVELS, Level};
 /// Where a lock stands. Who holds one takes only those that stand behind it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Rank {
+    /// The thread that looks for duplicates, while it is started, asked or ended.
+    Scanner,
     /// The list of guests, which is held while their books are checked.
     Guests,
     /// Pages of an image's block are being loaded.

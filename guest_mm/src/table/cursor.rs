@@ -221,9 +221,10 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     /// back (X1, S1). An exchange, because a walker may be looking: it is a full barrier on x86, and one
     /// follows elsewhere.
     pub(crate) fn take_out(&mut self, gfn: Gfn) -> Zap<'_> {
-        debug_assert!(matches!(self.entry(gfn), Entry::Leaf(_)));
+        let Entry::Leaf(leaf) = self.entry(gfn) else { panic!("guest frame {gfn} has no leaf") };
         self.word(gfn).swap(Entry::Absent.encode(self.level()), Ordering::AcqRel);
-        Zap::unmapped(GfnRange::entry(gfn, self.level()), FrameRuns::default())
+        let frames = self.level().entry_frames();
+        Zap::taken_out(Run { gfn: gfn.align_down(frames), frame: leaf.frame, frames })
     }
 
     /// Leaves the place empty from which `old` was taken out.

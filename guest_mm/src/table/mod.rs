@@ -8,6 +8,7 @@
 //! * [`visit`]: the whole tree, for audits and maps.
 //!
 //! # Lock order
+//! 0. the thread that looks for duplicates, while it is started or ended;
 //! 1. the list of guests, while the pool's books are checked;
 //! 2. the pages of an image's block that are being loaded: let go before a table is locked;
 //! 3. the right to fill a block (`space::FillLocks`);

@@ -63,6 +63,8 @@ pub(crate) struct Zap<'c> {
     range: GfnRange,
     /// The right that is left, or none when the entries are gone.
     left: Option<Prot>,
+    /// What lay there, if it was one leaf.
+    leaf: Option<Run>,
     frames: FrameRuns,
     flushed: bool,
     lock: PhantomData<&'c mut ()>,
@@ -70,13 +72,19 @@ pub(crate) struct Zap<'c> {
 
 impl Zap<'_> {
     pub(super) fn unmapped(range: GfnRange, frames: FrameRuns) -> Self {
-        Zap { range, left: None, frames, flushed: false, lock: PhantomData }
+        Zap { range, left: None, leaf: None, frames, flushed: false, lock: PhantomData }
+    }
+
+    pub(super) fn taken_out(leaf: Run) -> Self {
+        let (range, frames) = (leaf.range(), FrameRuns::default());
+        Zap { range, left: None, leaf: Some(leaf), frames, flushed: false, lock: PhantomData }
     }
 
     pub(super) fn protected(range: GfnRange, prot: Prot) -> Self {
         Zap {
             range,
             left: Some(prot),
+            leaf: None,
             frames: FrameRuns::default(),
             flushed: false,
             lock: PhantomData,
@@ -90,9 +98,10 @@ impl Zap<'_> {
     /// audit will say so.
     pub(crate) fn flush(mut self, mirror: &dyn Mirror) -> Result<Unreachable, MirrorError> {
         self.flushed = true;
-        match self.left {
-            None => mirror.zap(self.range)?,
-            Some(prot) => mirror.protect(self.range, prot)?,
+        match (self.left, self.leaf) {
+            (Some(prot), _) => mirror.protect(self.range, prot)?,
+            (None, Some(leaf)) => mirror.zap_leaf(leaf)?,
+            (None, None) => mirror.zap(self.range)?,
         }
         Ok(Unreachable(std::mem::take(&mut self.frames)))
     }

@@ -13,6 +13,7 @@ use guest_mm::{FaultPolicy, Guest, GuestConfig, GuestMm};
 
 mod collapse;
 mod contents;
+mod dedup;
 mod image;
 mod limits;
 mod queue;
@@ -82,6 +83,15 @@ impl TestGuest {
         let at = self.pointer(gpa) as usize;
         // SAFETY: as in `store_aside`.
         std::thread::spawn(move || unsafe { (at as *const u64).read_volatile() })
+    }
+
+    /// Mappings of this process that lie in the first `bytes` of the guest's window.
+    fn mappings(&self, bytes: u64) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let (start, end) = (self.base.as_u64(), self.base.as_u64() + bytes);
+        let starts =
+            maps.lines().filter_map(|line| u64::from_str_radix(line.split_once('-')?.0, 16).ok());
+        starts.filter(|at| (start..end).contains(at)).count()
     }
 
     /// Ends a guest that nothing stopped, its books right.

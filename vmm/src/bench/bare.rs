@@ -59,7 +59,7 @@ impl BareRam {
             let (uffd, mappings, stop) = (uffd.clone(), mappings.clone(), stop.clone());
             std::thread::Builder::new()
                 .name("bare".into())
-                .spawn(move || serve(&uffd, &mappings, &stop))?
+                .spawn(move || serve(&uffd, &stop, |fault| fill(&uffd, &mappings, fault.address)))?
         };
         Ok(BareRam { uffd, mappings, stop, thread: Some(thread) })
     }
@@ -116,7 +116,16 @@ impl Drop for Mappings {
     }
 }
 
-fn serve(uffd: &OwnedFd, mappings: &Mappings, stop: &OwnedFd) {
+/// An access that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    pub(super) address: u64,
+    /// As in the kernel's message.
+    pub(super) flags: u64,
+}
+
+/// Calls `on_fault` for each access that waits, until `stop` says so.
+pub(super) fn serve(uffd: &OwnedFd, stop: &OwnedFd, on_fault: impl Fn(Waiting)) {
     const BYTES: usize = size_of::<uffd_msg>();
     loop {
         let mut sources = [PollFd::new(uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
@@ -129,17 +138,21 @@ fn serve(uffd: &OwnedFd, mappings: &Mappings, stop: &OwnedFd) {
             continue;
         }
         // SAFETY: the kernel wrote a whole message, and only page faults are asked for.
-        let address =
-            unsafe { buffer.as_ptr().cast::<uffd_msg>().read_unaligned().arg.pagefault.address };
-        let page = address & !(PAGE - 1);
-        let offset = page - mappings.window;
-        // SAFETY: the page lies in the direct mapping; the guest does not have it yet.
-        unsafe { ((mappings.direct + offset) as *mut u8).write_bytes(0, PAGE as usize) };
-        proceed(uffd, page).expect("a page of the window can be continued");
+        let fault = unsafe { buffer.as_ptr().cast::<uffd_msg>().read_unaligned().arg.pagefault };
+        on_fault(Waiting { address: fault.address, flags: fault.flags });
     }
 }
 
-fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
+/// Clears the page at `address` and maps it.
+fn fill(uffd: &OwnedFd, mappings: &Mappings, address: u64) {
+    let page = address & !(PAGE - 1);
+    let offset = page - mappings.window;
+    // SAFETY: the page lies in the direct mapping; the guest does not have it yet.
+    unsafe { ((mappings.direct + offset) as *mut u8).write_bytes(0, PAGE as usize) };
+    proceed(uffd, page).expect("a page of the window can be continued");
+}
+
+pub(super) fn proceed(uffd: &OwnedFd, page: u64) -> io::Result<()> {
     let range = uffdio_range { start: page, len: PAGE };
     let mut arg = uffdio_continue { range, mode: 0, mapped: 0 };
     // SAFETY: UFFDIO_CONTINUE reads and writes one `uffdio_continue`.

@@ -9,6 +9,7 @@ mod clone;
 mod collapse;
 mod fault;
 mod pin;
+mod share;
 mod table;
 mod touch;
 mod turns;
@@ -22,6 +23,7 @@ pub use clone::clone;
 pub use collapse::collapse;
 pub use fault::fault;
 pub use pin::pin;
+pub use share::share;
 pub use table::{Goal, Row, Table};
 
 /// How long to measure.

@@ -278,6 +278,8 @@ pub enum BenchCommand {
     Collapse(BenchOptions),
     /// What a machine over a template costs: its start, a store to a page of the template, its memory.
     Clone(BenchOptions),
+    /// What it costs to find pages of the same bytes, to merge them, and to part them again.
+    Share(BenchOptions),
 }
 
 /// What every benchmark takes.

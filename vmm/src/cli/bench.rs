@@ -18,6 +18,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Pin(options) => (options, bench::pin),
         BenchCommand::Collapse(options) => (options, bench::collapse),
         BenchCommand::Clone(options) => (options, bench::clone),
+        BenchCommand::Share(options) => (options, bench::share),
     };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
     let table = measure(rounds, &progress)?;

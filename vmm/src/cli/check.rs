@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{CheckArgs, ConfigArgs, Failure, print};
 use crate::config::{
-    Collapse, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting, Template,
+    Collapse, Dedup, Image, MachineConfig, Memory, Origin, RamRange, Rate, Serial, Setting,
+    Template,
 };
 use crate::machine::{self, Facts};
 
@@ -61,7 +62,8 @@ struct Report<'a>(&'a MachineConfig);
 
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MachineConfig { file, machine, memory, collapse, boot, console, control } = self.0;
+        let MachineConfig { file, machine, memory, collapse, dedup, boot, console, control } =
+            self.0;
         writeln!(f, "{}: fine", file.display())?;
 
         writeln!(f, "\nmachine")?;
@@ -110,8 +112,15 @@ impl Display for Report<'_> {
         fact(f, "", what_runs(collapse, memory))?;
         row(f, "max_holes", &collapse.max_holes)?;
         row(f, "copying", &collapse.copying)?;
-        row(f, "scan_rate", &collapse.scan_rate)?;
-        row(f, "copy_budget", &collapse.copy_budget)?;
+        rate(f, "scan_rate", &collapse.scan_rate, "blocks")?;
+        rate(f, "copy_budget", &collapse.copy_budget, "blocks")?;
+
+        writeln!(f, "\ndedup")?;
+        row(f, "background", &dedup.background)?;
+        fact(f, "", what_scans(dedup, memory))?;
+        rate(f, "scan_rate", &dedup.scan_rate, "pages")?;
+        row(f, "max_merged", &dedup.max_merged)?;
+        row(f, "split_huge", &dedup.split_huge)?;
 
         writeln!(f, "\nboot")?;
         match &boot.image.value {
@@ -162,6 +171,29 @@ fn what_runs(collapse: &Collapse, memory: &Memory) -> String {
         (true, Rate::Unlimited) => "copies are not limited".to_owned(),
     };
     format!("{round}; {copies}")
+}
+
+/// What becomes of pages of the same bytes.
+fn what_scans(dedup: &Dedup, memory: &Memory) -> String {
+    if !dedup.background.value {
+        return "pages of the same bytes stay apart".into();
+    }
+    let pages: u64 = memory.ram().map(|range| range.length.get() >> 12).sum();
+    let round = match dedup.scan_rate.value {
+        Rate::PerSecond(rate) => {
+            format!("a look at all {pages} pages takes {:.2} s", pages as f64 / f64::from(rate))
+        }
+        Rate::Unlimited => "a thread looks at pages without a pause, on a CPU of its own".into(),
+    };
+    match dedup.max_merged.value {
+        0 => format!("{round}; zeroes are dropped, and nothing is merged"),
+        most => format!("{round}; at most {} MiB are merged", u64::from(most) >> 8),
+    }
+}
+
+/// A rate, of `what`.
+fn rate(f: &mut fmt::Formatter<'_>, key: &str, rate: &Setting<Rate>, what: &str) -> fmt::Result {
+    line(f, key, rate.value.of(what), rate.origin)
 }
 
 fn row<T: Display>(f: &mut fmt::Formatter<'_>, key: &str, setting: &Setting<T>) -> fmt::Result {
@@ -230,6 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn the_report_says_what_a_scanner_would_do() {
+        for (overrides, says) in [
+            (&[][..], "takes 80.00 s; at most 64 MiB are merged"),
+            (&["dedup.scan_rate=unlimited"], "without a pause, on a CPU of its own; at most"),
+            (&["dedup.max_merged=0"], "takes 80.00 s; zeroes are dropped, and nothing is merged"),
+            (&["dedup.background=false"], "pages of the same bytes stay apart"),
+            (&[], "scan_rate      16384 pages/s (default)"),
+            (&["dedup.split_huge=true"], "split_huge     true (--set)"),
+        ] {
+            let report = Report(&config(&[&["dedup.background=true"], overrides].concat()));
+            let report = report.to_string();
+            assert!(report.contains(says), "{says:?} is not in\n{report}");
+        }
+    }
+
+    #[test]
     fn json_has_every_value_with_its_origin() {
         let value: serde_json::Value = serde_json::from_str(&json(&config(&[]))).unwrap();
         assert_eq!(value["memory"]["size"]["value"], 5_u64 << 30);
@@ -240,6 +288,7 @@ mod tests {
         assert_eq!(value["machine"]["cpu"]["value"], "host");
         assert_eq!(value["collapse"]["background"]["value"], false);
         assert_eq!(value["collapse"]["scan_rate"]["value"], 1024);
+        assert_eq!(value["dedup"]["max_merged"]["value"], 16384);
         assert_eq!(value["boot"]["image"]["value"]["guest"], "hello");
         assert!(value["control"]["socket"].is_null());
         assert_eq!(value["layout"]["ram"][1]["start"], 1_u64 << 32);

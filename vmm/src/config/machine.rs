@@ -186,6 +186,8 @@ pub struct MachineConfig {
     pub memory: Memory,
     /// `[collapse]`
     pub collapse: Collapse,
+    /// `[dedup]`
+    pub dedup: Dedup,
     /// `[boot]`
     pub boot: Boot,
     /// `[console]`
@@ -264,6 +266,19 @@ pub struct Collapse {
     pub copy_budget: Setting<Rate>,
 }
 
+/// `[dedup]`: how pages of the same bytes become one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Dedup {
+    /// Whether a thread looks for such pages while the guest runs. Never on hugetlb.
+    pub background: Setting<bool>,
+    /// Pages that the thread looks at in a second.
+    pub scan_rate: Setting<Rate>,
+    /// Pages that may be merged at one time.
+    pub max_merged: Setting<u32>,
+    /// Whether huge pages are split for pages in them that can be merged.
+    pub split_huge: Setting<bool>,
+}
+
 /// How many in a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
@@ -281,6 +296,14 @@ impl Rate {
             Rate::Unlimited => None,
         }
     }
+
+    /// In words, of what there are so many in a second.
+    pub fn of(self, what: &str) -> String {
+        match self {
+            Rate::PerSecond(count) => format!("{count} {what}/s"),
+            Rate::Unlimited => "unlimited".to_owned(),
+        }
+    }
 }
 
 /// As in a config: a number, or `"unlimited"`.
@@ -289,15 +312,6 @@ impl Serialize for Rate {
         match self {
             Rate::PerSecond(count) => serializer.serialize_u32(*count),
             Rate::Unlimited => serializer.serialize_str("unlimited"),
-        }
-    }
-}
-
-impl std::fmt::Display for Rate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Rate::PerSecond(count) => write!(f, "{count} blocks/s"),
-            Rate::Unlimited => f.write_str("unlimited"),
         }
     }
 }

@@ -26,9 +26,9 @@ pub use features::{EMULATION_SAFE, FEATURES, Feature, Register};
 pub use guard::Guard;
 pub use host::{HOLE_END, HOLE_START, Host, RamRange, ram_ranges};
 pub use machine::{
-    Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, HostPath, Image, Irqchip,
-    Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Serial, Setting, Template,
-    Unclaimed,
+    Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, Dedup, HostPath, Image,
+    Irqchip, Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Serial, Setting,
+    Template, Unclaimed,
 };
 
 use std::path::Path;

@@ -303,12 +303,12 @@ mod tests {
             (
                 "\n[memroy]\nsize = 1",
                 "x.toml:2: memroy is unknown (did you mean [memory]?): \
-                 the tables are machine, memory, collapse, boot, console and control",
+                 the tables are machine, memory, collapse, dedup, boot, console and control",
             ),
             (
                 "vcpus = 2",
                 "x.toml:1: vcpus is unknown (did you mean machine.vcpus?): \
-                 the tables are machine, memory, collapse, boot, console and control",
+                 the tables are machine, memory, collapse, dedup, boot, console and control",
             ),
             (
                 "[machine]\nvcpus = \"two\"",
@@ -354,7 +354,7 @@ mod tests {
             (
                 "size=1M",
                 "--set: size is unknown (did you mean memory.size?): \
-                 the tables are machine, memory, collapse, boot, console and control",
+                 the tables are machine, memory, collapse, dedup, boot, console and control",
             ),
             (
                 "machine.vcpus=two",

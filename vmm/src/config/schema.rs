@@ -35,8 +35,8 @@ impl fmt::Display for Key {
 }
 
 /// The tables, in the order of the reference.
-pub(super) const TABLES: [&str; 6] =
-    ["machine", "memory", "collapse", "boot", "console", "control"];
+pub(super) const TABLES: [&str; 7] =
+    ["machine", "memory", "collapse", "dedup", "boot", "console", "control"];
 
 /// Declares each key as a constant and all of them as [`KEYS`].
 macro_rules! keys {
@@ -69,6 +69,10 @@ keys! {
     COPYING = "collapse" "copying" Boolean "true or false";
     SCAN_RATE = "collapse" "scan_rate" IntegerOrText "an integer from 1 to 1000000 or unlimited";
     COPY_BUDGET = "collapse" "copy_budget" IntegerOrText "an integer from 1 to 1000000 or unlimited";
+    DEDUP_BACKGROUND = "dedup" "background" Boolean "true or false";
+    DEDUP_SCAN_RATE = "dedup" "scan_rate" IntegerOrText "an integer from 1 to 1000000 or unlimited";
+    MAX_MERGED = "dedup" "max_merged" Integer "an integer from 0 to 4294967295";
+    SPLIT_HUGE = "dedup" "split_huge" Boolean "true or false";
     GUEST = "boot" "guest" Text "hello, touch, smp or clone";
     KERNEL = "boot" "kernel" Text "the path of an ELF vmlinux or a bzImage";
     PROTOCOL = "boot" "protocol" Text "auto, linux64 or pvh";

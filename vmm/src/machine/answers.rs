@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
@@ -22,6 +23,7 @@ struct StatsAnswer<'a> {
     kind: &'static str,
     machine: &'a str,
     memory: Stats,
+    dedup: Option<DedupStats>,
     pool: String,
 }
 
@@ -44,9 +46,14 @@ pub(super) fn of(
                 Document::new(name.clone(), State::Running, guest.memory_map()).to_line()
             }
             Command::Stats => {
-                let (memory, pool) = (guest.stats(), ram.describe_pool());
-                let answer =
-                    StatsAnswer { slat: VERSION, kind: "stats", machine: &name, memory, pool };
+                let answer = StatsAnswer {
+                    slat: VERSION,
+                    kind: "stats",
+                    machine: &name,
+                    memory: guest.stats(),
+                    dedup: ram.dedup_stats(),
+                    pool: ram.describe_pool(),
+                };
                 let mut line =
                     serde_json::to_string(&answer).expect("keys are strings and no value can fail");
                 line.push('\n');

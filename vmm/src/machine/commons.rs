@@ -51,6 +51,11 @@ impl<P: Protocol> Commons<P> {
         self.template.as_deref()
     }
 
+    /// The service.
+    pub(super) fn service(&self) -> &Service<P> {
+        &self.service
+    }
+
     /// What the pool lies on, and why.
     pub fn describe_pool(&self) -> String {
         self.service.describe_pool()

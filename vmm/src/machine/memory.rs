@@ -68,6 +68,11 @@ impl<P: Protocol> ServedRam<P> {
         Ok(ServedRam { guest, commons: Arc::clone(commons), policy: CollapsePolicy::default() })
     }
 
+    /// What it has in common with other machines.
+    pub(super) fn commons(&self) -> &Commons<P> {
+        &self.commons
+    }
+
     /// The same memory, collapsed as `config` says: by a thread from now on, if there is to be one.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //!   image.rs    what is booted              report.rs    what is said afterwards
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
+//!   dedup.rs    pages of the same bytes become one
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
 //! ```
@@ -20,6 +21,7 @@ mod clones;
 mod collapse;
 mod commons;
 mod console;
+mod dedup;
 mod footprint;
 mod image;
 mod memory;
@@ -195,7 +197,7 @@ impl Machine {
                 threads.kick();
             };
             let ram = ServedRam::on(commons, &config.memory, Box::new(on_stop))?;
-            Arc::new(ram.collapsed_as(&config.collapse)?)
+            Arc::new(ram.collapsed_as(&config.collapse)?.merged_as(&config.dedup)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(kvm, config, &ram.slots(), has_irqchip)?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use devices::bus::Unclaimed;
 use devices::serial::Serial;
 use guest_mm::addr::PageSize;
+use guest_mm::dedup::DedupStats;
 use guest_mm::map::MemoryMap;
 use guest_mm::stats::Stats;
 
@@ -51,6 +52,8 @@ pub struct Report {
     pub console: ConsoleBytes,
     /// What the memory service did.
     pub memory: Stats,
+    /// What the scanner for duplicates did, where one runs.
+    pub dedup: Option<DedupStats>,
     /// What the pool lies on, and why.
     pub pool: String,
     /// `clean`, or the first wrong book.
@@ -100,6 +103,7 @@ impl Outcome {
             left;
         let pool = ram.describe_pool();
         let collapser = ram.rest_collapser();
+        let dedup = ram.rest_dedup();
         let look = |ram: &ServedRam| {
             (Stats { collapser, ..ram.guest().stats() }, ram.guest().memory_map())
         };
@@ -125,6 +129,7 @@ impl Outcome {
             unclaimed: unclaimed(&devices),
             console: ConsoleBytes { written: output.bytes, lost: output.lost },
             memory,
+            dedup,
             pool,
             audit: audit.map_or_else(|error| error.to_string(), |()| "clean".into()),
             cpu: ending.cpu().cloned(),
@@ -147,6 +152,12 @@ impl Report {
             Some(did) => format!(", {} blocks collapsed", did.promoted + did.copied),
             None => String::new(),
         };
+        let merged = match &self.dedup {
+            Some(did) => {
+                format!(", {} pages merged, {} of zeroes dropped", did.merged, did.zeroes)
+            }
+            None => String::new(),
+        };
         let leaves = if leaves.is_empty() { "none".into() } else { leaves.join(" + ") };
         let first = match self.first_output_us {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
@@ -158,7 +169,7 @@ impl Report {
             true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
         };
         format!(
-            "{} faults, {} pages filled ahead{collapsed}; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
+            "{} faults, {} pages filled ahead{collapsed}{merged}; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
              audit {}; {ending}",
             memory.violations(),
             memory.prefilled,

@@ -4,8 +4,8 @@ use guest_mm::map::BlockMap;
 
 use super::PAGE;
 
-/// Pages of some blocks, by what they are. `scattered` pages are among the `small` ones and `pinned` ones among all that
-/// have memory; all others add up to `pages`.
+/// Pages of some blocks, by what they are. `scattered` and `shared` pages are among the `small` ones, those of an `image` among
+/// the `small` and the `huge` ones, and `pinned` ones among all that have memory; all others add up to `pages`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pages of RAM.
@@ -26,6 +26,12 @@ pub struct Counts {
     pub scattered: u64,
     /// Pages that a device has pinned.
     pub pinned: u64,
+    /// Small pages whose frame other pages may be, too.
+    pub shared: u64,
+    /// Pages whose frame is an image's.
+    pub image: u64,
+    /// Those of them that 2 MiB leaves map.
+    pub image_huge: u64,
 }
 
 /// What a block is shown as.
@@ -37,6 +43,10 @@ pub enum Kind {
     Small,
     /// 4 KiB pages, some of them out of their places: no promotion without a copy.
     Scattered,
+    /// 4 KiB pages that are other pages, too.
+    Shared,
+    /// Pages of an image.
+    Image,
     /// A 2 MiB page.
     Huge,
     /// A 1 GiB page.
@@ -51,9 +61,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the legends.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Small,
         Kind::Scattered,
+        Kind::Shared,
+        Kind::Image,
         Kind::Huge,
         Kind::Giant,
         Kind::Missing,
@@ -68,6 +80,8 @@ impl Kind {
             Kind::Untouched => "untouched",
             Kind::Small => "4 KiB pages",
             Kind::Scattered => "4 KiB pages, scattered",
+            Kind::Shared => "4 KiB pages, shared",
+            Kind::Image => "of an image",
             Kind::Huge => "2 MiB pages",
             Kind::Giant => "1 GiB pages",
             Kind::Missing => "missing",
@@ -94,18 +108,26 @@ impl Counts {
         self.small + self.huge + self.giant
     }
 
-    /// Pages of one kind, each page in one kind only: [`Kind::Small`] leaves the scattered ones out.
+    /// Pages of one kind, each page in one kind only: [`Kind::Small`] leaves those out that are scattered, shared or of an
+    /// image, [`Kind::Huge`] those of an image.
     pub fn of(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Untouched => self.untouched(),
-            Kind::Small => self.small.saturating_sub(self.scattered),
+            Kind::Small => self.small.saturating_sub(self.special_small()),
             Kind::Scattered => self.scattered,
-            Kind::Huge => self.huge,
+            Kind::Shared => self.shared,
+            Kind::Image => self.image,
+            Kind::Huge => self.huge.saturating_sub(self.image_huge),
             Kind::Giant => self.giant,
             Kind::Missing => self.missing,
             Kind::Guard => self.guard,
             Kind::Poison => self.poison,
         }
+    }
+
+    /// Small pages that have a kind of their own.
+    pub fn special_small(&self) -> u64 {
+        self.scattered + self.shared + self.image.saturating_sub(self.image_huge)
     }
 
     /// The same in bytes.
@@ -117,7 +139,7 @@ impl Counts {
     /// resident ones are. None where there is no RAM.
     pub fn kind(&self) -> Option<Kind> {
         let news = [Kind::Poison, Kind::Guard, Kind::Missing, Kind::Scattered];
-        let most = [Kind::Giant, Kind::Huge, Kind::Small];
+        let most = [Kind::Giant, Kind::Huge, Kind::Image, Kind::Shared, Kind::Small];
         if self.pages == 0 {
             return None;
         }
@@ -146,6 +168,10 @@ impl From<&BlockMap> for Counts {
             poison: block.poison.into(),
             scattered: block.scattered.into(),
             pinned: block.pinned.into(),
+            shared: block.shared.into(),
+            image: block.image.into(),
+            // A block has one huge leaf or small ones.
+            image_huge: block.image.min(block.huge).into(),
         }
     }
 }
@@ -164,6 +190,9 @@ impl std::ops::Add for Counts {
             poison: self.poison + other.poison,
             scattered: self.scattered + other.scattered,
             pinned: self.pinned + other.pinned,
+            shared: self.shared + other.shared,
+            image: self.image + other.image,
+            image_huge: self.image_huge + other.image_huge,
         }
     }
 }
@@ -182,6 +211,9 @@ mod tests {
         poison: 0,
         scattered: 0,
         pinned: 0,
+        shared: 0,
+        image: 0,
+        image_huge: 0,
     };
 
     #[test]
@@ -192,6 +224,10 @@ mod tests {
             (Counts { small: 1, ..BLOCK }, Some(Kind::Small)),
             (Counts { small: 511, scattered: 1, ..BLOCK }, Some(Kind::Scattered)),
             (Counts { small: 256, huge: 256, ..BLOCK }, Some(Kind::Small)),
+            (Counts { small: 256, shared: 129, ..BLOCK }, Some(Kind::Shared)),
+            (Counts { small: 256, shared: 128, ..BLOCK }, Some(Kind::Small)),
+            (Counts { huge: 512, image: 512, image_huge: 512, ..BLOCK }, Some(Kind::Image)),
+            (Counts { small: 9, image: 5, shared: 3, ..BLOCK }, Some(Kind::Image)),
             (Counts { small: 1, huge: 511, ..BLOCK }, Some(Kind::Huge)),
             (Counts { giant: 512, ..BLOCK }, Some(Kind::Giant)),
             (Counts { small: 500, missing: 1, ..BLOCK }, Some(Kind::Missing)),
@@ -211,7 +247,11 @@ mod tests {
 
     #[test]
     fn the_kinds_cover_every_page_once() {
-        let counts = Counts { small: 100, scattered: 30, missing: 5, guard: 1, ..BLOCK };
-        assert_eq!(Kind::ALL.into_iter().map(|kind| counts.of(kind)).sum::<u64>(), 512);
+        let small = Counts { small: 100, scattered: 30, missing: 5, guard: 1, ..BLOCK };
+        let shared = Counts { small: 100, scattered: 30, shared: 20, image: 50, ..BLOCK };
+        let of_image = Counts { small: 100, huge: 200, image: 250, image_huge: 200, ..BLOCK };
+        for counts in [small, shared, of_image] {
+            assert_eq!(Kind::ALL.into_iter().map(|kind| counts.of(kind)).sum::<u64>(), 512);
+        }
     }
 }

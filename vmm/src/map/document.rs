@@ -4,9 +4,10 @@
 //! {"slat": 1, "kind": "memory-map", "machine": "touch.toml", "state": "finished", "taken_unix": 1767225600,
 //!  "block_bytes": 2097152,
 //!  "totals": {"blocks": 1, "bytes": {"ram": 2097152, "resident": 1048576, "small": 1048576, "scattered": 0,
-//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "untouched": 1044480, "pinned": 0}},
+//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "untouched": 1044480, "pinned": 0,
+//!             "shared": 0, "image": 0}},
 //!  "blocks": [{"gpa": 0, "pages": 512, "small": 256, "huge": 0, "giant": 0, "missing": 0, "guard": 1, "poison": 0,
-//!              "scattered": 0, "pinned": 0}]}
+//!              "scattered": 0, "pinned": 0, "shared": 0, "image": 0}]}
 //! ```
 //!
 //! `blocks` count 4 KiB pages. `totals` follow from them and are not read back. `configs/README.md` has the reference.
@@ -66,7 +67,8 @@ pub struct Totals {
 }
 
 /// Bytes by kind: `ram` is the sum of `resident`, `missing`, `guard`, `poison` and `untouched`, and `resident` that of
-/// `small`, `huge` and `giant`; `scattered` are among the `small`, `pinned` among the `resident`.
+/// `small`, `huge` and `giant`; `scattered` and `shared` are among the `small`, `image` among the `small` and the `huge`, `pinned`
+/// among the `resident`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "as in `BlockMap`")]
 pub struct KindBytes {
@@ -81,6 +83,8 @@ pub struct KindBytes {
     pub poison: u64,
     pub untouched: u64,
     pub pinned: u64,
+    pub shared: u64,
+    pub image: u64,
 }
 
 /// Why bytes are not a memory map. As the end of a sentence that names where they come from.
@@ -214,13 +218,15 @@ impl Totals {
             resident: counts.resident() * PAGE,
             small: counts.small * PAGE,
             scattered: counts.scattered * PAGE,
-            huge: counts.bytes_of(Kind::Huge),
+            huge: counts.huge * PAGE,
             giant: counts.bytes_of(Kind::Giant),
             missing: counts.bytes_of(Kind::Missing),
             guard: counts.bytes_of(Kind::Guard),
             poison: counts.bytes_of(Kind::Poison),
             untouched: counts.bytes_of(Kind::Untouched),
             pinned: counts.pinned * PAGE,
+            shared: counts.bytes_of(Kind::Shared),
+            image: counts.bytes_of(Kind::Image),
         };
         Totals { blocks: blocks.len() as u64, bytes }
     }
@@ -263,6 +269,9 @@ fn check(blocks: &[BlockMap]) -> Result<(), MapError> {
         if counts.scattered > counts.small {
             return bad("has more scattered pages than small ones");
         }
+        if counts.special_small() > counts.small {
+            return bad("has more scattered, shared and image pages than it has memory for");
+        }
         if counts.pinned > counts.resident() {
             return bad("has more pinned pages than it has memory");
         }
@@ -291,11 +300,29 @@ mod tests {
         }
     }
 
-    /// Maps of this version were written before anything could be pinned.
+    /// Maps of this version were written before anything could be pinned, shared or an image's.
     #[test]
-    fn a_block_that_says_nothing_of_pins_has_none() {
-        let before = samples::mixed().to_line().replace(",\"pinned\":0", "");
-        assert_eq!(Document::parse(before.as_bytes()), Ok(samples::mixed()));
+    fn a_block_that_says_nothing_of_pins_and_sharing_has_none() {
+        let plain = samples::document(samples::blocks(0, 3));
+        let before = plain.to_line();
+        let before = before.replace(",\"pinned\":0,\"shared\":0,\"image\":0", "");
+        assert!(!before.contains("shared"), "{before}");
+        assert_eq!(Document::parse(before.as_bytes()), Ok(plain));
+    }
+
+    #[test]
+    fn shared_pages_and_those_of_images_have_totals_and_limits() {
+        let mut blocks = samples::blocks(0, 3);
+        (blocks[0].small, blocks[0].shared, blocks[0].image) = (100, 30, 20);
+        (blocks[1].huge, blocks[1].image) = (512, 512);
+        let document = samples::document(blocks.clone());
+        let bytes = document.totals.bytes;
+        assert_eq!((bytes.small, bytes.huge), (100 * PAGE, 512 * PAGE));
+        assert_eq!((bytes.shared, bytes.image), (30 * PAGE, 532 * PAGE));
+        assert_eq!(Document::parse(document.to_line().as_bytes()), Ok(document));
+        blocks[0].scattered = 51;
+        let error = Document::parse(samples::document(blocks).to_line().as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("more scattered, shared and image pages"), "{error}");
     }
 
     #[test]

@@ -99,6 +99,7 @@ fn tell(counts: &Counts) -> String {
             let name = match kind {
                 Kind::Small => "in 4 KiB pages",
                 Kind::Scattered => "in scattered 4 KiB pages",
+                Kind::Shared => "in shared 4 KiB pages",
                 Kind::Huge => "in 2 MiB pages",
                 Kind::Giant => "in 1 GiB pages",
                 _ => kind.name(),

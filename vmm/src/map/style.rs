@@ -18,6 +18,8 @@ pub(super) fn colour(kind: Kind, fill: usize) -> &'static str {
         Kind::Untouched => "#eef1f4",
         Kind::Small => ["#fbe6bd", "#f6cf80", "#efb43f", "#e69f00"][fill - 1],
         Kind::Scattered => "#d55e00",
+        Kind::Shared => "#7b5aa6",
+        Kind::Image => "#7fc8b8",
         Kind::Huge => "#009e73",
         Kind::Giant => "#0072b2",
         Kind::Missing => "#cc79a7",

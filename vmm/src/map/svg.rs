@@ -197,6 +197,23 @@ mod tests {
     }
 
     #[test]
+    fn shared_pages_and_those_of_images_have_colours_and_are_told_at_their_block() {
+        let mut blocks = samples::blocks(0, 3);
+        (blocks[0].small, blocks[0].shared) = (10, 8);
+        (blocks[1].huge, blocks[1].image) = (512, 512);
+        let picture = picture(&samples::document(blocks));
+        for says in [
+            "8 KiB in 4 KiB pages, 32 KiB in shared 4 KiB pages, ",
+            "<title>0x200000: 2 MiB of an image</title>",
+            ">4 KiB pages, shared <tspan",
+            colour(Kind::Shared, 4),
+            colour(Kind::Image, 4),
+        ] {
+            assert!(picture.contains(says), "{says:?} is not in\n{picture}");
+        }
+    }
+
+    #[test]
     fn pins_are_told_below_and_at_their_block() {
         let mut blocks = samples::blocks(0, 3);
         (blocks[1].small, blocks[1].pinned) = (8, 2);

@@ -50,6 +50,8 @@ impl Style {
             Kind::Untouched => '.',
             Kind::Small => shades[fill - 1],
             Kind::Scattered => 's',
+            Kind::Shared => '=',
+            Kind::Image => 'i',
             Kind::Huge => 'H',
             Kind::Giant => 'G',
             Kind::Missing => 'm',
@@ -78,6 +80,8 @@ fn ansi(kind: Kind) -> &'static str {
         Kind::Untouched => "90",
         Kind::Small => "33",
         Kind::Scattered => "1;93",
+        Kind::Shared => "95",
+        Kind::Image => "36",
         Kind::Huge => "32",
         Kind::Giant => "1;34",
         Kind::Missing => "35",
@@ -215,6 +219,22 @@ mod tests {
         );
         assert!(shown.contains("\ntotal: 4.0 MiB of 160 MiB resident (2.5 %)"), "{shown}");
         assert!(shown.is_ascii() && !shown.contains('\x1b'), "{shown}");
+    }
+
+    #[test]
+    fn shared_pages_and_those_of_images_have_marks_and_lines() {
+        let mut blocks = samples::blocks(0, 64);
+        (blocks[0].small, blocks[0].shared) = (10, 8);
+        (blocks[1].huge, blocks[1].image) = (512, 512);
+        let shown = text(&samples::document(blocks), Style::PLAIN);
+        assert!(shown.contains("0x00000000  =i..."), "{shown}");
+        for line in [
+            "  1234  4 KiB pages, by how full      8 KiB   < 0.1 %",
+            "  =     4 KiB pages, shared          32 KiB   < 0.1 %",
+            "  i     of an image                   2 MiB     1.6 %",
+        ] {
+            assert!(shown.contains(line), "{line:?} is not in\n{shown}");
+        }
     }
 
     #[test]

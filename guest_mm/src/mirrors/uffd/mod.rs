@@ -12,7 +12,8 @@
 //! | promote          | unregister, and let the host map or make a huge page                       |
 //! | replace          | `mmap` of the new page over the old, which flushes it; else as zap         |
 //! | zap              | `MADV_DONTNEED`: the page stays in the file, vCPUs are flushed; an open     |
-//! |                  | (unregistered) block is registered again first                             |
+//! |                  | (unregistered) block is registered again first; nothing for a leaf whose   |
+//! |                  | frame the window does not show there                                       |
 //! | protect          | `UFFDIO_WRITEPROTECT`                                                      |
 //! | remap            | `mremap` of a registered mapping of the file elsewhere into its place       |
 //!
@@ -268,6 +269,17 @@ impl Mirror for Uffd {
             // Where no mapping is left to split off, the old page goes all the same.
             Some(Err(_)) | None => self.zap(range),
         }
+    }
+
+    fn zap_leaf(&self, leaf: Run) -> Result<(), MirrorError> {
+        self.for_windows(leaf.range(), "MADV_DONTNEED", |window, part| {
+            if part.frames() == 1 && !window.is_pointed(part, leaf.frame_of(part.start())) {
+                // The window holds what the table holds, or less. It shows another frame here, so it holds nothing: the
+                // page was merged, or copied, and has not been touched since.
+                return Ok(());
+            }
+            window.drop_translations(&self.descriptor, &self.pool, part)
+        })
     }
 
     fn protect(&self, range: GfnRange, prot: Prot) -> Result<(), MirrorError> {

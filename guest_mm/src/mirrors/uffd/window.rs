@@ -14,6 +14,7 @@ use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Hva, PageSize};
 use crate::geometry::{FRAME_BYTES, Level};
 use crate::pool::Pool;
 use crate::pool::host_range::HostRange;
+use crate::prot::Prot;
 use crate::space::RamRegion;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 
@@ -146,9 +147,15 @@ impl Window {
         gfn: Gfn,
         frame: FrameNo,
     ) -> Result<(), Errno> {
-        let page = GfnRange::entry(gfn, Level::PT);
+        let (page, start) = (GfnRange::entry(gfn, Level::PT), self.hva(gfn));
         self.exchange(pool, gfn, frame)?;
-        uffd.wake(self.hva(gfn), page.bytes())
+        if self.is_home(gfn, frame) && uffd.register(start, page.bytes()).is_ok() {
+            // It is back where its block points. Asked for as its neighbours are, it is one mapping with them, or every
+            // page that ever was a stray would stay one.
+            self.strays.remove(page);
+            return uffd.install(start, page.bytes(), page.bytes(), Prot::Rwx);
+        }
+        uffd.wake(start, page.bytes())
     }
 
     /// The same without waking anyone; whatever the page showed before is gone from every vCPU when this returns.

@@ -88,23 +88,16 @@ fn copies_of_neighbours_lie_in_order() {
     let (mm, image) = open(16 * MIB, &template);
     let test = add_over(&mm, &image, PageSize::Size2M);
     test.expect_image(0, 4 * MIB);
-    let before = mappings();
+    let before = test.mappings(4 * MIB);
     (0..4 * MIB).step_by(PAGE as usize).for_each(|at| test.store(at, at));
     // Two blocks, each one mapping where it had one.
-    assert!(mappings() <= before + 4, "{before} mappings became {}", mappings());
+    let after = test.mappings(4 * MIB);
+    assert!(after <= before + 4, "{before} mappings became {after}");
     assert_eq!((test.own_pages(), test.guest.stats().scattered), (1024, 0));
     for at in (0..4 * MIB).step_by(PAGE as usize) {
         assert_eq!((test.load(at), test.load(at + 8)), (at, word(at + 8)));
     }
     end(&mm, [test], image);
-}
-
-fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps")
-        .unwrap()
-        .lines()
-        .filter(|l| l.contains("memfd"))
-        .count()
 }
 
 #[test]

@@ -55,6 +55,8 @@ struct Plan {
     order: Order,
     passes: u64,
     fill: Fill,
+    /// Pages of different contents, one of them zeroes; none: all differ.
+    kinds: Option<u64>,
     first: First,
     zero: bool,
     verify: bool,
@@ -110,6 +112,10 @@ impl Plan {
                 Fill::Word,
                 "word or page",
             )?,
+            kinds: match line.number_in("kinds", 0, 1 << 32, 0)? {
+                0 => None,
+                kinds => Some(kinds),
+            },
             first: line.choice(
                 "first",
                 &[("write", First::Write), ("read", First::Read)],
@@ -161,19 +167,19 @@ impl Plan {
         let address = self.pages.address(page);
         let (from, to) = self.filled(address);
         if pass > 0 {
-            (from..to).for_each(|i| words[i].store(pattern(address, i, pass), Relaxed));
+            (from..to).for_each(|i| words[i].store(self.pattern(address, i, pass), Relaxed));
             return;
         }
         // An exchange is one access, and a write: the word's old value costs no read fault of its own.
         let start = tsc::now();
         let old = match self.first {
             First::Read => words[from].load(Relaxed),
-            First::Write => words[from].swap(pattern(address, from, 0), Relaxed),
+            First::Write => words[from].swap(self.pattern(address, from, 0), Relaxed),
         };
         first_touch.record(tsc::now() - start);
         self.expect_zero(address, from, old);
         for (i, word) in words.iter().enumerate().take(to).skip(from) {
-            let old = word.swap(pattern(address, i, 0), Relaxed);
+            let old = word.swap(self.pattern(address, i, 0), Relaxed);
             // Done above for the first word; after First::Write it holds the pattern now.
             if i != from {
                 self.expect_zero(address, i, old);
@@ -186,7 +192,7 @@ impl Plan {
         let address = self.pages.address(page);
         let (from, to) = self.filled(address);
         for (i, word) in words.iter().enumerate().take(to).skip(from) {
-            check(address, i, pattern(address, i, pass), word.load(Relaxed));
+            check(address, i, self.pattern(address, i, pass), word.load(Relaxed));
         }
     }
 
@@ -199,6 +205,15 @@ impl Plan {
                 let word = (hash(address) % WORDS as u64) as usize;
                 (word, word + 1)
             }
+        }
+    }
+
+    /// What pass `pass` writes to a word.
+    fn pattern(&self, page: u64, word: usize, pass: u64) -> u64 {
+        match self.kinds.map(|kinds| page / PAGE % kinds) {
+            None => pattern(page, word, pass),
+            Some(0) => 0,
+            Some(kind) => pattern(kind * PAGE, word, pass),
         }
     }
 
@@ -298,7 +313,7 @@ fn timed(barrier: &Barrier, work: impl FnOnce()) -> u64 {
     tsc::now() - start
 }
 
-/// What pass `pass` writes to a word: another value for every word of memory, so that a page in the wrong place shows.
+/// Another value for every word of memory, so that a page in the wrong place shows.
 fn pattern(page: u64, word: usize, pass: u64) -> u64 {
     hash((page + 8 * word as u64) ^ pass << 52)
 }

@@ -2,13 +2,10 @@
 
 use crate::config::ConfigError;
 use crate::config::machine::{Collapse, Rate};
-use crate::config::raw::{Raw, Value, Written};
+use crate::config::raw::{Raw, Value};
 use crate::config::schema::{self, Key};
 
-use super::read::{boolean, must_be, setting};
-
-/// More blocks in a second than any host gets done.
-const FASTEST: i128 = 1_000_000;
+use super::read::{boolean, must_be, rate, setting};
 
 /// The defaults are those of `guest_mm`'s collapser, and that there is none.
 pub(super) fn collapse(raw: &Raw) -> Result<Collapse, ConfigError> {
@@ -35,18 +32,4 @@ pub(super) fn collapse(raw: &Raw) -> Result<Collapse, ConfigError> {
         scan_rate: rate(&schema::SCAN_RATE, 1024)?,
         copy_budget: rate(&schema::COPY_BUDGET, 64)?,
     })
-}
-
-fn rate(written: &Written, key: &Key, zero: &str) -> Result<Rate, String> {
-    match &written.value {
-        Value::Integer(count @ 1..=FASTEST) => Ok(Rate::PerSecond(*count as u32)),
-        Value::Integer(0) => Err(format!("{} ({zero})", must_be(key))),
-        Value::Text(word) if word == "unlimited" => Ok(Rate::Unlimited),
-        Value::Text(word) => {
-            let hint = schema::closest(word, ["unlimited"])
-                .map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));
-            Err(format!("{}{hint}", must_be(key)))
-        }
-        _ => Err(must_be(key)),
-    }
 }

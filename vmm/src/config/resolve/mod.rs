@@ -1,6 +1,7 @@
 //! From what was written to what will be: defaults, limits, and rules between keys.
 
 mod collapse;
+mod dedup;
 mod read;
 mod template;
 
@@ -43,6 +44,7 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let machine = machine(raw, &boot)?;
     let memory = memory(raw, host)?;
     let collapse = collapse::collapse(raw)?;
+    let dedup = dedup::dedup(raw, &memory)?;
     let console =
         Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
     let socket = match raw.get(&schema::SOCKET) {
@@ -50,7 +52,7 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
         None => None,
     };
     let (file, control) = (HostPath(raw.file.clone()), Control { socket });
-    Ok(MachineConfig { file, machine, memory, collapse, boot, console, control })
+    Ok(MachineConfig { file, machine, memory, collapse, dedup, boot, console, control })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::error::quoted;
 use crate::config::file::{describe, reason};
-use crate::config::machine::{HostPath, Setting};
+use crate::config::machine::{HostPath, Rate, Setting};
 use crate::config::raw::{Raw, Value, Written};
 use crate::config::schema::{self, Key};
 use crate::config::{Bytes, ConfigError, Origin, ParseBytesError};
@@ -83,6 +83,24 @@ fn not_one_of(text: &str, words: Vec<&'static str>) -> String {
     let hint = schema::closest(text, words.iter().copied())
         .map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));
     format!("it must be {}{hint}", schema::listed(words, "or"))
+}
+
+/// More of anything in a second than any host gets done.
+const FASTEST: i128 = 1_000_000;
+
+/// How many in a second; `zero` says what to write for none at all.
+pub(super) fn rate(written: &Written, key: &Key, zero: &str) -> Result<Rate, String> {
+    match &written.value {
+        Value::Integer(count @ 1..=FASTEST) => Ok(Rate::PerSecond(*count as u32)),
+        Value::Integer(0) => Err(format!("{} ({zero})", must_be(key))),
+        Value::Text(word) if word == "unlimited" => Ok(Rate::Unlimited),
+        Value::Text(word) => {
+            let hint = schema::closest(word, ["unlimited"])
+                .map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));
+            Err(format!("{}{hint}", must_be(key)))
+        }
+        _ => Err(must_be(key)),
+    }
 }
 
 /// True or false.

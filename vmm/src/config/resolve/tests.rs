@@ -102,6 +102,28 @@ fn nothing_collapses_unless_it_is_asked_for_and_rates_may_have_no_limit() {
 }
 
 #[test]
+fn nothing_is_merged_unless_it_is_asked_for_and_never_on_hugetlb() {
+    let off = hello(&[]).dedup;
+    assert_eq!((off.background.value, off.split_huge.value), (false, false));
+    assert_eq!((off.max_merged.value, off.scan_rate.value.limit()), (16384, Some(16384)));
+    let text = "boot.guest = 'hello'\n[dedup]\nbackground = true\nmax_merged = 0";
+    let on = parse(text, &["dedup.split_huge=true", "dedup.scan_rate=unlimited"]).unwrap().dedup;
+    assert_eq!((on.background.value, on.split_huge.value), (true, true));
+    assert_eq!((on.max_merged.value, on.scan_rate.value), (0, Rate::Unlimited));
+    assert_eq!(on.background.origin, Origin::File { line: 3, column: 1 });
+    for (sets, says) in [
+        (&["dedup.background=true", "memory.backing=hugetlb"][..], "no 4 KiB pages to share"),
+        (&["dedup.max_merged=-1"], "an integer from 0 to 4294967295"),
+        (&["dedup.scan_rate=0"], "nothing is looked at with dedup.background = false"),
+        (&["dedup.scan_rate=unlimitd"], "did you mean \"unlimited\"?"),
+        (&["dedup.split_huge=1"], "true or false"),
+    ] {
+        let refused = refusal(sets);
+        assert!(refused.contains(says), "{says:?} is not in {refused}");
+    }
+}
+
+#[test]
 fn ram_may_fill_the_address_space_and_no_more() {
     assert_eq!(hello(&["memory.size=65535G"]).memory.size.value, Bytes::gib(65535));
     let refused = refusal(&["memory.size=64T"]);
