@@ -74,9 +74,14 @@ fn number(report: &Value, pointer: &str) -> u64 {
     report.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {pointer}"))
 }
 
-/// What this process took more with the clones than before them.
+/// What the process took more with the clones than before them, its program left out: that is shared with others that run
+/// it, and is all the more its own when they end.
 fn growth(report: &Value) -> u64 {
-    number(report, "/after/pss_bytes") - number(report, "/before/pss_bytes")
+    let took = |when: &str| {
+        let bytes = |part: &str| number(report, &format!("/{when}/pss_{part}bytes"));
+        bytes("") - bytes("file_")
+    };
+    took("after") - took("before")
 }
 
 /// Runs 50 clones that write `written` pages each; all must find the template, and keep what they wrote.

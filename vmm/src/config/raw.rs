@@ -349,7 +349,7 @@ mod tests {
             (
                 "memory.sise=1M",
                 "--set: memory.sise is unknown (did you mean memory.size?): \
-                 [memory] takes size, pool, backing, pages, fault_threads and guard",
+                 [memory] takes size, template, pool, backing, pages, fault_threads and guard",
             ),
             (
                 "size=1M",

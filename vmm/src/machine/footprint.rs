@@ -10,6 +10,8 @@ pub struct Footprint {
     pub pss_bytes: u64,
     /// The part of that which is files in memory: the pool.
     pub pss_shmem_bytes: u64,
+    /// The part that is the program itself and other files on a disk. It grows when others that run the same end.
+    pub pss_file_bytes: u64,
     /// The host's page tables for it.
     pub page_table_bytes: u64,
 }
@@ -30,6 +32,7 @@ impl Footprint {
         Ok(Footprint {
             pss_bytes: bytes(&rollup, "Pss:")?,
             pss_shmem_bytes: bytes(&rollup, "Pss_Shmem:")?,
+            pss_file_bytes: bytes(&rollup, "Pss_File:")?,
             page_table_bytes: bytes(&status, "VmPTE:")?,
         })
     }
