@@ -35,8 +35,38 @@ impl Rank {
     }
 }
 
+/// More than a thread ever holds at a time.
+const MOST: usize = 16;
+
+/// The ranks of the locks that a thread holds. An array: a thread that allocates nothing else shall not begin with this.
+#[derive(Debug)]
+struct Ranks {
+    ranks: [Rank; MOST],
+    held: usize,
+}
+
+impl Ranks {
+    fn held(&self) -> &[Rank] {
+        &self.ranks[..self.held]
+    }
+
+    fn push(&mut self, rank: Rank) {
+        assert!(self.held < MOST, "a thread holds too many locks: {:?}", self.ranks);
+        self.ranks[self.held] = rank;
+        self.held += 1;
+    }
+
+    /// Takes out the last `rank`: a parent is let go before its child, so it need not be the last of all.
+    fn remove(&mut self, rank: Rank) {
+        if let Some(at) = self.held().iter().rposition(|&held| held == rank) {
+            self.ranks.copy_within(at + 1..self.held, at);
+            self.held -= 1;
+        }
+    }
+}
+
 thread_local! {
-    static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+    static HELD: RefCell<Ranks> = const { RefCell::new(Ranks { ranks: [Rank::Last; MOST], held: 0 }) };
 }
 
 /// That a lock is held, for as long as this lives.
@@ -50,7 +80,7 @@ impl Mark {
     /// If the thread holds one that stands behind it, or beside it.
     pub(crate) fn take(rank: Rank) -> Mark {
         HELD.with_borrow_mut(|held| {
-            if let Some(&last) = held.iter().max().filter(|&&last| rank <= last)
+            if let Some(&last) = held.held().iter().max().filter(|&&last| rank <= last)
                 && !std::thread::panicking()
             {
                 panic!(
@@ -66,13 +96,14 @@ impl Mark {
     /// who holds the directory waits for a frozen table.
     pub(crate) fn take_above_frozen(rank: Rank) -> Mark {
         HELD.with_borrow_mut(|held| {
-            let child =
-                matches!(rank, Rank::Table(depth) if held.contains(&Rank::Table(depth + 1)));
-            let last = held.iter().max().copied();
+            let below = |depth| held.held().contains(&Rank::Table(depth + 1));
+            let child = matches!(rank, Rank::Table(depth) if below(depth));
+            let last = held.held().iter().max().copied();
             let expected = child && last <= Some(Rank::table(Level::PT));
             assert!(
                 expected || std::thread::panicking(),
-                "a lock of rank {rank:?} is taken, and the table below is not locked: {held:?}"
+                "a lock of rank {rank:?} is taken, and the table below is not locked: {:?}",
+                held.held()
             );
             held.push(rank);
         });
@@ -82,12 +113,7 @@ impl Mark {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        HELD.with_borrow_mut(|held| {
-            // Not always the last: a parent is let go before its child.
-            if let Some(at) = held.iter().rposition(|&rank| rank == self.0) {
-                held.remove(at);
-            }
-        });
+        HELD.with_borrow_mut(|held| held.remove(self.0));
     }
 }
 
