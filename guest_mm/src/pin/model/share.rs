@@ -2,7 +2,7 @@
 
 use crate::addr::{Gfn, GpaRange, PageSize};
 use crate::geometry::FRAME_BYTES;
-use crate::model::{World, block, explore_bounded};
+use crate::model::{World, block, explore, explore_bounded};
 use crate::prot::{Access, Prot};
 use crate::protect::protect;
 use crate::protocol::historical::{
@@ -21,7 +21,8 @@ fn pin_page<P: Protocol>(world: &World<P>, gfn: u64, access: Access) -> Pinned<'
 
 /// A page that nobody may write to loses its mark, and its entry is the same afterwards.
 fn pin_vs_unexclusive<P: Protocol>() {
-    explore_bounded(|| {
+    // Its variants need four preemptions, so it has no bound.
+    explore(|| {
         let world = World::<P>::new(PageSize::Size4K, 6);
         world.touch(0);
         protect(&world.space, block(0), Prot::R).unwrap();
