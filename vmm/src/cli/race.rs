@@ -8,9 +8,7 @@ use std::time::Duration;
 use guest_mm::protocol::block;
 use serde_json::{Value, json};
 
-use crate::race::{
-    Announce, Mode, Order, RACES, Race, Subject, Variant, Witness, page, run as run_race,
-};
+use crate::race::{self, Announce, Mode, Order, RACES, Race, Subject, Variant, Witness, page};
 
 use super::args::{RaceCommand, RaceRunArgs};
 use super::{FAILED, Failure, print};
@@ -20,7 +18,7 @@ pub(super) fn run(command: &RaceCommand) -> Result<ExitCode, Failure> {
     match command {
         RaceCommand::List(args) if args.json => print(&format!("{}\n", list_json())),
         RaceCommand::List(_) => print(&list()),
-        RaceCommand::Show(args) => print(&show(Race::named(&args.name)?)),
+        RaceCommand::Show(args) => print(&show(race::find(&args.name)?)),
         RaceCommand::Run(args) => return run_one(args),
     }
     .map(|()| ExitCode::SUCCESS)
@@ -77,7 +75,7 @@ fn show(race: &Race) -> String {
 }
 
 fn run_one(args: &RaceRunArgs) -> Result<ExitCode, Failure> {
-    let race = Race::named(&args.name)?;
+    let race = race::find(&args.name)?;
     let subject = match &args.variant {
         None => Subject::Sound,
         Some(name) => Subject::Variant(race.variant(name)?),
@@ -100,7 +98,7 @@ fn run_one(args: &RaceRunArgs) -> Result<ExitCode, Failure> {
         }
     };
     let mut announce = Announce { text: &mut say, progress: &progress };
-    let outcome = run_race(&order, &mut announce);
+    let outcome = race::run(&order, &mut announce);
     clear();
     let outcome = outcome?;
     if let Some(failure) = failed {

@@ -1,7 +1,6 @@
 //! Where the engine's threads say which step they are about to take, and what that means for each of them.
 
 use std::cell::RefCell;
-use std::fmt;
 use std::hint::spin_loop;
 use std::sync::Arc;
 use std::thread::{sleep, yield_now};
@@ -10,25 +9,8 @@ use std::time::{Duration, Instant};
 use guest_mm::protocol::{Observer, Step};
 
 use super::dice::Dice;
-use super::replay::{Side, Stage, Turn};
-
-/// A place at which a thread can be held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Point {
-    /// Before a step of a protocol.
-    Step(Step),
-    /// Before something that a side does between its operations.
-    Act(&'static str),
-}
-
-impl fmt::Display for Point {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Point::Step(step) => step.fmt(f),
-            Point::Act(what) => write!(f, "-- {what}"),
-        }
-    }
-}
+use super::point::Point;
+use super::stage::{Side, Stage, Turn};
 
 /// What the calling thread is.
 enum Role {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::lab::LabError;
+use super::error::LabError;
 
 /// What the model checker said.
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! lab                  runs one race, and says what came of it
-//! catalog  races/      which races there are; a file for each, with its sides and its schedules
+//! catalog  races/      which races there are; a file for each, with its sides and its schedules; variant: what a race is
 //! replay/              one interleaving, step by step       rounds   both sides at once, over and over, with chance
 //! storm/               devices, collapses and a KVM guest   loom     the model checker, for what x86 cannot show
 //! scene  world         what a race does, and the memory that it does it to; window: as a vCPU sees that
 //! cue                  the engine says which step it is about to take; this hears it
-//! damage  dice
+//! stage/  point        whose turn it is, and where a thread can be held
+//! damage  error  dice
 //! ```
 //!
 //! With [`guest_mm::protocol::Sound`] there is no damage; a protocol that leaves a step out shows what the step is good for.
@@ -18,16 +19,22 @@ mod catalog;
 mod cue;
 mod damage;
 mod dice;
+mod error;
 mod lab;
 mod loom;
+mod point;
 mod races;
 mod replay;
 mod rounds;
 mod scene;
+mod stage;
 mod storm;
+mod variant;
 mod window;
 mod world;
 
-pub use catalog::{RACES, Race, Variant, page};
-pub use lab::{Announce, LabError, Mode, Order, Outcome, Subject, Witness, run};
+pub use catalog::{RACES, find, page};
+pub use error::LabError;
+pub use lab::{Announce, Mode, Order, Outcome, Subject, Witness, run};
 pub use storm::{Collapses, Loss, Options, Report, StormError, Traffic, Until, Verdict, storm};
+pub use variant::{Race, Variant};

@@ -12,9 +12,9 @@ use guest_mm::protocol::Protocol;
 use super::cue::stumble;
 use super::damage::{Damage, Done, attempt};
 use super::dice::Dice;
-use super::lab::LabError;
-use super::replay::Turn;
+use super::error::LabError;
 use super::scene::Scene;
+use super::stage::Turn;
 use super::world::World;
 
 /// What a round, or the end, may take.

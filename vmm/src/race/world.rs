@@ -19,7 +19,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::damage::{Damage, Done, FAILED, attempt};
-use super::lab::LabError;
+use super::error::LabError;
 use super::window::Window;
 
 /// A page holds what nobody wrote to it.

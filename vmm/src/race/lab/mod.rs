@@ -1,17 +1,18 @@
 //! Runs a race, and says what came of it.
 
-mod error;
 mod outcome;
 
 use std::time::{Duration, Instant};
 
-use super::catalog::{Engine, Observation, Play, Race, Variant};
+use super::catalog::RACES;
 use super::damage::Damage;
-use super::replay::{Line, Turn, columns};
+use super::error::LabError;
+use super::replay::columns;
 use super::rounds::Weather;
+use super::stage::{Line, Turn};
+use super::variant::{Engine, Observation, Play, Race, Variant};
 use super::{Options, Until, loom};
 
-pub use error::LabError;
 pub use outcome::Outcome;
 
 /// How a race is run.
@@ -81,7 +82,9 @@ pub fn run(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabErr
         return watched(order, announce);
     }
     match (order.mode, order.subject) {
-        (Mode::Model, Subject::Sound) => Err(LabError::NothingToModel(order.race)),
+        (Mode::Model, Subject::Sound) => {
+            Err(LabError::NothingToModel { known: order.race.variant_names() })
+        }
         (Mode::Model, Subject::Variant(variant)) => modelled(order, variant, None, announce),
         (_, Subject::Variant(variant)) if let Play::Modelled { why } = variant.play => {
             modelled(order, variant, Some(why), announce)
@@ -254,7 +257,8 @@ fn watched(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
         Subject::Variant(variant) => (variant.witness, variant.name),
     };
     let race = order.race.name;
-    let observe = observation.ok_or(LabError::NoWitness { race, subject })?;
+    let observe =
+        observation.ok_or_else(|| LabError::NoWitness { race, subject, known: witnessed() })?;
     let until = match order.subject {
         Subject::Sound => Until::Time(order.limit),
         Subject::Variant(_) => Until::FirstLoss { at_most: order.limit },
@@ -296,4 +300,10 @@ fn modelled(
     let found = shown.into_iter().collect();
     let effort = Effort { operations: modelled.executions, time: modelled.time, found };
     Ok(order.outcome(&effort))
+}
+
+/// Whose storms have a guest in them.
+fn witnessed() -> Vec<&'static str> {
+    let variants = RACES.iter().flat_map(|race| race.variants);
+    variants.filter(|variant| variant.witness.is_some()).map(|variant| variant.name).collect()
 }

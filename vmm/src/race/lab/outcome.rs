@@ -1,6 +1,6 @@
 //! What came of a race.
 
-use crate::race::catalog::Race;
+use crate::race::variant::Race;
 
 use super::Mode;
 

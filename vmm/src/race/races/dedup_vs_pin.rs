@@ -4,11 +4,11 @@ use guest_mm::addr::{Gfn, Gpa};
 use guest_mm::protocol::historical::{CountBeforeZap, NeverCount};
 use guest_mm::protocol::{Protocol, Step};
 
-use crate::race::catalog::{Play, Race, Variant};
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
-use crate::race::replay::{left_ends, left_until_act, right_ends, right_until};
 use crate::race::scene::Scene;
+use crate::race::stage::{left_ends, left_until_act, right_ends, right_until};
+use crate::race::variant::{Play, Race, Variant};
 use crate::race::world::{Size, World, block, dma_store, only, page};
 
 pub(in crate::race) const RACE: Race = Race {

@@ -5,11 +5,11 @@ use guest_mm::prot::Access;
 use guest_mm::protocol::historical::LockWithoutRecheck;
 use guest_mm::protocol::{Protocol, Step};
 
-use crate::race::catalog::{Play, Race, Variant};
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
-use crate::race::replay::{left_ends, left_until, right_ends};
 use crate::race::scene::Scene;
+use crate::race::stage::{left_ends, left_until, right_ends};
+use crate::race::variant::{Play, Race, Variant};
 use crate::race::world::{Size, World, block, only, page};
 
 pub(in crate::race) const RACE: Race = Race {

@@ -5,14 +5,14 @@ use guest_mm::collapse::CollapsePolicy;
 use guest_mm::protocol::historical::{FreeWithoutGrace, LookBeforeFreeze, PinWithoutPde};
 use guest_mm::protocol::{Protocol, Sound, Step};
 
-use crate::race::catalog::{Play, Race, Variant};
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
-use crate::race::replay::{
+use crate::race::scene::Scene;
+use crate::race::stage::{
     left_ends, left_until, left_until_act, right_ends, right_until, right_until_act,
 };
-use crate::race::scene::Scene;
 use crate::race::storm;
+use crate::race::variant::{Play, Race, Variant};
 use crate::race::world::{Size, World, block, dma_load, dma_store, page};
 
 pub(in crate::race) const RACE: Race = Race {

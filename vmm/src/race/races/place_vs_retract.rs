@@ -7,11 +7,11 @@ use guest_mm::place::{Content, Placed};
 use guest_mm::protocol::historical::{RetractUnflushed, RetractUnlocked};
 use guest_mm::protocol::{Protocol, Step};
 
-use crate::race::catalog::{Play, Race, Variant};
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
-use crate::race::replay::{Turn, left_ends, right_ends, right_until};
 use crate::race::scene::Scene;
+use crate::race::stage::{Turn, left_ends, right_ends, right_until};
+use crate::race::variant::{Play, Race, Variant};
 use crate::race::world::{Size, World, block, image_word, only, page, page_of};
 
 pub(in crate::race) const RACE: Race = Race {

@@ -1,6 +1,6 @@
 //! An interleaving as text: a column for each side.
 
-use super::schedule::{Side, Turn};
+use crate::race::stage::{Side, Turn};
 
 /// Where the right column begins.
 const RIGHT: usize = 54;
@@ -27,8 +27,8 @@ pub(in crate::race) fn schedule(turns: &[Turn]) -> String {
 mod tests {
     use guest_mm::protocol::Step;
 
-    use super::super::schedule::{left_until, right_ends};
     use super::*;
+    use crate::race::stage::{left_until, right_ends};
 
     #[test]
     fn turns_stand_in_the_column_of_their_side() {

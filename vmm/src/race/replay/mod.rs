@@ -3,10 +3,7 @@
 //! A [`Turn`] lets one side run until it is about to take a step, or ends, or waits for a lock that the other side holds
 //! or for a page that the other side is to bring. Who waits goes on by itself once it is there.
 
-mod asleep;
 pub(super) mod columns;
-mod schedule;
-mod stage;
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -17,14 +14,10 @@ use guest_mm::protocol::Protocol;
 
 use super::cue::play;
 use super::damage::{Damage, Done, attempt};
-use super::lab::LabError;
+use super::error::LabError;
 use super::scene::Scene;
+use super::stage::{Line, Side, Stage, Turn};
 use super::world::World;
-
-pub(super) use schedule::{
-    Side, Turn, left_ends, left_until, left_until_act, right_ends, right_until, right_until_act,
-};
-pub(super) use stage::{Line, Stage};
 
 /// What a replay may take, set-up and end included.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -4,42 +4,54 @@ use guest_mm::image::ImageError;
 use guest_mm::pool::BackingError;
 use guest_mm::service::GuestError;
 
-use crate::race::StormError;
-use crate::race::catalog::{RACES, Race};
+use super::storm::StormError;
 
 /// Why a race was not run.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// There is no such race.
-    #[error("there is no race {0:?}: the races are {names}", names = listed(RACES.iter().map(|race| race.name)))]
-    NoRace(String),
-    /// The race has no such variant.
-    #[error("{} has no variant {name:?}: its variants are {names}", race.name,
-        names = listed(race.variants.iter().map(|variant| variant.name)))]
-    NoVariant {
-        /// The race.
-        race: &'static Race,
+    #[error("there is no race {name:?}: the races are {}", listed(known))]
+    NoRace {
         /// What was asked for.
         name: String,
+        /// What there is.
+        known: Vec<&'static str>,
+    },
+    /// The race has no such variant.
+    #[error("{race} has no variant {name:?}: its variants are {}", listed(known))]
+    NoVariant {
+        /// The race.
+        race: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<&'static str>,
     },
     /// No guest can look on.
     #[error(
         "{subject} of {race} has no storm with a guest in it: leave out --guest, or choose one of {}",
-        listed(observed())
+        listed(known)
     )]
     NoWitness {
         /// The race.
         race: &'static str,
         /// The variant.
         subject: &'static str,
+        /// Whose storms have a guest in them.
+        known: Vec<&'static str>,
     },
     /// A guest looks on in storms only.
     #[error("--guest is for storms: leave it out, or add --mode storm")]
     NotAStorm,
     /// The protocol that ships has no failing model.
-    #[error("the model checker is shown one variant at a time: add --variant with one of {}",
-        listed(.0.variants.iter().map(|variant| variant.name)))]
-    NothingToModel(&'static Race),
+    #[error(
+        "the model checker is shown one variant at a time: add --variant with one of {}",
+        listed(known)
+    )]
+    NothingToModel {
+        /// The variants.
+        known: Vec<&'static str>,
+    },
     /// The memory cannot be had.
     #[error(transparent)]
     Pool(#[from] BackingError),
@@ -74,17 +86,11 @@ impl LabError {
         use LabError::{NoRace, NoVariant, NoWitness, NotAStorm, NothingToModel};
         matches!(
             self,
-            NoRace(_) | NoVariant { .. } | NoWitness { .. } | NotAStorm | NothingToModel(_)
+            NoRace { .. } | NoVariant { .. } | NoWitness { .. } | NotAStorm | NothingToModel { .. }
         )
     }
 }
 
-fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    names.into_iter().collect::<Vec<_>>().join(", ")
-}
-
-/// Whose storms have a guest in them.
-fn observed() -> impl Iterator<Item = &'static str> {
-    let variants = RACES.iter().flat_map(|race| race.variants);
-    variants.filter(|variant| variant.witness.is_some()).map(|variant| variant.name)
+fn listed(names: &[&str]) -> String {
+    names.join(", ")
 }

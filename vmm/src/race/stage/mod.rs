@@ -1,15 +1,21 @@
 //! Lets one side run at a time.
 
+mod asleep;
+mod schedule;
+
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::thread::gettid;
 
-use crate::race::cue::Point;
-use crate::race::damage::Damage;
+use super::damage::Damage;
+use super::point::Point;
 
-use super::asleep::{Wait, waits_for};
-use super::schedule::{Side, Turn, Until};
+use asleep::{Wait, waits_for};
+use schedule::Until;
+pub(super) use schedule::{
+    Side, Turn, left_ends, left_until, left_until_act, right_ends, right_until, right_until_act,
+};
 
 /// Between two looks at a side that runs.
 const POLL: Duration = Duration::from_millis(1);
@@ -18,7 +24,7 @@ const LOOKS: u32 = 4;
 
 /// Where the sides are.
 #[derive(Debug)]
-pub(in crate::race) struct Stage {
+pub(super) struct Stage {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -51,9 +57,9 @@ enum Place {
 
 /// What a side did.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::race) struct Line {
-    pub(in crate::race) side: Side,
-    pub(in crate::race) text: String,
+pub(super) struct Line {
+    pub(super) side: Side,
+    pub(super) text: String,
 }
 
 impl Stage {
@@ -72,7 +78,7 @@ impl Stage {
     }
 
     /// `side` is about to do `point`; returns when it may.
-    pub(in crate::race) fn reached(&self, side: Side, point: Point) {
+    pub(super) fn reached(&self, side: Side, point: Point) {
         let mut state = self.lock();
         let player = &mut state.players[side.index()];
         player.place = Place::Running;
@@ -218,7 +224,6 @@ mod tests {
 
     use guest_mm::protocol::Step;
 
-    use super::super::schedule::{left_ends, left_until, left_until_act, right_ends};
     use super::*;
 
     const HELD: &str = "with the lock held";

@@ -4,7 +4,7 @@ use std::fmt;
 
 use guest_mm::protocol::Step;
 
-use crate::race::cue::Point;
+use crate::race::point::Point;
 
 /// A column of the protocol block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,8 +43,8 @@ impl fmt::Display for Until {
 /// One side goes on, and the other stays where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::race) struct Turn {
-    pub(super) side: Side,
-    pub(super) until: Until,
+    pub(in crate::race) side: Side,
+    pub(in crate::race) until: Until,
 }
 
 impl Turn {
