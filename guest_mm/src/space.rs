@@ -170,6 +170,14 @@ impl<P: Protocol> AddressSpace<P> {
         self.ram.iter().find(|region| region.range.contains(gfn))
     }
 
+    /// The pages of `range` go, and with them the notes of what devices wrote before they were merged.
+    pub(crate) fn forget_merged(&self, range: GfnRange) {
+        let mut noted = self.dirty_merged.lock();
+        while let Some(&gfn) = noted.range(range.start()..range.end()).next() {
+            noted.remove(&gfn);
+        }
+    }
+
     /// Whether `gfn` shows an image for good: what is mapped there is never written, and never replaced.
     pub(crate) fn shares_image(&self, gfn: Gfn) -> bool {
         let over = self.region(gfn).and_then(|region| region.over.as_ref());

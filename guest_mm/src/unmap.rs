@@ -29,6 +29,7 @@ pub(crate) fn unmap<P: Protocol>(
     range: GfnRange,
 ) -> Result<u64, UnmapError> {
     space.check_granule(range)?;
+    space.forget_merged(range);
     let mut frames = 0;
     for part in range.chunks(Level::PD.entry_frames()) {
         frames += unmap_in_block(space, range, part)?;

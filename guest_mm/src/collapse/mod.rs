@@ -139,8 +139,6 @@ impl Plan {
         table: &Cursor<'_, P>,
         policy: CollapsePolicy,
     ) -> Result<Plan, Skip> {
-        // A page that is absent reads as zeroes, unless there is an image behind it.
-        let max_holes = if region.over.is_some() { 0 } else { policy.max_holes };
         let block = table.range();
         let mut pages = Vec::with_capacity(block.frames() as usize);
         let mut holes = Vec::new();
@@ -172,6 +170,10 @@ impl Plan {
             in_order = in_order.filter(|_| in_place);
         }
         let Some(first) = first else { return Err(Skip::Untouched) };
+        // A page that is absent reads as zeroes, unless there is an image behind it, and gets the rights of RAM when it is
+        // touched, whatever those around it have lost.
+        let fillable = region.over.is_none() && first.prot == Prot::RAM;
+        let max_holes = if fillable { policy.max_holes } else { 0 };
         if holes.len() > max_holes as usize {
             return Err(Skip::Holes { absent: holes.len() as u32 });
         }

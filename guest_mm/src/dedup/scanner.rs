@@ -342,8 +342,10 @@ impl<P: Protocol> Scanner<P> {
         match made {
             Ok(frame) => {
                 self.seen.remove(&sum);
-                self.stable.keep(sum, frame);
-                Ok(Some(frame))
+                // Its guest may have written to it before it was shared. Now nobody does.
+                let now = Checksum::of(&self.pool, frame);
+                self.stable.keep(now, frame);
+                Ok((now == sum).then_some(frame))
             }
             Err(error) => {
                 self.seen.insert(sum, page.place);

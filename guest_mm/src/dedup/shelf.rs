@@ -52,18 +52,13 @@ impl Shelf {
 
     /// Keeps `frame`, on which the caller had a reference for it.
     pub(super) fn keep(&mut self, sum: Checksum, frame: FrameNo) {
-        let known = self.sums.insert(frame, sum).is_some();
         match self.frames.entry(sum) {
-            Entry::Vacant(place) if !known => {
+            Entry::Vacant(place) if !self.sums.contains_key(&frame) => {
                 place.insert(frame);
+                self.sums.insert(frame, sum);
             }
-            _ => {
-                // Another frame of these bytes is kept already.
-                if !known {
-                    self.sums.remove(&frame);
-                }
-                self.pool.release(frame, 1);
-            }
+            // It is kept already, or another frame of these bytes is.
+            _ => self.pool.release(frame, 1),
         }
     }
 

@@ -127,6 +127,7 @@ pub(crate) fn populate<P: Protocol>(
             continue;
         }
         let cursor = space.table.cursor_at(part.start(), Level::PT)?;
+        let part = part.intersection(region.range).expect("its start is in both");
         if cursor.level() == Level::PT {
             pages +=
                 fill(space, region, cursor, part, Cause::Asked).map_err(|e| e.at(gpa, access))?;

@@ -30,7 +30,7 @@ use crate::geometry::Level;
 use crate::mirror::{MirrorError, Run};
 use crate::prot::{Access, Prot};
 use crate::protocol::{Protocol, Step};
-use crate::space::{AddressSpace, RamRegion, count};
+use crate::space::{AddressSpace, CutsPage, RamRegion, count};
 use crate::table::cursor::Cursor;
 
 pub use parcel::Parcel;
@@ -71,6 +71,9 @@ pub enum PlaceError {
     /// The window could not be changed.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+    /// The pool's pages are larger.
+    #[error(transparent)]
+    CutsPage(#[from] CutsPage),
     /// The frame is another pool's.
     #[error("the frame for guest-physical {gpa} is another service's")]
     OtherService {
@@ -91,6 +94,7 @@ pub(crate) fn place<P: Protocol>(
     if space.shares_image(gfn) {
         return Err(FaultError::ReadOnly { gpa }.into());
     }
+    space.check_granule(GfnRange::entry(gfn, Level::PT))?;
     // A1
     P::at(Step::A1);
     let mut cursor = space.table.cursor_at(gfn, Level::PT).map_err(FaultError::from)?;

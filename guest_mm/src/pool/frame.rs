@@ -1,9 +1,9 @@
 //! What is known of each frame: one word; and of each block, another.
 //!
 //! ```text
-//!           63..54  53         52       51     50       49..48  47..24  23..0
-//!  frame    -       exclusive  -        dirty  written  owner   pins    references
-//!  block    -       -          orphans  dirty  -        -       pins    -
+//!           63..55  54         53         52       51     50       49..48  47..24  23..0
+//!  frame    -       -          exclusive  -        dirty  written  owner   pins    references
+//!  block    -       spreading  -          orphans  dirty  -        -       pins    -
 //! ```
 //!
 //! *Exclusive* says that one leaf maps the frame and no other will: a pin on it can be relied on. A frame comes into
@@ -34,6 +34,8 @@ pub(super) const OWNER_ORPHAN: u64 = 3 << OWNER_SHIFT;
 const WRITTEN: u64 = 1 << 50;
 /// A device has written to the frame, or to any of the block, since somebody asked.
 pub(super) const DIRTY: u64 = 1 << 51;
+/// The note that a device has written to all of the block is on its way to the frames.
+pub(super) const SPREADING: u64 = 1 << 54;
 /// Frames of the block wait for the block's last pin.
 pub(super) const ORPHANS: u64 = 1 << 52;
 /// One leaf maps the frame, and no other will.
@@ -137,8 +139,9 @@ impl FrameTable {
 
     /// A snapshot of the state of `frame`.
     pub(crate) fn state(&self, frame: FrameNo) -> FrameState {
+        // Acquire, with the release of `spread_dirty`: a note that is no longer on the block is on the frame.
+        let block = self.block_word(frame.block()).load(Ordering::Acquire);
         let word = self.word(frame).load(Ordering::Relaxed);
-        let block = self.block_word(frame.block()).load(Ordering::Relaxed);
         FrameState {
             owner: match word & OWNER_MASK {
                 0 => Owner::Buddy,
@@ -150,7 +153,7 @@ impl FrameTable {
             exclusive: word & EXCLUSIVE != 0,
             pins: (pins(word) + pins(block)) as u32,
             written: word & WRITTEN != 0,
-            dirty: (word | block) & DIRTY != 0,
+            dirty: word & DIRTY != 0 || block & (DIRTY | SPREADING) != 0,
         }
     }
 

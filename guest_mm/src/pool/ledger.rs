@@ -274,6 +274,14 @@ impl Ledger {
         }
     }
 
+    /// Moves the note that a device has written to all of a block to its frames.
+    pub(super) fn spread_dirty(&self, block: BlockNo) {
+        if self.frames.is_block_dirty(block) {
+            let _books = self.books.lock();
+            self.settle_dirty(block);
+        }
+    }
+
     /// Before frames of a block that no device has pinned are freed: the note that all of it is dirty goes to
     /// the frames, which lose it with their pages. It would count for those who get the frames next.
     fn settle_dirty(&self, block: BlockNo) {

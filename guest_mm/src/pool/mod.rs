@@ -246,7 +246,7 @@ impl Pool {
     /// dirty.
     pub(crate) fn take_dirty(&self, frame: FrameNo) -> bool {
         let block = frame.block();
-        self.ledger.frames().spread_dirty(block, self.ledger.frames_of(block));
+        self.ledger.spread_dirty(block);
         self.ledger.frames().take_dirty(frame)
     }
 

@@ -27,7 +27,7 @@ use crate::sync::Ordering;
 
 use super::frame::{
     DIRTY, EXCLUSIVE, FrameTable, FrameWords, ONE_PIN, ORPHANS, OWNER_MASK, OWNER_ORPHAN,
-    PINS_MASK, pins,
+    PINS_MASK, SPREADING, pins,
 };
 
 /// What a frame's word said when it was pinned.
@@ -150,15 +150,24 @@ impl FrameTable {
             .is_ok()
     }
 
-    /// Moves the note that a whole block is dirty to its `frames`.
+    /// Whether a device has written to all of the block, and the frames do not know yet.
+    pub(crate) fn is_block_dirty(&self, block: BlockNo) -> bool {
+        self.block_word(block).load(Ordering::Relaxed) & DIRTY != 0
+    }
+
+    /// Moves the note that a whole block is dirty to its `frames`. One at a time: the pool's lock is held.
     pub(crate) fn spread_dirty(&self, block: BlockNo, frames: impl Iterator<Item = FrameNo>) {
         let word = self.block_word(block);
-        if word.load(Ordering::Relaxed) & DIRTY == 0 {
-            return;
+        // One exchange: who looks at a frame meanwhile finds that its note may be on the way. What a device adds from now
+        // on is a note of its own.
+        let taken = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
+            (word & DIRTY != 0).then_some(word & !DIRTY | SPREADING)
+        });
+        if taken.is_ok() {
+            frames.for_each(|frame| self.set_dirty_in_block(frame));
+            // Release, with the acquire of who looks at the word and then at a frame's.
+            word.fetch_and(!SPREADING, Ordering::Release);
         }
-        // First taken, then spread: what a device adds meanwhile is a note of its own.
-        word.fetch_and(!DIRTY, Ordering::AcqRel);
-        frames.for_each(|frame| self.set_dirty_in_block(frame));
     }
 
     /// Whether the frame is dirty; it is not any more, unless a device still has it pinned and may be

@@ -15,7 +15,7 @@ use crate::geometry::Level;
 use crate::mark::mark;
 use crate::mirrors::fake::Fake;
 use crate::pin::{PinError, pin};
-use crate::prot::Access;
+use crate::prot::{Access, Prot};
 use crate::protect::protect;
 use crate::protocol::Sound;
 use crate::space::AddressSpace;
@@ -143,7 +143,9 @@ impl<'s> World<'s> {
             }
             Skip::Marked { gfn, marker } => self.oracle.marker(gfn) == Some(marker),
             Skip::Holes { absent } => {
-                absent > policy.max_holes && u64::from(absent) == 512 - pages.len() as u64
+                let reduced = pages.iter().any(|&(_, _, prot)| prot != Prot::RAM);
+                let too_many = absent > policy.max_holes || reduced;
+                too_many && u64::from(absent) == 512 - pages.len() as u64
             }
             Skip::MixedRights { gfn } => {
                 self.oracle.mapped(gfn).is_some_and(|(_, prot)| prot != pages[0].2)

@@ -245,14 +245,15 @@ pub(crate) fn drop_zeroes<P: Protocol>(
     space: &AddressSpace<P>,
     gfn: Gfn,
 ) -> Result<(), MergeError> {
-    if space.region(gfn).is_none_or(|region| region.over.is_some()) {
+    if space.region(gfn).is_none_or(|region| region.over.is_some()) || space.pager.is_some() {
+        // What is absent over an image, or where pages are still to come, is not what reads as zeroes.
         return Err(MergeError::NotOwn);
     }
     let mut page = find(space, gfn)?;
     if page.is_pinned() {
         return Err(MergeError::Pinned);
     }
-    if space.pool.frame_state(page.leaf.frame).dirty {
+    if space.pool.frame_state(page.leaf.frame).dirty || space.dirty_merged.lock().contains(&gfn) {
         return Err(MergeError::Dirty);
     }
     if !page.leaf.prot.writable() {

@@ -285,18 +285,21 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         exclusive: impl Fn(Leaf) -> bool,
     ) -> Zap<'_> {
         let (alone, together) = (prot.exclusive(), prot.shared());
-        let mut shown = alone;
+        let mut left: Option<Prot> = None;
+        let mut mixed = false;
         for gfn in self.entries_in(range) {
             if let Entry::Leaf(leaf) = self.entry(gfn) {
                 let prot = if exclusive(leaf) { alone } else { together };
-                if prot == together {
-                    // The window is told one right for all; it may hold less than the table.
-                    shown = together;
-                }
+                mixed |= left.replace(prot).is_some_and(|other| other != prot);
                 self.publish(gfn, Entry::Leaf(Leaf { prot, ..leaf }));
             }
         }
-        Zap::protected(range, shown)
+        match left {
+            // A window is told one right for all. Dropped, each page comes back with its own.
+            _ if mixed => Zap::unmapped(range, FrameRuns::default()),
+            Some(left) => Zap::protected(range, left),
+            None => Zap::protected(range, prot),
+        }
     }
 
     pub(super) fn clear(&mut self, gfn: Gfn, frames: &mut FrameRuns) {

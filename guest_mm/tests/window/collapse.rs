@@ -207,3 +207,23 @@ fn the_collapser_finds_blocks_by_itself_and_rests_when_it_is_told() {
     check(&test, 0, 4);
     test.close();
 }
+
+/// What is absent gets the rights of RAM when it is touched. A collapse gave it those of the pages around it, and the guest
+/// was stopped at its first store.
+#[test]
+fn holes_among_pages_that_lost_a_right_are_not_filled() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for mm in pools(64 * MIB) {
+        let test = add(&mm, 2 * MIB, PageSize::Size4K);
+        test.store(0, 1);
+        test.guest.protect(range(0, 2 * MIB), Prot::R).unwrap();
+        let policy = CollapsePolicy { max_holes: 511, ..CollapsePolicy::default() };
+        let report = test.guest.collapse(range(0, 2 * MIB), policy).unwrap();
+        assert!(matches!(report.skipped[0].why, Skip::Holes { absent: 511 }), "{report:?}");
+        test.store(PAGE, 2);
+        assert_eq!([test.load(0), test.load(PAGE)], [1, 2]);
+        test.close();
+    }
+}

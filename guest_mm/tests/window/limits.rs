@@ -3,6 +3,7 @@
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
+use guest_mm::place::{Content, PlaceError};
 use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::prot::{Access, Prot};
 use guest_mm::{FaultPolicy, GuestConfig, GuestMm};
@@ -250,4 +251,28 @@ fn a_hugetlb_page_that_was_not_to_be_had_is_filled_later() {
     test.guest.unmap(range(0, 2 * MIB)).unwrap();
     assert_eq!(test.load(2 * MIB), 0);
     test.close();
+}
+
+/// A page of 4 KiB was published in a table that such a pool cannot show, and who touched its block then waited for ever.
+#[test]
+fn a_page_cannot_be_placed_in_a_hugetlb_pool() {
+    let Some(mm) = on_huge_pages(1) else { return };
+    let test = add(&mm, 2 * MIB, PageSize::Size2M);
+    test.guest.mark(range(0, 2 * MIB), Marker::Missing).unwrap();
+    assert!(matches!(test.guest.place(Gpa::new(0), Content::Zero), Err(PlaceError::CutsPage(_))));
+    test.guest.unmap(range(0, 2 * MIB)).unwrap();
+    assert_eq!(test.load(0), 0);
+    test.close();
+}
+
+#[test]
+fn nothing_is_filled_behind_the_end_of_ram() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let mm = service(8 * MIB, PageSize::Size4K);
+    let test = add(&mm, 2 * MIB + 0x1000, PageSize::Size4K);
+    assert_eq!(test.guest.populate(range(0, 4 * MIB)).unwrap(), 513);
+    test.close();
+    mm.audit().unwrap();
 }

@@ -252,7 +252,9 @@ impl Mirror for Uffd {
 
     fn zap(&self, range: GfnRange) -> Result<(), MirrorError> {
         self.for_windows(range, "MADV_DONTNEED", |window, part| {
-            window.drop_translations(&self.descriptor, &self.pool, part)
+            window.drop_translations(&self.descriptor, &self.pool, part)?;
+            // Who waits for a page that was to come asks again: perhaps it never will.
+            self.descriptor.wake(window.hva(part.start()), part.bytes())
         })
     }
 

@@ -189,3 +189,22 @@ fn a_missing_page_that_nobody_is_asked_for_stops_the_guest() {
     store.join().unwrap();
     end(&mm, [test], image);
 }
+
+/// A vCPU that waited for a page slept on when the page was given up: nothing woke it, and nothing would ever come.
+#[test]
+fn who_waits_for_a_page_that_is_given_up_asks_again() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(4 * MIB);
+    let (mm, image) = open(16 * MIB, &template);
+    let (test, asked) = with_missing(&mm, &image, PageSize::Size4K);
+    let at = 2 * MIB + 5 * PAGE;
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| test.load(at));
+        assert_eq!(asked.recv_timeout(SOON).map(|gpa| gpa / PAGE * PAGE), Ok(at));
+        test.guest.unmap(range(at, PAGE)).unwrap();
+        assert_eq!(reader.join().unwrap(), word(at), "what is not missing is the image's");
+    });
+    end(&mm, [test], image);
+}

@@ -359,3 +359,26 @@ fn a_pool_that_is_too_small_stops_the_guest_and_loses_nothing() {
         end(&mm, [test], image);
     }
 }
+
+/// The pages of one table got their rights back, some to be written and some to be copied, and the window was told the lesser
+/// right for all: a store to a page of the guest's own faulted for ever.
+#[test]
+fn rights_come_back_to_pages_of_both_kinds() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(4 * MIB);
+    for pages in POLICIES {
+        let (mm, image) = open(16 * MIB, &template);
+        let test = add_over(&mm, &image, pages);
+        test.store(0, 1);
+        test.expect_image(PAGE, PAGE);
+        test.guest.protect(range(0, 2 * MIB), Prot::R).unwrap();
+        assert_eq!(test.load(0), 1);
+        test.guest.protect(range(0, 2 * MIB), Prot::Rwx).unwrap();
+        test.store_aside(0).join().unwrap();
+        test.store_aside(PAGE).join().unwrap();
+        assert_eq!([test.load(0), test.load(PAGE), test.load(PAGE + 8)], [1, 1, word(PAGE + 8)]);
+        end(&mm, [test], image);
+    }
+}
