@@ -19,30 +19,11 @@ mod imp {
     pub(crate) use loom::thread::yield_now;
 }
 
-#[cfg(not(loom))]
+#[cfg(all(debug_assertions, not(loom)))]
 mod order;
+mod rank;
 
-#[cfg(not(loom))]
-pub(crate) use order::Rank;
-
-/// Ranks, which the models do not check.
-#[cfg(loom)]
-#[derive(Clone, Copy)]
-pub(crate) enum Rank {
-    Loading,
-    Filling,
-    Table,
-    Mirror,
-    Detached,
-    Last,
-}
-
-#[cfg(loom)]
-impl Rank {
-    pub(crate) const fn table(_level: crate::geometry::Level) -> Rank {
-        Rank::Table
-    }
-}
+pub(crate) use rank::Rank;
 
 pub(crate) use imp::{Arc, AtomicU32, AtomicU64, Ordering, yield_now};
 

@@ -1,39 +1,11 @@
 //! The order in which locks are taken, checked where debug assertions are on: a thread that takes one out of order
 //! panics there and then, though nobody was in its way this time.
 
-#![cfg_attr(not(debug_assertions), allow(dead_code, reason = "nothing is checked"))]
-
 use std::cell::RefCell;
 
-use crate::geometry::{LEVELS, Level};
+use crate::geometry::Level;
 
-/// Where a lock stands. Who holds one takes only those that stand behind it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Rank {
-    /// The thread that looks for duplicates, while it is started, asked or ended.
-    Scanner,
-    /// The list of guests, which is held while their books are checked.
-    Guests,
-    /// Pages of an image's block are being loaded.
-    Loading,
-    /// The right to fill a block.
-    Filling,
-    /// A table page, by how far its level is below the root's: parents before children, never two of one level.
-    Table(u8),
-    /// A mirror's own.
-    Mirror,
-    /// A table page that is in no tree, and that nobody can wait for long for.
-    Detached,
-    /// Short ones, under which no other is taken: the pool's books, lists of free pages, of walkers, of notes.
-    Last,
-}
-
-impl Rank {
-    /// The rank of a table of `level`.
-    pub(crate) const fn table(level: Level) -> Rank {
-        Rank::Table(LEVELS - level.number())
-    }
-}
+use super::Rank;
 
 /// More than a thread ever holds at a time.
 const MOST: usize = 16;
