@@ -187,6 +187,8 @@ fn complete<P: Protocol>(
         space.mirror.promote(run, Prot::RAM)?;
         return Ok(Placed::Here);
     }
+    // M1 to M3: they are the steps of a promotion, which takes both locks, and finds holes, markers and pages out of
+    // their place.
     P::at(Step::M1);
     let policy = CollapsePolicy { max_holes: 0, copying: Copying::Never };
     match collapse_block(space, block, policy) {

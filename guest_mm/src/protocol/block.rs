@@ -56,6 +56,7 @@ fn blocks(source: &str) -> impl Iterator<Item = String> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Step;
     use super::*;
 
     #[test]
@@ -76,6 +77,19 @@ mod tests {
     fn each_source_holds_a_block() {
         for (source, text) in SOURCES {
             assert!(blocks(text).next().is_some(), "{source}");
+        }
+    }
+
+    #[test]
+    fn every_step_stands_in_a_block() {
+        let all: Vec<String> = SOURCES.iter().flat_map(|&(_, text)| blocks(text)).collect();
+        let words = |block: &String| -> Vec<String> {
+            let word = |c: char| !c.is_ascii_alphanumeric();
+            block.split(word).map(str::to_owned).collect()
+        };
+        let words: Vec<String> = all.iter().flat_map(words).collect();
+        for step in Step::ALL {
+            assert!(words.contains(&step.label()), "{step:?} stands in no protocol block");
         }
     }
 }

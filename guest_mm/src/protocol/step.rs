@@ -83,7 +83,7 @@ steps! {
     K1 "walk: no huge leaf is in the way";
     K2 "lock the page table, made if there is none";
     K3 "is it still so?";
-    K4 "copy the image's page; publish the copy";
+    K4 "copy the page; publish the copy";
     M1 "lock the page directory, then the page table";
     M2 "is every page there?";
     M3 "show the block huge";

@@ -45,8 +45,8 @@
 //!
 //! Invariant   a frame that P4 left pinned is not replaced, and what is compared is not written to.
 //! Tolerated   a pin of P2 on the old frame, until P7; freed under it, the frame waits as an orphan.
-//! Origin      Linux 31dbd01f3143: KSM clears the entry and flushes before it compares the counts, "so that no O_DIRECT
-//!             can happen". uprobes replaced a page without a look at its pins.
+//! Origin      Linux 31dbd01f3143: KSM takes the entry out and flushes, and then compares the counts. uprobes replaced
+//!             a page without a look at its pins.
 //! Variants    `CountBeforeZap` does S3 before S1: a pin comes between. `NeverCount` skips S3. Either way a device goes
 //!             on with a page that the guest has lost.
 //! ```
