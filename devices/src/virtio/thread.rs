@@ -1,8 +1,10 @@
 //! Device threads: each waits for the kicks and the files of its devices, and serves them in turn.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -44,36 +46,69 @@ impl Threads {
 
 impl Thread {
     fn start<D: Dma>(index: usize, devices: Vec<Arc<Device<D>>>) -> io::Result<Thread> {
-        let epoll = Arc::new(Epoll::new()?);
         let end = EventFd::new(EFD_NONBLOCK)?;
+        let attendance = Attendance::new(devices)?;
         let ending = EpollEvent::new(EventSet::IN, END);
-        epoll.ctl(ControlOperation::Add, std::os::fd::AsRawFd::as_raw_fd(&end), ending)?;
-        for (number, device) in (0..).zip(&devices) {
-            device.attach(Watch::new(Arc::clone(&epoll), number))?;
-        }
-        let handle =
-            Builder::new().name(format!("device{index}")).spawn(move || serve(&epoll, &devices))?;
+        attendance.epoll.ctl(ControlOperation::Add, end.as_raw_fd(), ending)?;
+        let handle = Builder::new().name(format!("device{index}")).spawn(move || {
+            while attendance.turn(None).expect("a device thread can wait") == Turn::Served {}
+        })?;
         Ok(Thread { end, handle: Some(handle) })
     }
 }
 
-fn serve<D: Dma>(epoll: &Epoll, devices: &[Arc<Device<D>>]) {
-    let mut events = [EpollEvent::default(); FETCHED];
-    loop {
-        let count = match epoll.wait(-1, &mut events) {
+/// Devices and what they wait for. A thread attends to them; or whoever has this, when it suits: benchmarks, and tests that
+/// want to know what happens when.
+#[derive(Debug)]
+pub struct Attendance<D: Dma> {
+    epoll: Arc<Epoll>,
+    devices: Vec<Arc<Device<D>>>,
+}
+
+/// Whether there is going to be another turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is.
+    Served,
+    /// The devices' thread is to end.
+    Ended,
+}
+
+impl<D: Dma> Attendance<D> {
+    /// Attends to `devices` from now on.
+    ///
+    /// # Errors
+    /// There is nothing to wait with.
+    pub fn new(devices: Vec<Arc<Device<D>>>) -> io::Result<Attendance<D>> {
+        let epoll = Arc::new(Epoll::new()?);
+        for (number, device) in (0..).zip(&devices) {
+            device.attach(Watch::new(Arc::clone(&epoll), number))?;
+        }
+        Ok(Attendance { epoll, devices })
+    }
+
+    /// Serves what is ready, having waited for that for no longer than `time`.
+    ///
+    /// # Errors
+    /// There is no waiting.
+    pub fn turn(&self, time: Option<Duration>) -> io::Result<Turn> {
+        let time = time.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
+        let mut events = [EpollEvent::default(); FETCHED];
+        let count = match self.epoll.wait(time, &mut events) {
             Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => panic!("epoll of a device thread: {error}"),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
         };
         for event in &events[..count] {
             if event.data() == END {
-                return;
+                return Ok(Turn::Ended);
             }
             let event = Event::of(event.data());
-            if let Some(device) = devices.get(event.device as usize) {
+            if let Some(device) = self.devices.get(event.device as usize) {
                 device.serve(event.source);
             }
         }
+        Ok(Turn::Served)
     }
 }
 
