@@ -1,6 +1,8 @@
 //! `slat check`: the machine that a config describes, and who set each value. What is booted is looked into as `run` would,
 //! and thrown away.
 
+mod devices;
+
 use std::fmt::{self, Display, Write};
 
 use serde::Serialize;
@@ -62,8 +64,17 @@ struct Report<'a>(&'a MachineConfig);
 
 impl Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MachineConfig { file, machine, memory, collapse, dedup, boot, console, control } =
-            self.0;
+        let MachineConfig {
+            file,
+            machine,
+            memory,
+            collapse,
+            dedup,
+            boot,
+            console,
+            control,
+            devices,
+        } = self.0;
         writeln!(f, "{}: fine", file.display())?;
 
         writeln!(f, "\nmachine")?;
@@ -71,6 +82,7 @@ impl Display for Report<'_> {
         row(f, "irqchip", &machine.irqchip)?;
         row(f, "unclaimed", &machine.unclaimed)?;
         row(f, "cpu", &machine.cpu)?;
+        row(f, "device_threads", &machine.device_threads)?;
 
         writeln!(f, "\nmemory")?;
         row(f, "size", &memory.size)?;
@@ -147,9 +159,10 @@ impl Display for Report<'_> {
 
         writeln!(f, "\ncontrol")?;
         match &control.socket {
-            Some(socket) => line(f, "socket", socket.value.display(), socket.origin),
-            None => line(f, "socket", "none", Origin::Default),
+            Some(socket) => line(f, "socket", socket.value.display(), socket.origin)?,
+            None => line(f, "socket", "none", Origin::Default)?,
         }
+        devices::devices(f, devices)
     }
 }
 
@@ -242,6 +255,7 @@ mod tests {
             "scan_rate      1024 blocks/s (default)",
             "guest          hello (line 6)",
             "socket         none (default)",
+            "devices\n  none\n",
         ] {
             assert!(report.contains(says), "{says:?} is not in\n{report}");
         }
@@ -275,6 +289,38 @@ mod tests {
             let report = report.to_string();
             assert!(report.contains(says), "{says:?} is not in\n{report}");
         }
+    }
+
+    #[test]
+    fn devices_are_reported_in_their_order_with_who_set_what() {
+        let config = config(&[
+            "hvc.con.port=off",
+            "net.up.tap=tap0",
+            "net.up.mac=52:54:00:12:34:56",
+            "balloon.b.target=2M",
+            "rng.r.rate_bytes=1M",
+        ]);
+        let report = Report(&config).to_string();
+        for says in [
+            "\nhvc.con (--set)\n  port           off (--set)\n  columns        80 (default)\n",
+            "  tap            tap0 (--set)\n  mac            52:54:00:12:34:56 (--set)\n",
+            "  target         2 MiB (--set)\n  deflate_on_oom true (default)\n",
+            "  statistics     every 1 s (default)\n\nrng.r (--set)\n",
+            "  source         /dev/urandom (default)\n  rate_bytes     1 MiB/s (--set)\n",
+        ] {
+            assert!(report.contains(says), "{says:?} is not in\n{report}");
+        }
+        let value: serde_json::Value = serde_json::from_str(&json(&config)).unwrap();
+        let devices = value["devices"].as_array().unwrap();
+        let families: Vec<_> = devices.iter().map(|device| device["family"].clone()).collect();
+        assert_eq!(families, ["hvc", "net", "balloon", "rng"]);
+        assert_eq!(devices[0]["name"], "con");
+        assert_eq!(devices[0]["origin"], "flag");
+        assert_eq!(devices[0]["port"]["value"], "off");
+        assert_eq!(devices[1]["mac"]["value"], "52:54:00:12:34:56");
+        assert_eq!(devices[2]["statistics"]["value"], 1);
+        assert_eq!(devices[3]["rate_bytes"]["value"], 1 << 20);
+        assert_eq!(devices[3]["source"]["origin"], "default");
     }
 
     #[test]

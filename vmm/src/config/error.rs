@@ -41,7 +41,7 @@ pub struct ConfigError {
     pub file: PathBuf,
     /// Where the culprit stands; [`Origin::Default`] when the file as a whole is to blame.
     pub origin: Origin,
-    /// The key, `table.name`, where one is to blame.
+    /// The key, `table.name` or `family.name.key`, where one is to blame.
     pub key: Option<String>,
     /// What is wrong with it.
     pub problem: Problem,
@@ -98,6 +98,17 @@ pub enum Problem {
         /// What is allowed, and what to do.
         reason: String,
     },
+    /// A table for a device with no fitting name.
+    #[error("has a device named {name}: {reason}")]
+    BadName {
+        /// As it was written, cut short if long.
+        name: String,
+        /// What is allowed.
+        reason: String,
+    },
+    /// More devices than there may be.
+    #[error("is one too many: {0}")]
+    TooMany(String),
     /// A key that has no default.
     #[error("is missing: {0}")]
     Missing(&'static str),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::{Bytes, EMULATION_SAFE, Feature, Guard, Origin, RamRange, ram_ranges};
+use super::{Bytes, Device, EMULATION_SAFE, Feature, Guard, Origin, RamRange, ram_ranges};
 
 /// A value, and who set it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +50,8 @@ macro_rules! keywords {
         }
     };
 }
+
+pub(super) use keywords;
 
 keywords! {
     /// `machine.irqchip`, with `auto` decided.
@@ -194,6 +196,8 @@ pub struct MachineConfig {
     pub console: Console,
     /// `[control]`
     pub control: Control,
+    /// The virtio devices, in their order on the bus.
+    pub devices: Vec<Device>,
 }
 
 /// `[machine]`
@@ -207,6 +211,8 @@ pub struct Machine {
     pub unclaimed: Setting<Unclaimed>,
     /// What CPUID shows.
     pub cpu: Setting<CpuModel>,
+    /// Threads that do the work of devices, 1 to 8.
+    pub device_threads: Setting<u8>,
 }
 
 /// `[memory]`

@@ -10,6 +10,7 @@
 //! The keys are documented in `configs/README.md`; a test holds it to `schema`.
 
 mod bytes;
+mod devices;
 mod error;
 mod features;
 mod file;
@@ -21,6 +22,10 @@ mod resolve;
 mod schema;
 
 pub use bytes::{Bytes, ParseBytesError};
+pub use devices::{
+    BackingFile, Balloon, ByteRate, Device, DeviceKind, Disk, DiskIo, Family, Hvc, Mac, Net, Pmem,
+    Port, Rng, Sharing, Vsock,
+};
 pub use error::{ConfigError, Origin, Problem};
 pub use features::{EMULATION_SAFE, FEATURES, Feature, Register};
 pub use guard::Guard;
@@ -34,7 +39,7 @@ pub use machine::{
 use std::path::Path;
 
 impl MachineConfig {
-    /// Reads the config at `path`, lays `overrides` (each `table.key=value`) over it, and checks the whole against `host`.
+    /// Reads the config at `path`, lays `overrides` (each `table.key=value`, `family.name.key=value` for a device) over it, and checks the whole against `host`.
     ///
     /// # Errors
     /// The first thing that is wrong, in the order: the file itself, its syntax, its keys from top to bottom, the
@@ -55,7 +60,7 @@ impl MachineConfig {
         overrides: &[String],
         host: Host,
     ) -> Result<Self, ConfigError> {
-        let mut raw = raw::Raw::parse(text, path)?;
+        let mut raw = raw::Document::parse(text, path)?;
         for assignment in overrides {
             raw.set(assignment)?;
         }

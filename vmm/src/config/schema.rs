@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use super::devices::Family;
+
 /// A key of the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
+    /// Its table, or the family of devices that have it.
     pub(super) table: &'static str,
     pub(super) name: &'static str,
     pub(super) kind: Kind,
@@ -30,11 +33,14 @@ pub(super) enum Kind {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.table, self.name)
+        match Family::named(self.table) {
+            Some(family) => write!(f, "{family}.NAME.{}", self.name),
+            None => write!(f, "{}.{}", self.table, self.name),
+        }
     }
 }
 
-/// The tables, in the order of the reference.
+/// The tables that are there once, in the order of the reference. Behind them are those of each [`Family`] of devices.
 pub(super) const TABLES: [&str; 7] =
     ["machine", "memory", "collapse", "dedup", "boot", "console", "control"];
 
@@ -57,6 +63,7 @@ keys! {
     IRQCHIP = "machine" "irqchip" Text "auto, none or kernel";
     UNCLAIMED = "machine" "unclaimed" Text "auto, stop or ignore";
     CPU = "machine" "cpu" TextOrList "host, emulation-safe or a list like [\"-cx16\", \"-avx\"]";
+    DEVICE_THREADS = "machine" "device_threads" Integer "an integer from 1 to 8";
     SIZE = "memory" "size" Size "a size like \"64M\" or a number of bytes";
     TEMPLATE = "memory" "template" Text "the path of a file of raw memory";
     POOL = "memory" "pool" Size "a size like \"64M\" or a number of bytes";
@@ -81,9 +88,36 @@ keys! {
     CMDLINE = "boot" "cmdline" Text "a string";
     SERIAL = "console" "serial" Text "stdio, off or file:PATH";
     SOCKET = "control" "socket" Text "the path of a socket";
+    DISK_FILE = "disk" "file" Text "the path of a raw file or a block device";
+    DISK_READONLY = "disk" "readonly" Boolean "true or false";
+    DISK_IO = "disk" "io" Text "auto, uring or sync";
+    DISK_DISCARD = "disk" "discard" Boolean "true or false";
+    DISK_QUEUE_SIZE = "disk" "queue_size" Integer "a power of two from 2 to 1024";
+    DISK_QUEUES = "disk" "queues" Integer "an integer from 1 to 8";
+    DISK_RATE_BYTES = "disk" "rate_bytes" Size "a size like \"100M\" or unlimited";
+    DISK_RATE_OPS = "disk" "rate_ops" IntegerOrText "an integer from 1 to 1000000 or unlimited";
+    DISK_SERIAL = "disk" "serial" Text "at most 20 printable ASCII characters";
+    NET_TAP = "net" "tap" Text "the name of an interface, 1 to 15 bytes";
+    NET_MAC = "net" "mac" Text "a unicast address like \"52:54:00:12:34:56\"";
+    NET_QUEUES = "net" "queues" Integer "an integer from 1 to 8";
+    NET_QUEUE_SIZE = "net" "queue_size" Integer "a power of two from 2 to 1024";
+    NET_OFFLOADS = "net" "offloads" Boolean "true or false";
+    RNG_SOURCE = "rng" "source" Text "the path of a character device or a file";
+    RNG_RATE_BYTES = "rng" "rate_bytes" Size "a size like \"100M\" or unlimited";
+    HVC_PORT = "hvc" "port" Text "stdio, off, file:PATH or socket:PATH";
+    HVC_COLUMNS = "hvc" "columns" Integer "an integer from 1 to 65535";
+    HVC_ROWS = "hvc" "rows" Integer "an integer from 1 to 65535";
+    BALLOON_TARGET = "balloon" "target" Size "a size like \"64M\" or a number of bytes";
+    BALLOON_DEFLATE_ON_OOM = "balloon" "deflate_on_oom" Boolean "true or false";
+    BALLOON_REPORTING = "balloon" "reporting" Boolean "true or false";
+    BALLOON_STATISTICS = "balloon" "statistics" Integer "an integer from 0 to 3600";
+    PMEM_FILE = "pmem" "file" Text "the path of a file";
+    PMEM_SHARING = "pmem" "sharing" Text "private or shared";
+    VSOCK_CID = "vsock" "cid" Integer "an integer from 3 to 4294967294";
+    VSOCK_SOCKET = "vsock" "socket" Text "the path of a socket";
 }
 
-/// The keys of a table.
+/// The keys of a table, or of a family of devices.
 pub(super) fn keys_of(table: &str) -> impl Iterator<Item = &'static Key> + Clone {
     KEYS.iter().filter(move |key| key.table == table)
 }
@@ -170,6 +204,8 @@ mod tests {
             .collect();
         let known: Vec<String> = KEYS.iter().map(Key::to_string).collect();
         assert_eq!(documented, known);
-        assert!(KEYS.iter().all(|key| TABLES.contains(&key.table)));
+        let there = |table| TABLES.contains(&table) || Family::named(table).is_some();
+        assert!(KEYS.iter().all(|key| there(key.table)));
+        assert!(Family::ALL.iter().all(|family| !TABLES.contains(&family.as_str())));
     }
 }

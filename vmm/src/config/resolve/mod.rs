@@ -2,26 +2,22 @@
 
 mod collapse;
 mod dedup;
+mod devices;
+mod place;
 mod read;
 mod template;
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-
+use place::{file_to_write, socket};
 use read::{
-    beside, boolean, bytes, existing_file, keyword, keyword_or_auto, must_be, setting, small_count,
-    text,
+    boolean, bytes, existing_file, keyword, keyword_or_auto, must_be, setting, small_count, text,
 };
 
 use super::error::quoted;
-use super::file::{describe, reason};
 use super::machine::{
     Backing, Boot, BuiltinGuest, Console, Control, CpuModel, HostPath, Image, Irqchip, Kernel,
     Machine, MachineConfig, Memory, PageSize, Protocol, Serial, Setting, Unclaimed,
 };
-use super::raw::{Raw, Value, Written};
+use super::raw::{Document, Raw, Value, Written};
 use super::schema;
 use super::{Bytes, ConfigError, Feature, Guard, Host, Origin, Problem};
 
@@ -34,11 +30,9 @@ const BLOCK: Bytes = Bytes::mib(2);
 /// Linux on x86 keeps 2048 bytes of command line, the last one NUL.
 const LONGEST_CMDLINE: usize = 2047;
 
-/// A Unix socket's address has 108 bytes (`sun_path`), the last one NUL.
-const LONGEST_SOCKET: usize = 107;
-
 /// Fills in and checks everything.
-pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigError> {
+pub(super) fn resolve(document: &Document, host: Host) -> Result<MachineConfig, ConfigError> {
+    let raw = &document.keys;
     // First, because it is what an empty file lacks, and because defaults depend on it.
     let boot = boot(raw)?;
     let machine = machine(raw, &boot)?;
@@ -48,11 +42,14 @@ pub(super) fn resolve(raw: &Raw, host: Host) -> Result<MachineConfig, ConfigErro
     let console =
         Console { serial: setting(raw, &schema::SERIAL, Serial::Stdio, |w| serial(raw, w))? };
     let socket = match raw.get(&schema::SOCKET) {
-        Some(_) => Some(setting(raw, &schema::SOCKET, HostPath::default(), |w| socket(raw, w))?),
+        Some(_) => Some(setting(raw, &schema::SOCKET, HostPath::default(), |w| {
+            socket(raw, w, text(w, &schema::SOCKET)?, &schema::SOCKET)
+        })?),
         None => None,
     };
     let (file, control) = (HostPath(raw.file.clone()), Control { socket });
-    Ok(MachineConfig { file, machine, memory, collapse, dedup, boot, console, control })
+    let devices = devices::devices(document, &memory, &console)?;
+    Ok(MachineConfig { file, machine, memory, collapse, dedup, boot, console, control, devices })
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -146,6 +143,9 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
             keyword_or_auto(w, unclaimed, Unclaimed::ALL, Unclaimed::as_str)
         })?,
         cpu: setting(raw, &schema::CPU, CpuModel::Host, cpu)?,
+        device_threads: setting(raw, &schema::DEVICE_THREADS, 1, |w| {
+            small_count(w, &schema::DEVICE_THREADS)
+        })?,
     })
 }
 
@@ -261,61 +261,14 @@ fn guards(written: &Written, size: Bytes) -> Result<Vec<Guard>, String> {
 }
 
 fn serial(raw: &Raw, written: &Written) -> Result<Serial, String> {
-    let path = match text(written, &schema::SERIAL)? {
-        "stdio" => return Ok(Serial::Stdio),
-        "off" => return Ok(Serial::Off),
-        other => other
-            .strip_prefix("file:")
-            .filter(|path| !path.is_empty())
-            .ok_or_else(|| must_be(&schema::SERIAL))?,
-    };
-    let path = beside(raw, written, path);
-    match fs::metadata(&path) {
-        Ok(found) if found.is_dir() => {
-            return Err("it must name a file, and this is a directory".into());
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => require_folder(&path)?,
-        Err(error) => return Err(reason(&error)),
+    match text(written, &schema::SERIAL)? {
+        "stdio" => Ok(Serial::Stdio),
+        "off" => Ok(Serial::Off),
+        other => match other.strip_prefix("file:") {
+            Some(path) => file_to_write(raw, written, path, &schema::SERIAL).map(Serial::File),
+            None => Err(must_be(&schema::SERIAL)),
+        },
     }
-    Ok(Serial::File(HostPath(path)))
-}
-
-/// Where a socket is going to be. One that is there may be stale, or the one that somebody asks for.
-fn socket(raw: &Raw, written: &Written) -> Result<HostPath, String> {
-    let name = text(written, &schema::SOCKET)?;
-    if name.is_empty() {
-        return Err(must_be(&schema::SOCKET));
-    }
-    let path = beside(raw, written, name);
-    let length = path.as_os_str().len();
-    if length > LONGEST_SOCKET {
-        return Err(format!(
-            "it must be at most {LONGEST_SOCKET} bytes with its folder, not {length}"
-        ));
-    }
-    match fs::metadata(&path) {
-        Ok(found) if found.file_type().is_socket() => {}
-        Ok(found) => {
-            let what = describe(found.file_type()).unwrap_or("a file");
-            return Err(format!("it must name a socket or nothing, and this is {what}"));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => require_folder(&path)?,
-        Err(error) => return Err(reason(&error)),
-    }
-    Ok(HostPath(path))
-}
-
-/// The folder that `path` is going to be in must be there.
-fn require_folder(path: &Path) -> Result<(), String> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    if folder.is_dir() {
-        return Ok(());
-    }
-    Err(format!("there is no folder {}", quoted(&folder.to_string_lossy())))
 }
 
 #[cfg(test)]

@@ -121,18 +121,22 @@ pub(super) fn small_count(written: &Written, key: &Key) -> Result<u8, String> {
 
 /// A size that is not 0.
 pub(super) fn bytes(written: &Written, key: &Key) -> Result<Bytes, String> {
-    let size = match &written.value {
-        Value::Integer(n) if *n < 0 => return Err("it must not be negative".into()),
-        Value::Integer(n) => {
-            Bytes::new(u64::try_from(*n).map_err(|_| ParseBytesError::TooLarge.to_string())?)
-        }
-        Value::Text(text) => text.parse().map_err(|e: ParseBytesError| e.to_string())?,
-        _ => return Err(must_be(key)),
-    };
-    if size.get() == 0 {
-        return Err("it must not be 0".into());
+    match size(written, key)? {
+        none if none.get() == 0 => Err("it must not be 0".into()),
+        some => Ok(some),
     }
-    Ok(size)
+}
+
+/// A size, which may be 0.
+pub(super) fn size(written: &Written, key: &Key) -> Result<Bytes, String> {
+    match &written.value {
+        Value::Integer(n) if *n < 0 => Err("it must not be negative".into()),
+        Value::Integer(n) => {
+            u64::try_from(*n).map(Bytes::new).map_err(|_| ParseBytesError::TooLarge.to_string())
+        }
+        Value::Text(text) => text.parse().map_err(|e: ParseBytesError| e.to_string()),
+        _ => Err(must_be(key)),
+    }
 }
 
 /// `path`, found from the config's folder, or from the current one if it comes from the command line.
