@@ -14,6 +14,7 @@ pub mod cmdline;
 pub mod heap;
 pub mod histogram;
 pub mod permutation;
+pub mod randomness;
 pub mod virtio;
 
 #[cfg(not(test))]
