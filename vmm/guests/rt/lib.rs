@@ -15,6 +15,7 @@ pub mod heap;
 pub mod histogram;
 pub mod permutation;
 pub mod randomness;
+pub mod sectors;
 pub mod virtio;
 
 #[cfg(not(test))]
