@@ -11,8 +11,10 @@ extern crate alloc;
 
 pub mod boot_params;
 pub mod cmdline;
+pub mod flow;
 pub mod heap;
 pub mod histogram;
+pub mod packet;
 pub mod permutation;
 pub mod randomness;
 pub mod sectors;
