@@ -1,7 +1,9 @@
 //! Echo requests, one after the other.
 
+use alloc::vec;
+
 use rt::histogram::Histogram;
-use rt::packet::{Body, Ip, MAX_DATA};
+use rt::packet::{Body, Ip};
 use rt::permutation::hash;
 use rt::println;
 use rt::tsc;
@@ -24,19 +26,18 @@ pub(crate) fn ping(
 ) -> Result<bool, Failure> {
     let host = station.resolve(ip)?;
     println!("net: {ip} is at {}", host.mac);
-    let mut data = [0; MAX_DATA];
-    let data = &mut data[..size];
+    let mut data = vec![0; size];
     let (mut received, mut wrong) = (0u64, 0u64);
     for number in 0..count {
         (0..).zip(data.iter_mut()).for_each(|(i, byte)| *byte = hash(number << 16 | i) as u8);
         let sequence = number as u16;
         let start = tsc::now();
-        station.send(host, Body::Echo { request: true, id: ID, sequence, data })?;
+        station.send(host, Body::Echo { request: true, id: ID, sequence, data: &data })?;
         let patience = station.frequency.after(PATIENCE);
         let answer = loop {
             let reply = |body: Body<'_>| match body {
                 Body::Echo { request: false, id: ID, sequence: of, data: echoed } => {
-                    (of == sequence).then_some(echoed == &*data)
+                    (of == sequence).then_some(echoed == data)
                 }
                 _ => None,
             };

@@ -1,7 +1,9 @@
 //! Both ends of a stream: [`rt::flow`] over UDP.
 
+use alloc::vec;
+
 use rt::flow::{self, HEADER, Kind, Message};
-use rt::packet::{Body, Host, Ip, MAX_DATA};
+use rt::packet::{Body, Host, Ip};
 use rt::println;
 use rt::tsc::{self, Deadline};
 use rt::virtio::Failure;
@@ -28,7 +30,7 @@ pub(crate) fn send(
 ) -> Result<bool, Failure> {
     let host = station.resolve(ip)?;
     let total = bytes.div_ceil((size - HEADER) as u64);
-    let mut buffer = [0; MAX_DATA];
+    let mut buffer = vec![0; size];
     let (mut spoken_of, mut late) = (0, 0u64);
     let start = tsc::now();
     for sequence in 0..total {
@@ -43,8 +45,8 @@ pub(crate) fn send(
                 None => {}
             }
         }
-        flow::fill(&mut buffer[..size], sequence);
-        station.send(host, Body::Udp { from: port, to: port, data: &buffer[..size] })?;
+        flow::fill(&mut buffer, sequence);
+        station.send(host, Body::Udp { from: port, to: port, data: &buffer })?;
     }
     let done = finish(station, host, port, total)?;
     let cycles = tsc::now() - start;

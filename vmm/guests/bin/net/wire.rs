@@ -9,7 +9,7 @@ use rt::tsc::Frequency;
 use rt::virtio::{Device, Failure, Memory};
 use virtio_drivers::device::net::VirtIONetRaw;
 
-/// Descriptors of each queue. The stack has room for no more: the driver holds them by value.
+/// Descriptors of each queue. The stack has room for no more: the driver is made there, and holds them by value.
 const QUEUE: usize = 32;
 /// Bytes of a buffer: the longest frame, and the header of virtio before it.
 const BUFFER: usize = 2048;
@@ -42,7 +42,8 @@ pub(crate) struct Traffic {
 }
 
 pub(crate) struct Wire {
-    driver: Driver,
+    /// On the heap: it is too large to be moved about on the stack.
+    driver: Box<Driver>,
     frequency: Frequency,
     /// Buffers that frames may come to, by their tokens.
     receiving: Vec<(u16, Buffer)>,
@@ -55,7 +56,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(device: Device, frequency: Frequency) -> Result<Wire, Failure> {
-        let driver = Driver::new(device).map_err(Failure::at("driver"))?;
+        let driver = Box::new(Driver::new(device).map_err(Failure::at("driver"))?);
         let buffer = || Box::leak(vec![0; BUFFER].into_boxed_slice());
         let mut wire = Wire {
             driver,

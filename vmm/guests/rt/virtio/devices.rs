@@ -5,7 +5,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use virtio_drivers::transport::mmio::{MmioError, MmioTransport, MmioVersion};
-use virtio_drivers::transport::{DeviceType, Transport};
+use virtio_drivers::transport::{DeviceType, DeviceTypeError, Transport};
 
 use super::windows::{self, Window};
 use crate::boot_params::{Boot, Range};
@@ -91,6 +91,9 @@ impl fmt::Display for Useless {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Useless::Legacy => f.write_str("a device of version 1, which is legacy"),
+            Useless::Transport(MmioError::InvalidDeviceID(DeviceTypeError::InvalidDeviceType(
+                kind,
+            ))) => write!(f, "a device of kind {kind}, which no driver knows"),
             Useless::Transport(error) => error.fmt(f),
         }
     }
