@@ -1,9 +1,11 @@
 //! Many ranges at once: a queue's worth of descriptors.
 
+use std::sync::Arc as Shared;
+
 use crate::addr::GpaRange;
 use crate::geometry::FRAME_BYTES;
 use crate::prot::Access;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Sound, Step};
 use crate::space::{AddressSpace, PinCount};
 use crate::table::reclaim::Guard;
 use crate::table::walk::Directory;
@@ -18,6 +20,19 @@ use super::{Patience, PinError, Reader, pin_located, pin_rest};
 #[derive(Debug)]
 pub struct PinBatch<'s, P: Protocol> {
     space: &'s AddressSpace<P>,
+    members: Members,
+}
+
+/// A [`PinBatch`] that borrows nothing, for requests that outlive whoever began them.
+#[derive(Debug)]
+pub struct OwnedPinBatch<P: Protocol = Sound> {
+    space: Shared<AddressSpace<P>>,
+    members: Members,
+}
+
+/// What a batch holds.
+#[derive(Debug, Default)]
+struct Members {
     members: Vec<Member>,
     /// The runs of members behind their first ones, with the member's index; in order.
     more: Vec<(u32, PinRun)>,
@@ -61,42 +76,120 @@ impl Place {
 
 impl<'s, P: Protocol> PinBatch<'s, P> {
     pub(crate) fn new(space: &'s AddressSpace<P>) -> PinBatch<'s, P> {
-        PinBatch { space, members: Vec::new(), more: Vec::new(), room: Vec::new() }
+        PinBatch { space, members: Members::default() }
     }
+}
 
-    /// Makes room for `ranges` that consist of `runs` together: a run is a piece of guest memory whose
-    /// frames lie in order, so pages at random are a run each.
-    pub fn reserve(&mut self, ranges: usize, runs: usize) {
+impl<P: Protocol> OwnedPinBatch<P> {
+    pub(crate) fn new(space: Shared<AddressSpace<P>>) -> OwnedPinBatch<P> {
+        OwnedPinBatch { space, members: Members::default() }
+    }
+}
+
+/// What both kinds of batch can do.
+macro_rules! faces {
+    ($batch:ty) => {
+        impl<P: Protocol> $batch {
+            /// Makes room for `ranges` that consist of `runs` together: a run is a piece of guest memory whose
+            /// frames lie in order, so pages at random are a run each.
+            pub fn reserve(&mut self, ranges: usize, runs: usize) {
+                self.members.reserve(ranges, runs);
+            }
+
+            /// Pins all of `wanted` beside what the batch holds already. The iterator runs under the guard, so it must
+            /// not wait for anything.
+            ///
+            /// # Errors
+            /// [`PinError`]; none of `wanted` is pinned.
+            #[inline]
+            pub fn pin(
+                &mut self,
+                wanted: impl IntoIterator<Item = (GpaRange, Access)>,
+            ) -> Result<(), PinError> {
+                self.members.pin(&self.space, wanted, &Patience::FOREVER)
+            }
+
+            /// As `pin`, waiting for pages no longer than `patience` lasts.
+            ///
+            /// # Errors
+            /// As for `pin`.
+            #[inline]
+            pub fn pin_within(
+                &mut self,
+                wanted: impl IntoIterator<Item = (GpaRange, Access)>,
+                patience: &Patience,
+            ) -> Result<(), PinError> {
+                self.members.pin(&self.space, wanted, patience)
+            }
+
+            /// How many ranges are pinned.
+            pub fn len(&self) -> usize {
+                self.members.members.len()
+            }
+
+            /// Whether none is.
+            pub fn is_empty(&self) -> bool {
+                self.members.members.is_empty()
+            }
+
+            /// Unpins all; the room stays.
+            #[inline]
+            pub fn unpin(&mut self) {
+                self.members.unpin_from(&self.space, 0, None);
+            }
+
+            /// The bytes of range `index`, as [`super::Pinned::slices`].
+            ///
+            /// # Panics
+            /// If there is no such range.
+            #[cfg(not(loom))]
+            pub fn slices(
+                &self,
+                index: usize,
+            ) -> impl Iterator<Item = vm_memory::VolatileSlice<'_>> {
+                let pool = &self.space.pool;
+                self.members.pieces(index).map(move |piece| super::slice(pool, piece))
+            }
+        }
+
+        impl<P: Protocol> Drop for $batch {
+            fn drop(&mut self) {
+                self.unpin();
+            }
+        }
+    };
+}
+
+faces!(PinBatch<'_, P>);
+faces!(OwnedPinBatch<P>);
+
+#[cfg(not(loom))]
+impl<P: Protocol> PinBatch<'_, P> {
+    /// The bytes of range `index` as pieces of the pool: the first frame, the offset in it, and the bytes from there on.
+    pub(crate) fn pieces(
+        &self,
+        index: usize,
+    ) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
+        self.members.pieces(index)
+    }
+}
+
+impl Members {
+    fn reserve(&mut self, ranges: usize, runs: usize) {
         self.members.reserve(ranges.saturating_sub(self.members.len()));
         let more = runs.saturating_sub(ranges);
         self.more.reserve(more.saturating_sub(self.more.len()));
         self.room.reserve(more);
     }
 
-    /// Pins all of `wanted` beside what the batch holds already. The iterator runs under the guard, so it must
-    /// not wait for anything.
-    ///
-    /// # Errors
-    /// [`PinError`]; none of `wanted` is pinned.
     #[inline]
-    pub fn pin(
+    fn pin<P: Protocol>(
         &mut self,
-        wanted: impl IntoIterator<Item = (GpaRange, Access)>,
-    ) -> Result<(), PinError> {
-        self.pin_within(wanted, &Patience::FOREVER)
-    }
-
-    /// As [`PinBatch::pin`], waiting for pages no longer than `patience` lasts.
-    ///
-    /// # Errors
-    /// As for [`PinBatch::pin`].
-    #[inline]
-    pub fn pin_within(
-        &mut self,
+        space: &AddressSpace<P>,
         wanted: impl IntoIterator<Item = (GpaRange, Access)>,
         patience: &Patience,
     ) -> Result<(), PinError> {
-        let (space, before) = (self.space, self.members.len());
+        let before = self.members.len();
         let mut guard = space.table.enter();
         let mut reader = Reader::new(space, &guard);
         let mut near: Option<Directory<'_>> = None;
@@ -120,7 +213,7 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
                     self.members.push(Member { first, place: Place::new(range, access) });
                 }
                 first => {
-                    result = self.pin_slowly(&mut guard, range, access, patience, first);
+                    result = self.pin_slowly(space, &mut guard, range, access, patience, first);
                     // The guard was left, perhaps.
                     (reader, near) = (Reader::new(space, &guard), None);
                 }
@@ -132,7 +225,7 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         drop(guard);
         if result.is_err() {
             // No device has seen any of it, so nobody wrote.
-            self.unpin_from(before, Some(Access::Read));
+            self.unpin_from(space, before, Some(Access::Read));
             return result;
         }
         let pinned = self.members.len() - before;
@@ -142,8 +235,9 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
 
     #[cold]
     #[inline(never)]
-    fn pin_slowly(
+    fn pin_slowly<P: Protocol>(
         &mut self,
+        space: &AddressSpace<P>,
         guard: &mut Guard,
         range: GpaRange,
         access: Access,
@@ -151,33 +245,22 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
         first: Option<PinRun>,
     ) -> Result<(), PinError> {
         let frames = range.frames();
-        let first = pin_rest(self.space, guard, frames, access, patience, first, &mut self.room)?;
+        let first = pin_rest(space, guard, frames, access, patience, first, &mut self.room)?;
         let index = self.members.len() as u32;
         self.members.push(Member { first, place: Place::new(range, access) });
         self.more.extend(self.room.drain(..).map(|run| (index, run)));
         Ok(())
     }
 
-    /// How many ranges are pinned.
-    pub fn len(&self) -> usize {
-        self.members.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    /// Unpins all; the room stays.
-    #[inline]
-    pub fn unpin(&mut self) {
-        self.unpin_from(0, None);
-    }
-
     /// Unpins the members from `from` on, as if they had been pinned for `access` if that is given.
     #[inline]
-    fn unpin_from(&mut self, from: usize, access: Option<Access>) {
-        let pool = &*self.space.pool;
+    fn unpin_from<P: Protocol>(
+        &mut self,
+        space: &AddressSpace<P>,
+        from: usize,
+        access: Option<Access>,
+    ) {
+        let pool = &*space.pool;
         let words = pool.frames().words();
         for member in &self.members[from..] {
             let access = access.unwrap_or(member.place.access());
@@ -199,30 +282,11 @@ impl<'s, P: Protocol> PinBatch<'s, P> {
             .take_while(move |more| more.0 as usize == index)
             .map(|more| more.1)
     }
-}
 
-#[cfg(not(loom))]
-impl<P: Protocol> PinBatch<'_, P> {
-    /// The bytes of range `index`, as [`super::Pinned::slices`].
-    ///
-    /// # Panics
-    /// If there is no such range.
-    pub fn slices(&self, index: usize) -> impl Iterator<Item = vm_memory::VolatileSlice<'_>> {
-        self.pieces(index).map(|piece| super::slice(&self.space.pool, piece))
-    }
-
-    /// The same as pieces of the pool: the first frame, the offset in it, and the bytes from there on.
-    pub(crate) fn pieces(
-        &self,
-        index: usize,
-    ) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
+    /// A range as pieces of the pool.
+    #[cfg(not(loom))]
+    fn pieces(&self, index: usize) -> impl Iterator<Item = (crate::addr::FrameNo, u64, u64)> {
         let Member { first, place } = self.members[index];
         pieces(first, self.more_of(index), place.offset(), place.bytes())
-    }
-}
-
-impl<P: Protocol> Drop for PinBatch<'_, P> {
-    fn drop(&mut self) {
-        self.unpin();
     }
 }

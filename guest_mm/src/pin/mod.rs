@@ -54,7 +54,7 @@ use crate::sync::full_fence_after_rmw;
 use crate::table::reclaim::Guard;
 use crate::table::walk::{Located, Tables};
 
-pub use batch::PinBatch;
+pub use batch::{OwnedPinBatch, PinBatch};
 pub use patience::{Cancel, Patience};
 pub use pinned::Pinned;
 pub(crate) use pinned::pin;

@@ -28,7 +28,7 @@ use crate::stats::Stats;
 use crate::sync::Arc;
 use crate::unmap::{self, UnmapError};
 
-use super::WriteError;
+use super::{Pinner, WriteError};
 
 /// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
 /// were right.
@@ -151,6 +151,11 @@ impl<P: Protocol> Guest<P> {
     /// A batch to pin many ranges with, empty.
     pub fn pin_batch(&self) -> PinBatch<'_, P> {
         PinBatch::new(&self.space)
+    }
+
+    /// The right to pin its memory, for device threads that come and go by themselves.
+    pub fn pinner(&self) -> Pinner<P> {
+        Pinner::new(Shared::clone(&self.space))
     }
 
     /// Its memory, for the faces beside this one.

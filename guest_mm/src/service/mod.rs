@@ -2,6 +2,7 @@
 
 mod config;
 mod guest;
+mod pinner;
 
 use std::path::Path;
 use std::sync::{Arc as Shared, Weak};
@@ -23,6 +24,7 @@ use crate::sync::{Arc, Lock, Rank};
 
 pub use config::{GuestConfig, GuestError, ImageRam, WriteError};
 pub use guest::Guest;
+pub use pinner::Pinner;
 
 /// The guest memory service of a process.
 pub type GuestMm = Service<Sound>;

@@ -58,7 +58,7 @@ impl<P: Protocol> Guest<P> {
 }
 
 impl<'g, P: Protocol> GuestView<'g, P> {
-    fn new(space: &'g AddressSpace<P>) -> GuestView<'g, P> {
+    pub(crate) fn new(space: &'g AddressSpace<P>) -> GuestView<'g, P> {
         GuestView { space, held: RefCell::new(Held::new(space)) }
     }
 

@@ -1,0 +1,92 @@
+//! Guest memory as device models get it: the only place that pins.
+//!
+//! A model never keeps an address of this process. For what it does at once (rings, headers, small payloads) it is lent a
+//! [`Dma::View`], which ends with the burst. For a request that goes on by itself (a read by the kernel into guest memory) it
+//! takes the request's buffers with a [`Hold`], and lets them go when the request is done.
+//!
+//! [`Pinning`] is what runs: each page is pinned while a burst or a request uses it, and no longer. The benchmarks have
+//! others beside it, to say what that costs.
+
+mod iovecs;
+mod pinning;
+mod plain;
+
+use std::fmt;
+
+use vm_memory::{GuestMemory, VolatileSlice};
+
+pub use guest_mm::prot::Access;
+pub use iovecs::Iovecs;
+pub use pinning::Pinning;
+pub use plain::{Plain, PlainHold, PlainView};
+
+/// A piece of guest memory that a driver named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Length in bytes, not 0.
+    pub len: u32,
+}
+
+impl Segment {
+    /// The first `len` bytes, and the rest; `None` where a part would be empty.
+    pub fn split_at(self, len: u32) -> (Option<Segment>, Option<Segment>) {
+        let head = len.min(self.len);
+        let part = |addr, len| (len > 0).then_some(Segment { addr, len });
+        // The end of a segment was checked when it was taken from its chain.
+        (part(self.addr, head), part(self.addr.wrapping_add(head.into()), self.len - head))
+    }
+}
+
+/// Why a device cannot use the memory that its driver named.
+#[derive(Debug, thiserror::Error)]
+#[error("{access:?} of {len} bytes at guest-physical {addr:#x}: {reason}")]
+pub struct DmaError {
+    /// The first address of the segment.
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// What was to be done with it.
+    pub access: Access,
+    /// What the memory service says.
+    pub reason: String,
+}
+
+/// Access to one guest's memory.
+pub trait Dma: Clone + fmt::Debug + Send + Sync + 'static {
+    /// Memory for one burst.
+    type View<'v>: GuestMemory
+    where
+        Self: 'v;
+    /// Memory for one request.
+    type Hold: Hold;
+
+    /// Lends the memory for a burst; what is used through it stays in place until it is dropped.
+    fn view(&self) -> Self::View<'_>;
+
+    /// A hold on nothing.
+    fn hold(&self) -> Self::Hold;
+}
+
+/// The buffers of one request, in place for as long as they are held. It is meant to be used again, so that a request
+/// allocates nothing.
+pub trait Hold: fmt::Debug + Send {
+    /// Takes `segments` beside what is held already.
+    ///
+    /// # Errors
+    /// [`DmaError`]; none of `segments` is held.
+    fn take(&mut self, segments: &[Segment], access: Access) -> Result<(), DmaError>;
+
+    /// Calls `see` with every piece that is held, in order.
+    fn for_each(&self, see: impl FnMut(VolatileSlice<'_>));
+
+    /// Fills `list` with the addresses of what is held, in order.
+    fn list(&self, list: &mut Iovecs) {
+        list.clear();
+        self.for_each(|slice| list.push(&slice));
+    }
+
+    /// Lets all go.
+    fn release(&mut self);
+}

@@ -1,0 +1,25 @@
+//! virtio devices (OASIS virtio 1.2).
+//!
+//! ```text
+//! F3   blk                                          the models, the same files in each:
+//!                                                     mod.rs      the model        wire.rs   what the driver sees
+//!                                                     host.rs     the host's side  state.rs  what is saved
+//!                                                     tests.rs
+//! F3   driver                                       a driver in this process, for tests and benchmarks
+//! F2   mmio  thread                                 registers for vCPUs; threads that wait for kicks and files
+//! F1   device                                       a model with its queues, status, lock
+//! F0   model  queue  interrupt  watch  rate  timer  state  what a model is, and what it works with
+//! ```
+
+pub mod blk;
+pub mod device;
+pub mod driver;
+pub mod interrupt;
+pub mod mmio;
+pub mod model;
+pub mod queue;
+pub mod rate;
+pub mod state;
+pub mod thread;
+pub mod timer;
+pub mod watch;

@@ -1,0 +1,261 @@
+//! A split virtqueue as device models see it: `virtio-queue`'s, with what that lets pass made an error.
+//!
+//! `virtio-queue` ends a chain that it cannot follow as if it were complete. A driver that makes such a chain is broken or
+//! hostile, and a device that carried on would do something else than what was asked. So each chain is read whole before
+//! any of it is used, and one that is cut off, loops, is empty, or has buffers in the wrong order breaks the device.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Error as QueueError, Queue as Ring, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+use crate::dma::{DmaError, Segment};
+
+/// Why a device stops until its driver resets it (`DEVICE_NEEDS_RESET`, virtio 1.2, 2.1.2).
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The rings cannot be used.
+    #[error("queue {queue}: {reason}")]
+    Ring {
+        /// The queue.
+        queue: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A chain is none.
+    #[error("queue {queue}: the descriptor chain at {head} {reason}")]
+    Chain {
+        /// The queue.
+        queue: u16,
+        /// Index of its first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A request makes no sense.
+    #[error("queue {queue}: the request at {head} {reason}")]
+    Request {
+        /// The queue.
+        queue: u16,
+        /// Index of its first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Memory that a driver named cannot be used.
+    #[error("queue {queue}: {source}")]
+    Memory {
+        /// The queue.
+        queue: u16,
+        /// Where and why.
+        source: DmaError,
+    },
+    /// The host's side has gone.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// A chain of descriptors. Meant to be used again, so that a chain allocates nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Index of its first descriptor.
+    pub head: u16,
+    /// What the device reads, in order.
+    pub readable: Vec<Segment>,
+    /// What the device writes, in order.
+    pub writable: Vec<Segment>,
+}
+
+impl Chain {
+    /// Bytes that the device reads.
+    pub fn readable_bytes(&self) -> u64 {
+        self.readable.iter().map(|segment| u64::from(segment.len)).sum()
+    }
+
+    /// Bytes that the device writes.
+    pub fn writable_bytes(&self) -> u64 {
+        self.writable.iter().map(|segment| u64::from(segment.len)).sum()
+    }
+}
+
+/// A queue of a device.
+#[derive(Debug)]
+pub struct Queue {
+    index: u16,
+    ring: Ring,
+}
+
+impl Queue {
+    /// Queue `index` of a device, of up to `max_size` descriptors.
+    ///
+    /// # Panics
+    /// If `max_size` is no power of two up to 32768: it is written in a model.
+    pub fn new(index: u16, max_size: u16) -> Queue {
+        let ring = Ring::new(max_size).expect("a model's queues have sizes that virtio allows");
+        Queue { index, ring }
+    }
+
+    /// Which of its device's.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The registers of the transport work on it.
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Likewise.
+    pub(super) fn ring_mut(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    /// Its indices and addresses.
+    pub fn state(&self) -> QueueState {
+        self.ring.state()
+    }
+
+    /// A queue as `state` says.
+    pub(super) fn restore(&mut self, state: QueueState) -> Result<(), Broken> {
+        self.ring = Ring::try_from(state).map_err(|error| self.broken(&error))?;
+        Ok(())
+    }
+
+    /// Whether the driver has set it up.
+    pub fn is_ready(&self) -> bool {
+        self.ring.ready()
+    }
+
+    /// Whether its rings lie in memory that can be used.
+    pub(super) fn check<M: GuestMemory>(&self, memory: &M) -> Result<(), Broken> {
+        if self.ring.is_valid(memory) {
+            return Ok(());
+        }
+        let reason = format!(
+            "its rings (descriptors {:#x}, available {:#x}, used {:#x}, size {}) do not lie in memory that a device may use",
+            self.ring.desc_table(),
+            self.ring.avail_ring(),
+            self.ring.used_ring(),
+            self.ring.size()
+        );
+        Err(Broken::Ring { queue: self.index, reason })
+    }
+
+    /// Takes the next chain, if there is one.
+    ///
+    /// # Errors
+    /// The ring's index jumped, or the chain is none.
+    pub fn next<M: GuestMemory>(&mut self, memory: &M, chain: &mut Chain) -> Result<bool, Broken> {
+        chain.readable.clear();
+        chain.writable.clear();
+        let queue = self.index;
+        let mut heads = self.ring.iter(memory).map_err(|error| broken(queue, &error))?;
+        let Some(mut descriptors) = heads.next() else {
+            // Nothing is there, or the ring cannot be read.
+            return if self.is_empty(memory)? { Ok(false) } else { Err(self.unreadable()) };
+        };
+        chain.head = descriptors.head_index();
+        let bad = |reason| Broken::Chain { queue, head: chain.head, reason };
+        let mut cut_off = true;
+        for descriptor in &mut descriptors {
+            cut_off = descriptor.has_next();
+            let segment = Segment { addr: descriptor.addr().0, len: descriptor.len() };
+            if segment.len == 0 {
+                return Err(bad("has a descriptor of no length"));
+            }
+            if segment.addr.checked_add(segment.len.into()).is_none() {
+                return Err(bad("has a descriptor that ends behind the last address"));
+            }
+            if descriptor.is_write_only() {
+                chain.writable.push(segment);
+            } else if chain.writable.is_empty() {
+                chain.readable.push(segment);
+            } else {
+                return Err(bad("has memory to read behind memory to write"));
+            }
+        }
+        if chain.readable.is_empty() && chain.writable.is_empty() {
+            return Err(bad("is empty, or its descriptors cannot be read"));
+        }
+        if cut_off {
+            return Err(bad("loops, leaves its table, or cannot be read to its end"));
+        }
+        Ok(true)
+    }
+
+    /// Gives the chain that was taken last back to the ring: it is taken again by the next [`Queue::next`].
+    pub fn undo(&mut self) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Whether no chain is waiting.
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn is_empty<M: GuestMemory>(&self, memory: &M) -> Result<bool, Broken> {
+        let index = self.ring.avail_idx(memory, Ordering::Acquire);
+        Ok(index.map_err(|error| self.broken(&error))?.0 == self.ring.next_avail())
+    }
+
+    /// Tells the driver that the chain at `head` is done, with `written` bytes of it.
+    ///
+    /// # Errors
+    /// The ring cannot be written.
+    pub fn add_used<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        written: u32,
+    ) -> Result<(), Broken> {
+        self.ring.add_used(memory, head, written).map_err(|error| broken(self.index, &error))
+    }
+
+    /// Asks the driver not to kick.
+    ///
+    /// # Errors
+    /// The ring cannot be written.
+    pub fn mute<M: GuestMemory>(&mut self, memory: &M) -> Result<(), Broken> {
+        self.ring.disable_notification(memory).map_err(|error| broken(self.index, &error))
+    }
+
+    /// Asks the driver to kick; whether a chain has come meanwhile.
+    ///
+    /// # Errors
+    /// The ring cannot be used.
+    pub fn unmute<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+        self.ring.enable_notification(memory).map_err(|error| broken(self.index, &error))
+    }
+
+    /// Whether the driver wants to hear of what was used since this was last asked.
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn wants_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+        let wanted = self.ring.needs_notification(memory);
+        let wanted = wanted.map_err(|error| broken(self.index, &error))?;
+        if self.ring.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        // virtio 1.2, 2.7.7.1. `virtio-queue` leaves the flag to its users, behind its full fence.
+        let flags = memory.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
+        let flags = flags.map_err(|error| broken(self.index, &QueueError::GuestMemory(error)))?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    fn unreadable(&self) -> Broken {
+        Broken::Ring { queue: self.index, reason: "its available ring cannot be read".into() }
+    }
+
+    fn broken(&self, error: &QueueError) -> Broken {
+        broken(self.index, error)
+    }
+}
+
+fn broken(queue: u16, error: &QueueError) -> Broken {
+    let reason = match error {
+        QueueError::GuestMemory(memory) => format!("its rings cannot be used: {memory}"),
+        other => other.to_string(),
+    };
+    Broken::Ring { queue, reason }
+}
