@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const GUESTS: [&str; 4] = ["hello", "touch", "smp", "clone"];
+const GUESTS: [&str; 8] = ["hello", "touch", "smp", "clone", "blk", "net", "console", "rng"];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");

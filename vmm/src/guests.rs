@@ -29,7 +29,7 @@ pub struct Guest {
 }
 
 /// Every built-in guest.
-pub const ALL: [Guest; 4] = [
+pub const ALL: [Guest; 8] = [
     Guest {
         name: "hello",
         summary: "says who it is and ends the way it is asked to",
@@ -123,11 +123,87 @@ pub const ALL: [Guest; 4] = [
             Key { name: "limit", values: "BYTES", meaning: "use so much RAM only" },
         ],
     },
+    Guest {
+        name: "blk",
+        summary: "writes patterns to a virtio disk with many requests in flight, reads them back, and checks every word",
+        elf: include_bytes!(env!("SLAT_GUEST_BLK")),
+        keys: &[
+            Key {
+                name: "blk.mode",
+                values: "verify|read|write|check",
+                meaning: "write and check; read whatever is there; only write; only check what such a write left",
+            },
+            Key {
+                name: "blk.ops",
+                values: "1024|N",
+                meaning: "places to visit, in rounds over the disk",
+            },
+            Key { name: "blk.size", values: "4096|BYTES", meaning: "bytes of a request" },
+            Key { name: "blk.depth", values: "8|1..16", meaning: "requests in flight" },
+            Key { name: "blk.pattern", values: "seq|random", meaning: "order of the places" },
+            Key { name: "blk.seconds", values: "0|N", meaning: "stop after so long; 0: never" },
+            Key { name: "blk.salt", values: "0|N", meaning: "another number, other bytes" },
+            Key { name: "blk.index", values: "0|N", meaning: "which disk" },
+        ],
+    },
+    Guest {
+        name: "net",
+        summary: "over a virtio network device, asks for echoes, sends back what comes, or streams to another guest",
+        elf: include_bytes!(env!("SLAT_GUEST_NET")),
+        keys: &[
+            Key { name: "net.ip", values: "10.0.0.2|ADDRESS", meaning: "its own address" },
+            Key { name: "net.ping", values: "ADDRESS", meaning: "send echo requests there" },
+            Key {
+                name: "net.echo",
+                values: "0|1",
+                meaning: "send back echo requests and UDP, until net.count= or the datagram \"bye\"",
+            },
+            Key { name: "net.stream", values: "BYTES", meaning: "send so much to net.to=" },
+            Key { name: "net.to", values: "ADDRESS", meaning: "a guest with net.sink=1" },
+            Key { name: "net.sink", values: "0|1", meaning: "receive a stream and check it" },
+            Key {
+                name: "net.count",
+                values: "4|N",
+                meaning: "echo requests to send; to answer with net.echo=1, where the default is no end",
+            },
+            Key {
+                name: "net.size",
+                values: "56|1472|BYTES",
+                meaning: "data of an echo; of a datagram",
+            },
+            Key { name: "net.port", values: "7777|PORT", meaning: "of UDP, on both sides" },
+            Key {
+                name: "net.seconds",
+                values: "0|N",
+                meaning: "stop waiting after so long; 0: never",
+            },
+            Key { name: "net.index", values: "0|N", meaning: "which device" },
+        ],
+    },
+    Guest {
+        name: "console",
+        summary: "answers each line on a virtio console with the same in capitals, and ends after the line bye",
+        elf: include_bytes!(env!("SLAT_GUEST_CONSOLE")),
+        keys: &[
+            Key { name: "console.lines", values: "1|N", meaning: "lines to write at the start" },
+            Key { name: "console.index", values: "0|N", meaning: "which console" },
+        ],
+    },
+    Guest {
+        name: "rng",
+        summary: "reads bytes from a virtio entropy device, and checks that they look random",
+        elf: include_bytes!(env!("SLAT_GUEST_RNG")),
+        keys: &[
+            Key { name: "rng.bytes", values: "64K|BYTES", meaning: "to read" },
+            Key { name: "rng.size", values: "4096|BYTES", meaning: "of a request" },
+            Key { name: "rng.index", values: "0|N", meaning: "which device" },
+        ],
+    },
 ];
 
 /// The built-in guest called `name`.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    static GUESTS: [Guest; 4] = ALL;
+    static GUESTS: [Guest; 8] = ALL;
     GUESTS.iter().find(|guest| guest.name == name)
 }
 
@@ -153,7 +229,7 @@ mod tests {
             let elf = guest.elf;
             assert_eq!(&elf[..5], b"\x7fELF\x02", "{}", guest.name);
             assert_eq!(u16::from_le_bytes(field(elf, 16)), 2, "{}: ET_EXEC", guest.name);
-            assert!(elf.len() < 96 << 10, "{}: {} bytes", guest.name, elf.len());
+            assert!(elf.len() < 128 << 10, "{}: {} bytes", guest.name, elf.len());
             let headers = u64::from_le_bytes(field(elf, 32)) as usize;
             let count = usize::from(u16::from_le_bytes(field(elf, 56)));
             let first = (0..count)

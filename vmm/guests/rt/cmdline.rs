@@ -44,11 +44,14 @@ impl fmt::Display for BadValue<'_> {
 
 impl<'a> Cmdline<'a> {
     /// The value of `key`.
-    pub fn get(self, key: &str) -> Option<&'a str> {
-        self.0
-            .split_ascii_whitespace()
-            .rev()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    pub fn get(self, key: &'static str) -> Option<&'a str> {
+        self.all(key).next_back()
+    }
+
+    /// Every value of `key`, in order.
+    pub fn all(self, key: &'static str) -> impl DoubleEndedIterator<Item = &'a str> {
+        let words = self.0.split_ascii_whitespace();
+        words.filter_map(move |word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// The value of `key` as a number: decimal or 0x, with K, M or G for powers of 1024.
@@ -103,7 +106,8 @@ impl<'a> Cmdline<'a> {
     }
 }
 
-fn parse(value: &str) -> Option<u64> {
+/// A number: decimal or 0x, with K, M or G for powers of 1024.
+pub(crate) fn parse(value: &str) -> Option<u64> {
     let (digits, shift) = match value.as_bytes().last()? {
         b'K' | b'k' => (&value[..value.len() - 1], 10),
         b'M' | b'm' => (&value[..value.len() - 1], 20),

@@ -3,13 +3,22 @@
 //! The guests are entered as Linux's 64-bit boot protocol says (`Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol"):
 //! long mode, an identity map made by the monitor, interrupts off, RSI = `struct boot_params`. `entry.S` loads tables of its
 //! own and leaves ring 0 for good; from there on everything is Rust at CPL 3, on an identity map, with three I/O devices:
-//! UART, debug exit, i8042. One address space, no interrupts, no heap.
+//! UART, debug exit, i8042. One address space, no interrupts, and a heap in those guests that drive virtio devices.
 #![cfg_attr(not(test), no_std)]
+
+#[cfg(not(test))]
+extern crate alloc;
 
 pub mod boot_params;
 pub mod cmdline;
+pub mod flow;
+pub mod heap;
 pub mod histogram;
+pub mod packet;
 pub mod permutation;
+pub mod randomness;
+pub mod sectors;
+pub mod virtio;
 
 #[cfg(not(test))]
 pub mod exception;
@@ -33,6 +42,8 @@ pub mod smp;
 mod start;
 #[cfg(not(test))]
 pub mod tsc;
+#[cfg(not(test))]
+mod unwind;
 
 /// Names the guest's `fn(&Boot) -> u8`; what it returns is the guest's verdict.
 #[macro_export]

@@ -22,6 +22,16 @@ pub fn image_limit() -> u64 {
     (&raw const image_end) as u64
 }
 
+/// The largest range of whole pages of RAM above the image. Not yet mapped where it lies above 4 GiB.
+pub fn largest_above_image(boot: &Boot) -> Option<Range> {
+    let pages = |ram: Range| Range {
+        start: ram.start.max(image_limit()).next_multiple_of(PAGE),
+        end: ram.end & !(PAGE - 1),
+    };
+    let free = |range: &Range| !boot.occupied().iter().any(|o| o.overlaps(*range));
+    boot.ram().map(pages).filter(free).max_by_key(|range| range.len()).filter(|r| !r.is_empty())
+}
+
 #[derive(Clone, Copy, Default)]
 struct Run {
     start: u64,

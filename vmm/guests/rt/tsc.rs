@@ -34,10 +34,31 @@ impl Frequency {
         u64::try_from(ns).ok()
     }
 
+    /// Cycles of `milliseconds`; of a counter that runs at 3 GHz if nobody says how fast it is.
+    pub fn cycles(self, milliseconds: u64) -> u64 {
+        milliseconds.saturating_mul(self.khz.unwrap_or(3_000_000))
+    }
+
+    /// When `milliseconds` from now will have gone by.
+    pub fn after(self, milliseconds: u64) -> Deadline {
+        Deadline(now().saturating_add(self.cycles(milliseconds)))
+    }
+
     /// `count` things in `cycles`, as things a second.
     pub fn per_second(self, count: u64, cycles: u64) -> Option<u64> {
         let rate = u128::from(count) * u128::from(self.khz?) * 1000 / u128::from(cycles.max(1));
         u64::try_from(rate).ok()
+    }
+}
+
+/// A time to come.
+#[derive(Clone, Copy)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// Has it come?
+    pub fn passed(self) -> bool {
+        now() >= self.0
     }
 }
 

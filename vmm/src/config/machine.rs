@@ -121,6 +121,14 @@ keywords! {
         Smp = "smp",
         /// Reads what a template filled its RAM with, and writes pages of its own.
         Clone = "clone",
+        /// Writes to a disk and checks what it reads back.
+        Blk = "blk",
+        /// Pings, echoes or streams over a network device.
+        Net = "net",
+        /// Answers lines on a virtio console.
+        Console = "console",
+        /// Reads bytes from an entropy device and checks them.
+        Rng = "rng",
     }
 }
 
