@@ -1,6 +1,6 @@
-//! Builds the guest programs of `guests/` and leaves them where `src/guests.rs` embeds them.
+//! Builds the guest programs of `guests/` and leaves them where `src/guests.rs` embeds them; and hands the linker its script.
 //!
-//! They are bare-metal programs with link arguments and a profile of their own, so this is a second cargo. It uses the target
+//! The guests are bare-metal programs with link arguments and a profile of their own, so this is a second cargo. It uses the target
 //! of the host toolchain: nothing has to be installed.
 
 use std::env;
@@ -17,6 +17,7 @@ fn main() {
         println!("cargo::rerun-if-changed={}", dir.join(input).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
+    sort_text();
 
     let out = PathBuf::from(var("OUT_DIR")).join("guests");
     let mut cargo = Command::new(var("CARGO"));
@@ -44,6 +45,13 @@ fn main() {
         let elf = out.join(TARGET).join("release").join(guest);
         println!("cargo::rustc-env=SLAT_GUEST_{}={}", guest.to_uppercase(), elf.display());
     }
+}
+
+/// Has the linker sort the functions of `slat` as `seldom.ld` says.
+fn sort_text() {
+    let script = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("seldom.ld");
+    println!("cargo::rerun-if-changed={}", script.display());
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", script.display());
 }
 
 /// What the outer cargo, or a tool that drives it (clippy, coverage), sets for its own crates only.

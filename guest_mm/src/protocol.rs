@@ -1,52 +1,62 @@
 //! The steps of the protocols, and those of them that history got wrong.
 //!
-//! A constant of [`Protocol`] is named after the label of its step in the protocol block at the top of a module, and the
-//! code asks for it where the step is taken. [`Sound`] has them all; it is the only one that a production
-//! type names. [`historical`] has the others: each leaves one step out, as Linux or an earlier monitor
+//! Each of the latter is a constant of [`Steps`], named after its label in the protocol block at the top of a module, and the
+//! code asks [`Protocol::takes`] where the step is taken. [`Sound`] takes them all; it is the only protocol that a production
+//! type names. [`historical`] has others: each leaves one step out, as Linux or an earlier monitor
 //! once did, and a test shows the damage.
 //!
-//! The code also says which [`Step`] it is about to take. Nobody listens to [`Sound`]; with [`Observed`] somebody
-//! does, and can hold a thread there.
+//! The code also says which [`Step`] it is about to take. Nobody listens to [`Sound`]; another protocol may, and can hold a
+//! thread there. It may also answer what it takes when the program runs, so that one engine shows every variant.
 
 mod block;
 pub mod historical;
 mod step;
 
-use std::fmt;
-use std::marker::PhantomData;
-
 pub use block::{Block, block};
 pub use step::Step;
 
-/// Makes the trait, [`Sound`]'s assertion and [`Observed`]'s forwarding of one list.
-macro_rules! protocol {
+/// What the code asks before it takes a step that history got wrong, and says before it takes any.
+pub trait Protocol: Send + Sync + 'static {
+    /// Whether `steps` are taken. The answer is the same for as long as a service with this protocol is used.
+    fn takes(steps: Steps) -> bool;
+
+    /// Called before a step is taken. Locks may be held, and on the way of a pin an epoch.
+    #[inline(always)]
+    fn at(_step: Step) {}
+}
+
+/// A set of the steps that history got wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Steps(u32);
+
+/// Makes the constants, a bit each, of one list.
+macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident;)*) => {
-        /// Which steps are taken.
-        pub trait Protocol: Send + Sync + 'static {
-            $($(#[$doc])* const $name: bool = true;)*
+        impl Steps {
+            numbered! { 0; $($(#[$doc])* $name;)* }
 
-            /// Called before a step is taken. Locks may be held, and on the way of a pin an epoch.
-            #[inline(always)]
-            fn at(_step: Step) {}
-        }
+            /// Each of them.
+            pub const ALL: Steps = Steps($(Steps::$name.0)|*);
 
-        const _: () = assert!(
-            $(Sound::$name)&&*,
-            "the protocol that ships takes every step"
-        );
-
-        impl<P: Protocol, O: Observer> Protocol for Observed<P, O> {
-            $(const $name: bool = P::$name;)*
-
-            #[inline]
-            fn at(step: Step) {
-                O::at(step);
-            }
+            /// The names of the constants, from the lowest bit up.
+            #[cfg(all(test, not(loom)))]
+            const NAMES: &[&str] = &[$(stringify!($name)),*];
         }
     };
 }
 
-protocol! {
+/// Gives each its bit.
+macro_rules! numbered {
+    ($bit:expr;) => {};
+    ($bit:expr; $(#[$doc:meta])* $name:ident; $($rest:tt)*) => {
+        $(#[$doc])*
+        pub const $name: Steps = Steps(1 << $bit);
+
+        numbered! { $bit + 1; $($rest)* }
+    };
+}
+
+steps! {
     /// `continue-vs-zap`, step F5 (`fault`): a published leaf goes into the window before the lock on
     /// its table is released. Without it a zap can come between, and the window keeps a translation
     /// that the table has lost. Origin: ours; KVM guards the same step with `mmu_invalidate_seq`
@@ -140,24 +150,80 @@ protocol! {
     M2_EVERY_PAGE_PRESENT;
 }
 
+impl Steps {
+    /// These without `others`.
+    #[must_use]
+    pub const fn without(self, others: Steps) -> Steps {
+        Steps(self.0 & !others.0)
+    }
+
+    /// Whether all of `others` are among these.
+    #[inline(always)]
+    pub const fn contains(self, others: Steps) -> bool {
+        self.0 & others.0 == others.0
+    }
+
+    /// As a number, a bit for each: for who keeps them in an atomic.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// What [`bits`](Steps::bits) made a number. Other bits are left out.
+    pub const fn from_bits(bits: u32) -> Steps {
+        Steps(bits & Steps::ALL.0)
+    }
+}
+
 /// Every step is taken.
 #[derive(Debug)]
 pub struct Sound;
 
-impl Protocol for Sound {}
-
-/// Hears of the steps that threads are about to take.
-pub trait Observer: Send + Sync + 'static {
-    /// The calling thread is about to take `step`. It may be kept waiting: for replays and storms, where that is
-    /// the purpose.
-    fn at(step: Step);
+impl Sound {
+    /// Known when the code is compiled, which then asks nothing.
+    const STEPS: Steps = Steps::ALL;
 }
 
-/// The protocol `P`, with `O` told of each step.
-pub struct Observed<P, O>(PhantomData<(P, O)>);
+const _: () =
+    assert!(Sound::STEPS.contains(Steps::ALL), "the protocol that ships takes every step");
 
-impl<P: fmt::Debug, O> fmt::Debug for Observed<P, O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observed")
+impl Protocol for Sound {
+    #[inline(always)]
+    fn takes(steps: Steps) -> bool {
+        const { Sound::STEPS }.contains(steps)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_constant_has_a_bit_and_begins_with_a_label() {
+        assert_eq!(Steps::ALL.bits().count_ones() as usize, Steps::NAMES.len());
+        let labels: Vec<String> = Step::ALL.iter().map(|step| step.label()).collect();
+        for name in Steps::NAMES {
+            let label = name.split('_').next().unwrap_or_default();
+            assert!(labels.iter().any(|known| known == label), "{name} begins with no label");
+        }
+    }
+
+    #[test]
+    fn sound_takes_each_step_and_a_historical_protocol_all_but_its_own() {
+        use historical::{PinWithoutMark, PinWithoutPde};
+        for bit in 0..Steps::NAMES.len() {
+            let step = Steps::from_bits(1 << bit);
+            assert!(Sound::takes(step));
+            assert_eq!(PinWithoutPde::takes(step), step != Steps::P5_RECHECK_PDE);
+            let own = [Steps::X5_ONE_EXCHANGE, Steps::P6_RECHECK_MARK];
+            assert_eq!(PinWithoutMark::takes(step), !own.contains(&step));
+        }
+        assert!(!PinWithoutPde::takes(Steps::ALL));
+    }
+
+    #[test]
+    fn steps_survive_as_a_number() {
+        let some = Steps::ALL.without(Steps::M2_EVERY_PAGE_PRESENT);
+        assert_eq!(Steps::from_bits(some.bits()), some);
+        assert_eq!(Steps::from_bits(u32::MAX), Steps::ALL);
     }
 }

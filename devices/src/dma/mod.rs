@@ -4,12 +4,14 @@
 //! [`Dma::View`], which ends with the burst. For a request that goes on by itself (a read by the kernel into guest memory) it
 //! takes the request's buffers with a [`Hold`], and lets them go when the request is done.
 //!
-//! [`Pinning`] is what runs: each page is pinned while a burst or a request uses it, and no longer. The benchmarks have
-//! others beside it, to say what that costs.
+//! [`Pinning`] is what runs: each page is pinned while a burst or a request uses it, and no longer. Beside it, to say what
+//! that costs and saves: [`Standing`] pins all RAM for good, as pass-through does, and [`Plain`] pins nothing at all, which
+//! only memory that nobody moves can do.
 
 mod iovecs;
 mod pinning;
 mod plain;
+mod standing;
 
 use std::fmt;
 
@@ -19,6 +21,7 @@ pub use guest_mm::prot::Access;
 pub use iovecs::Iovecs;
 pub use pinning::Pinning;
 pub use plain::{Plain, PlainHold, PlainView};
+pub use standing::{Standing, StandingHold, StandingView};
 
 /// A piece of guest memory that a driver named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use crate::addr::{FrameNo, Gfn, GfnRange};
 use crate::entry::Leaf;
 use crate::geometry::Level;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::sync::full_fence;
 use crate::table::cursor::Cursor;
@@ -46,7 +46,7 @@ pub(super) fn copy<'t, P: Protocol>(
     // C4
     full_fence();
     // C5
-    if P::C5_LOOK_AFTER_FREEZE
+    if P::takes(Steps::C5_LOOK_AFTER_FREEZE)
         && let Some(gfn) = look_for_pins(space, range, plan)
     {
         let _nothing = flushed.release(&space.pool);

@@ -23,7 +23,7 @@
 use crate::addr::{Gfn, GfnRange};
 use crate::entry::{Entry, Leaf, Source};
 use crate::geometry::Level;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, RamRegion};
 use crate::table::cursor::Cursor;
 
@@ -38,7 +38,7 @@ pub(super) fn retract<P: Protocol>(
     let start = block.start();
     let Some(over) = &region.over else { return Ok(None) };
     let Some(whole) = over.image.whole_block(over.page(region, start)) else { return Ok(None) };
-    if !P::T1_DIRECTORY_BEFORE_EMPTYING || !P::T3_LEAF_BEFORE_EMPTYING {
+    if !P::takes(Steps::T1_DIRECTORY_BEFORE_EMPTYING) || !P::takes(Steps::T3_LEAF_BEFORE_EMPTYING) {
         empty_early(space, block)?;
     }
     // T1
@@ -57,10 +57,13 @@ pub(super) fn retract<P: Protocol>(
         entry == Entry::Absent || entry == image
     };
     let fit = block.iter().enumerate().all(in_place);
-    if P::T1_DIRECTORY_BEFORE_EMPTYING && !fit {
+    if P::takes(Steps::T1_DIRECTORY_BEFORE_EMPTYING) && !fit {
         return Ok(None);
     }
-    if mapped == 0 && P::T1_DIRECTORY_BEFORE_EMPTYING && P::T3_LEAF_BEFORE_EMPTYING {
+    if mapped == 0
+        && P::takes(Steps::T1_DIRECTORY_BEFORE_EMPTYING)
+        && P::takes(Steps::T3_LEAF_BEFORE_EMPTYING)
+    {
         return Ok(Some(Collapsed::Skipped(Skip::Untouched)));
     }
     // T3, T4, T5
@@ -87,7 +90,7 @@ fn empty_early<P: Protocol>(space: &AddressSpace<P>, block: GfnRange) -> Result<
     }
     P::at(Step::T4);
     let zap = table.unmap(block);
-    if P::T3_LEAF_BEFORE_EMPTYING {
+    if P::takes(Steps::T3_LEAF_BEFORE_EMPTYING) {
         let _the_images = zap.flush(&*space.mirror)?;
     } else {
         zap.forget();

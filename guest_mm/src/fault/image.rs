@@ -25,7 +25,7 @@ use crate::geometry::Level;
 use crate::image::LoadError;
 use crate::mirror::{MirrorError, Run};
 use crate::prot::{Access, Prot};
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, Over, RamRegion, Sharing, count};
 use crate::table::cursor::Cursor;
 
@@ -117,11 +117,11 @@ fn map_block<P: Protocol>(
     P::at(Step::H2);
     let mut cursor = space.table.cursor_at(range.start(), Level::PD)?;
     // H3
-    if P::H3_RECHECK_HUGE {
+    if P::takes(Steps::H3_RECHECK_HUGE) {
         P::at(Step::H3);
     }
     let vacant = cursor.level() == Level::PD && cursor.entry(range.start()) == Entry::Absent;
-    if P::H3_RECHECK_HUGE && !vacant {
+    if P::takes(Steps::H3_RECHECK_HUGE) && !vacant {
         return Ok(Block::Taken);
     }
     // H4
@@ -196,11 +196,14 @@ pub(super) fn serve_write<P: Protocol>(
         P::at(Step::K2);
         let mut cursor = space.table.cursor_at(gfn, Level::PT)?;
         // K3
-        if P::K3_RECHECK_SMALL {
+        if P::takes(Steps::K3_RECHECK_SMALL) {
             P::at(Step::K3);
         }
         let stale = cursor.level() > Level::PT && !huge;
-        if !P::K3_RECHECK_SMALL && stale && matches!(cursor.entry(gfn), Entry::Leaf(_)) {
+        if !P::takes(Steps::K3_RECHECK_SMALL)
+            && stale
+            && matches!(cursor.entry(gfn), Entry::Leaf(_))
+        {
             let Some(child) = cursor.make_child(gfn) else { continue };
             cursor = child;
         }

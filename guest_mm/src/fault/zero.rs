@@ -6,7 +6,7 @@ use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::pool::{Exhausted, Pool};
 use crate::prot::{Access, Prot};
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::table::cursor::Cursor;
 use crate::table::zap::{Late, Published};
@@ -276,7 +276,7 @@ fn install<P: Protocol>(
     mirror: &dyn Mirror,
     cause: Cause,
 ) -> Result<Option<Late>, MirrorError> {
-    if !P::F5_INSTALL_UNDER_LOCK {
+    if !P::takes(Steps::F5_INSTALL_UNDER_LOCK) {
         return Ok(Some(published.after_unlock()));
     }
     P::at(Step::F5);

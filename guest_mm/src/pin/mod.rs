@@ -48,7 +48,7 @@ use crate::fault::{FaultError, Filled, fault, unshare};
 use crate::geometry::Level;
 use crate::pool::{Dirty, FrameWords};
 use crate::prot::Access;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, PinCount};
 use crate::sync::full_fence_after_rmw;
 use crate::table::reclaim::Guard;
@@ -157,14 +157,15 @@ fn pin_small<P: Protocol>(
     P::at(Step::P2);
     let before = words.pin(frame);
     // P3
-    if P::P3_BARRIER_BEHIND_PIN {
+    if P::takes(Steps::P3_BARRIER_BEHIND_PIN) {
         full_fence_after_rmw();
     }
     // P4, P5
     P::at(Step::P4);
-    let unchanged = found.is_unchanged::<P>() && (!P::P5_RECHECK_PDE || is_attached::<P>(found));
+    let unchanged =
+        found.is_unchanged::<P>() && (!P::takes(Steps::P5_RECHECK_PDE) || is_attached::<P>(found));
     // P6
-    let exclusive = if P::X5_ONE_EXCHANGE || !P::P6_RECHECK_MARK {
+    let exclusive = if P::takes(Steps::X5_ONE_EXCHANGE) || !P::takes(Steps::P6_RECHECK_MARK) {
         before.is_exclusive()
     } else {
         is_marked::<P>(words, frame)

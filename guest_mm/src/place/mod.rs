@@ -29,7 +29,7 @@ use crate::fault::{FaultError, frame_for_arrival};
 use crate::geometry::Level;
 use crate::mirror::{MirrorError, Run};
 use crate::prot::{Access, Prot};
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, CutsPage, RamRegion, count};
 use crate::table::cursor::Cursor;
 
@@ -130,7 +130,7 @@ pub(crate) fn place<P: Protocol>(
     drop(cursor);
     count(&space.counters.placed, 1);
     shown?;
-    if full || !P::M2_EVERY_PAGE_PRESENT {
+    if full || !P::takes(Steps::M2_EVERY_PAGE_PRESENT) {
         return complete(space, block, frame);
     }
     Ok(Placed::Here)
@@ -181,7 +181,7 @@ fn complete<P: Protocol>(
     block: GfnRange,
     frame: FrameNo,
 ) -> Result<Placed, PlaceError> {
-    if !P::M2_EVERY_PAGE_PRESENT {
+    if !P::takes(Steps::M2_EVERY_PAGE_PRESENT) {
         let run = Run { gfn: block.start(), frame: frame.block().first(), frames: block.frames() };
         P::at(Step::M3);
         space.mirror.promote(run, Prot::RAM)?;

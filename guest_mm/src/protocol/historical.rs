@@ -1,7 +1,7 @@
 //! Protocols that leave a step out, for those who want to see what it is good for. A service with one of
 //! them loses data, unless it says otherwise: that is what they are for.
 
-use super::Protocol;
+use super::{Protocol, Steps};
 
 /// Makes a protocol that lacks one step, or one beside those that need each other.
 macro_rules! lacking {
@@ -10,8 +10,16 @@ macro_rules! lacking {
         #[derive(Debug)]
         pub struct $name;
 
+        impl $name {
+            /// What it takes.
+            pub const STEPS: Steps = Steps::ALL$(.without(Steps::$step))+;
+        }
+
         impl Protocol for $name {
-            $(const $step: bool = false;)+
+            #[inline(always)]
+            fn takes(steps: Steps) -> bool {
+                Self::STEPS.contains(steps)
+            }
         }
     )*};
 }

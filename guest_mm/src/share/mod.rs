@@ -58,7 +58,7 @@ use crate::addr::{FrameNo, Gfn};
 use crate::entry::{Entry, Leaf, Source};
 use crate::geometry::Level;
 use crate::mirror::MirrorError;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::space::AddressSpace;
 use crate::sync::full_fence;
 use crate::table::cursor::Cursor;
@@ -146,7 +146,7 @@ impl<P: Protocol> Page<'_, P> {
             self.put_back(self.leaf);
             return Err(error.into());
         }
-        if P::X3_BARRIER_BEHIND_CLEAR {
+        if P::takes(Steps::X3_BARRIER_BEHIND_CLEAR) {
             full_fence();
         }
         Ok(())
@@ -180,7 +180,7 @@ pub(crate) fn make_shared<P: Protocol>(
     }
     P::at(Step::X5);
     let (frame, frames) = (page.leaf.frame, space.pool.frames());
-    if !P::X5_ONE_EXCHANGE {
+    if !P::takes(Steps::X5_ONE_EXCHANGE) {
         frames.clear_exclusive(frame);
     } else if !frames.clear_exclusive_unpinned(frame) {
         page.put_back(page.leaf);
@@ -203,11 +203,11 @@ pub(crate) fn replace<P: Protocol>(
 ) -> Result<(), MergeError> {
     let mut page = find(space, gfn)?;
     // A first look, so that the guest is not disturbed in vain.
-    if P::S3_LOOK_AT_PINS && !P::S1_TAKE_OUT_BEFORE_LOOK {
+    if P::takes(Steps::S3_LOOK_AT_PINS) && !P::takes(Steps::S1_TAKE_OUT_BEFORE_LOOK) {
         P::at(Step::S3);
     }
     let pinned = page.is_pinned();
-    if pinned && P::S3_LOOK_AT_PINS {
+    if pinned && P::takes(Steps::S3_LOOK_AT_PINS) {
         return Err(MergeError::Pinned);
     }
     if !space.pool.memory().is_same(page.leaf.frame, shared) {
@@ -215,7 +215,7 @@ pub(crate) fn replace<P: Protocol>(
     }
     P::at(Step::S1);
     page.hide()?;
-    if P::S3_LOOK_AT_PINS && P::S1_TAKE_OUT_BEFORE_LOOK {
+    if P::takes(Steps::S3_LOOK_AT_PINS) && P::takes(Steps::S1_TAKE_OUT_BEFORE_LOOK) {
         P::at(Step::S3);
         if page.is_pinned() {
             page.put_back(page.leaf);

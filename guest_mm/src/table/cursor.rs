@@ -25,7 +25,7 @@ use crate::geometry::{FANOUT, Level};
 use crate::mirror::Run;
 use crate::pool::Reservation;
 use crate::prot::Prot;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::sync::{AtomicU64, Held, Ordering, own_word};
 
 use super::node::{Arena, NodeState};
@@ -86,7 +86,7 @@ impl<P: Protocol> Table<P> {
             // L2
             let cursor = Cursor { table: self, node, state: lock(&self.arena, node) };
             // L3
-            if P::L3_RECHECK_ATTACHED && !cursor.is_still(gfn, at) {
+            if P::takes(Steps::L3_RECHECK_ATTACHED) && !cursor.is_still(gfn, at) {
                 continue;
             }
             // From here on the lock keeps the table in the tree.
@@ -238,7 +238,8 @@ impl<'t, P: Protocol> Cursor<'t, P> {
     pub(crate) fn put_back(&mut self, gfn: Gfn, old: Leaf, leaf: Leaf) -> Published<'_> {
         debug_assert!(self.entry(gfn) == Entry::Absent);
         // X6: who finds the leaf finds the mark gone.
-        let order = if P::X6_WRITE_BARRIER { Ordering::Release } else { Ordering::Relaxed };
+        let order =
+            if P::takes(Steps::X6_WRITE_BARRIER) { Ordering::Release } else { Ordering::Relaxed };
         self.word(gfn).store(Entry::Leaf(leaf).encode(self.level()), order);
         self.table.resident.leaves_gone(self.level(), old.source, 1);
         self.table.resident.leaves_made(self.level(), leaf.source, 1);

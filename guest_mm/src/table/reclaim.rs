@@ -18,7 +18,7 @@
 //! [`super::epoch`] knows when R2 is over.
 
 use crate::entry::NodeNo;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::sync::Arc;
 
 pub(crate) use super::epoch::Guard;
@@ -27,7 +27,7 @@ use super::node::Arena;
 
 /// Gives `node`, detached just now, back to `arena` once no walker is left in it (R2, R3).
 pub(super) fn retire<P: Protocol>(walkers: &Walkers, arena: &Arc<Arena>, node: NodeNo) {
-    if !P::R2_GRACE_BEFORE_REUSE {
+    if !P::takes(Steps::R2_GRACE_BEFORE_REUSE) {
         P::at(Step::R3);
         arena.free(node);
         return;

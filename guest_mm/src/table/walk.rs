@@ -6,7 +6,7 @@ use crate::addr::{FrameNo, Gfn};
 use crate::entry::{Entry, NodeNo};
 use crate::geometry::{FANOUT, Level};
 use crate::prot::Access;
-use crate::protocol::{Protocol, Step};
+use crate::protocol::{Protocol, Step, Steps};
 use crate::sync::Ordering;
 
 pub(crate) use super::node::Tables;
@@ -151,7 +151,8 @@ impl Located<'_> {
     pub(crate) fn is_unchanged<P: Protocol>(&self) -> bool {
         // Ordered behind the pin by the full barrier of P3. Acquire: the mark (P6) is looked at after it, and
         // what was done to the page before it was mapped is seen by the pin's holder.
-        let order = if P::P4_READ_BARRIER { Ordering::Acquire } else { Ordering::Relaxed };
+        let order =
+            if P::takes(Steps::P4_READ_BARRIER) { Ordering::Acquire } else { Ordering::Relaxed };
         self.tables.word(self.index).load(order) == self.raw
     }
 

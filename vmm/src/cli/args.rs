@@ -276,6 +276,8 @@ pub enum BenchCommand {
     Pin(BenchOptions),
     /// What it costs to make a block of 4 KiB pages one huge page, beside what the kernel takes for it.
     Collapse(BenchOptions),
+    /// What it costs to pin each request's pages: a disk beside one whose memory is pinned for good, and one that pins nothing.
+    Dma(BenchOptions),
     /// What a machine over a template costs: its start, a store to a page of the template, its memory.
     Clone(BenchOptions),
     /// What it costs to find pages of the same bytes, to merge them, and to part them again.

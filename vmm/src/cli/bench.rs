@@ -17,6 +17,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Boot(options) => (options, bench::boot),
         BenchCommand::Pin(options) => (options, bench::pin),
         BenchCommand::Collapse(options) => (options, bench::collapse),
+        BenchCommand::Dma(options) => (options, bench::dma),
         BenchCommand::Clone(options) => (options, bench::clone),
         BenchCommand::Share(options) => (options, bench::share),
     };

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "gives KVM the addresses of guest memory")]
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{KvmError, failed};
@@ -81,6 +81,15 @@ impl Vm {
     /// [`KvmError::Call`].
     pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.fd.register_irqfd(event, gsi).map_err(failed("KVM_IRQFD"))
+    }
+
+    /// Signals `event` whenever a vCPU writes the 32 bits `value` to `address`, without an exit to this process.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn connect_kick(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        self.fd.register_ioevent(event, &address, value).map_err(failed("KVM_IOEVENTFD"))
     }
 
     /// The vCPU number `index`.

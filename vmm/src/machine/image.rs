@@ -12,6 +12,7 @@ use crate::config::{self, Boot, Image, MachineConfig};
 use crate::guests;
 
 use super::MachineError;
+use super::virtio::on_command_line;
 
 /// Files larger than this are no kernels and no initrds.
 const FILE_MAX: u64 = 2 << 30;
@@ -34,11 +35,13 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
         .map_err(|source| wrong(config, "memory.size", source))?;
     let vcpus = config.machine.vcpus.value;
     let Boot { image, cmdline } = &config.boot;
+    let devices = on_command_line(config);
     match &image.value {
         Image::Guest(name) => {
             let guest =
                 guests::find(name.as_str()).expect("the config names guests that there are");
-            let cmdline = format!("{} cpus={vcpus} tsc_khz={}", cmdline.value, facts.tsc_khz);
+            let cmdline =
+                format!("{devices}{} cpus={vcpus} tsc_khz={}", cmdline.value, facts.tsc_khz);
             let mut request = BootRequest::new(guest.elf, ram);
             request.cmdline = cmdline.trim_start();
             request.identity = identity(facts);
@@ -51,7 +54,8 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
             let initrd = initrd.map(|path| read(&path.value, "boot.initrd")).transpose()?;
             let mut request = BootRequest::new(&file, ram);
             request.initrd = initrd.as_deref();
-            request.cmdline = &cmdline.value;
+            let cmdline = format!("{devices}{}", cmdline.value);
+            request.cmdline = &cmdline;
             request.protocol = match kernel.protocol.value {
                 config::Protocol::Auto => Protocol::Auto,
                 config::Protocol::Linux64 => Protocol::Linux64,

@@ -6,6 +6,7 @@
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //!   dedup.rs    pages of the same bytes become one
+//!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
 //! ```
@@ -28,6 +29,7 @@ mod memory;
 mod monitor;
 mod report;
 mod signals;
+mod virtio;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -58,6 +60,7 @@ pub use memory::ServedRam;
 use report::Ingredients;
 pub use report::{Outcome, Report};
 use signals::Signals;
+use virtio::Virtio;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +120,16 @@ pub enum MachineError {
     /// Two devices at one place.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// What a device stands on.
+    #[error("{key} {}: {source}", path.display())]
+    Device {
+        /// The key.
+        key: String,
+        /// The file, or what else it names.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The system.
     #[error("{what}: {source}")]
     System {
@@ -135,6 +148,7 @@ impl MachineError {
             self,
             MachineError::Boot { .. }
                 | MachineError::File { .. }
+                | MachineError::Device { .. }
                 | MachineError::Guarded { .. }
                 | MachineError::Guard(_)
                 | MachineError::Template(_)
@@ -156,6 +170,7 @@ pub struct Machine {
     threads: Arc<Threads>,
     devices: Arc<Devices>,
     serial: Arc<Mutex<Serial>>,
+    virtio: Virtio,
     vm: Vm,
     ram: Arc<ServedRam>,
     takes_input: bool,
@@ -209,9 +224,11 @@ impl Machine {
         let output = speech.output(&config.console.serial.value, &stage)?;
         let serial = Serial::new(Interrupt(interrupt), output);
         let serial = Arc::new(Mutex::new(serial));
+        let mut mmio = MmioBus::new();
+        let virtio = Virtio::new(config, &ram, &vm, &mut mmio)?;
         let devices = Arc::new(Devices {
             pio: ports(config, &serial)?,
-            mmio: MmioBus::new(),
+            mmio,
             unclaimed: config.machine.unclaimed.value,
         });
         let vcpus = (0..config.machine.vcpus.value)
@@ -231,6 +248,7 @@ impl Machine {
             threads,
             devices,
             serial,
+            virtio,
             vm,
             ram,
             takes_input,
@@ -252,8 +270,9 @@ impl Machine {
     /// Runs the machine until its vCPUs are joined; its memory is as they left it. [`listen`] was called.
     fn run_to_end(self, signals: Option<&Signals>) -> Result<Ingredients, MachineError> {
         // Bound in this order, the VM goes before the memory on every way out.
-        let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, .. } = self;
+        let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, virtio, .. } = self;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
+        let virtio = virtio.serve()?;
         let entered = Instant::now();
         if let Err(source) = threads.start(vcpus) {
             // Those that were started have to stop before anything goes away.
@@ -276,6 +295,7 @@ impl Machine {
         .watch();
         threads.join();
         let ran = entered.elapsed();
+        let virtio = virtio.end();
         // Before the memory is taken down: the server looks at it, and no client may keep it.
         let (server, control_error) =
             server.map_or_else(|e| (None, Some(e.to_string())), |s| (s, None));
@@ -285,6 +305,7 @@ impl Machine {
         Ok(Ingredients {
             stage,
             devices,
+            virtio,
             serial,
             ram,
             progress,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use devices::bus::Unclaimed;
 use devices::serial::Serial;
+use devices::virtio::device::DeviceReport;
 use guest_mm::addr::PageSize;
 use guest_mm::dedup::DedupStats;
 use guest_mm::map::MemoryMap;
@@ -50,6 +51,8 @@ pub struct Report {
     pub unclaimed: UnclaimedCounts,
     /// Bytes that the guest wrote to its console, and those that were lost.
     pub console: ConsoleBytes,
+    /// What the virtio devices did.
+    pub devices: Vec<DeviceReport>,
     /// What the memory service did.
     pub memory: Stats,
     /// What the scanner for duplicates did, where one runs.
@@ -88,6 +91,7 @@ pub struct ConsoleBytes {
 pub(super) struct Ingredients {
     pub(super) stage: Arc<Stage>,
     pub(super) devices: Arc<Devices>,
+    pub(super) virtio: Vec<DeviceReport>,
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
@@ -99,8 +103,8 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, serial, ram, progress, control_error, started, ran } =
-            left;
+        let Ingredients { stage, devices, virtio, serial, ram, progress, .. } = left;
+        let Ingredients { control_error, started, ran, .. } = left;
         let pool = ram.describe_pool();
         let collapser = ram.rest_collapser();
         let dedup = ram.rest_dedup();
@@ -128,6 +132,7 @@ impl Outcome {
             exits: progress.iter().map(|vcpu| vcpu.exits()).sum(),
             unclaimed: unclaimed(&devices),
             console: ConsoleBytes { written: output.bytes, lost: output.lost },
+            devices: virtio,
             memory,
             dedup,
             pool,

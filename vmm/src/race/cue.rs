@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
-use guest_mm::protocol::{Observer, Step};
-
 use super::dice::Dice;
 use super::point::Point;
 use super::stage::{Side, Stage, Turn};
@@ -26,16 +24,6 @@ thread_local! {
     static ROLE: RefCell<Role> = const { RefCell::new(Role::Bystander) };
 }
 
-/// Hears of the steps of all threads.
-#[derive(Debug)]
-pub(super) struct Cue;
-
-impl Observer for Cue {
-    fn at(step: Step) {
-        reached(Point::Step(step));
-    }
-}
-
 /// A side is about to do `what`.
 pub(super) fn act(what: &'static str) {
     reached(Point::Act(what));
@@ -51,7 +39,8 @@ pub(super) fn stumble(dice: Dice, schedule: &'static [Turn]) {
     ROLE.set(Role::Stumbler(dice, schedule));
 }
 
-fn reached(point: Point) {
+/// The calling thread is about to do `point`.
+pub(super) fn reached(point: Point) {
     ROLE.with_borrow_mut(|role| match role {
         Role::Bystander => {}
         Role::Player(stage, side) => stage.reached(*side, point),

@@ -6,7 +6,8 @@
 //! replay/              one interleaving, step by step       rounds   both sides at once, over and over, with chance
 //! storm/               devices, collapses and a KVM guest   loom     the model checker, for what x86 cannot show
 //! scene  world         what a race does, and the memory that it does it to; window: as a vCPU sees that
-//! cue                  the engine says which step it is about to take; this hears it
+//! engine               the one that is run: which steps it takes is chosen before
+//! cue                  it says which step it is about to take; this hears it
 //! stage/  point        whose turn it is, and where a thread can be held
 //! damage  error  dice
 //! ```
@@ -19,6 +20,7 @@ mod catalog;
 mod cue;
 mod damage;
 mod dice;
+mod engine;
 mod error;
 mod lab;
 mod loom;

@@ -7,14 +7,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_mm::protocol::Protocol;
-
 use super::cue::stumble;
 use super::damage::{Damage, Done, attempt};
 use super::dice::Dice;
+use super::engine::Engine;
 use super::error::LabError;
 use super::scene::Scene;
-use super::stage::Turn;
+use super::stage::{Side, Turn};
 use super::world::World;
 
 /// What a round, or the end, may take.
@@ -40,18 +39,20 @@ pub(super) struct Blown {
     pub(super) damage: Vec<Damage>,
 }
 
-/// Lets `S` go on for `limit`, or until there is damage; `progress` hears how many rounds there were.
-pub(super) fn rounds<P: Protocol, S: Scene>(
+/// Lets `scene` go on for `limit`, or until there is damage; `progress` hears how many rounds there were.
+pub(super) fn rounds(
+    engine: &Engine,
+    scene: &'static dyn Scene,
     weather: Weather,
     limit: Duration,
     progress: &dyn Fn(u64),
 ) -> Result<Blown, LabError> {
-    let world = World::<P>::new(S::SIZE)?;
+    let world = World::new(engine, scene.size())?;
     let counter = Arc::new(AtomicU64::new(0));
     let (tell, told) = channel();
     // In a thread of its own: a look at broken memory may never come back.
     let counted = Arc::clone(&counter);
-    spawn(move || tell.send(blow::<P, S>(world, weather, limit, &counted)));
+    spawn(move || tell.send(blow(world, scene, weather, limit, &counted)));
     let since = Instant::now();
     loop {
         match told.recv_timeout(TICK) {
@@ -67,28 +68,26 @@ pub(super) fn rounds<P: Protocol, S: Scene>(
     }
 }
 
-fn blow<P: Protocol, S: Scene>(
-    world: World<P>,
+fn blow(
+    world: World,
+    scene: &'static dyn Scene,
     weather: Weather,
     limit: Duration,
     counter: &AtomicU64,
 ) -> Blown {
     let world = Arc::new(world);
-    let sides = [
-        Player::new(&world, weather, 0, S::left::<P>),
-        Player::new(&world, weather, 1, S::right::<P>),
-    ];
+    let sides = [Side::Left, Side::Right].map(|side| Player::new(&world, scene, weather, side));
     let since = Instant::now();
     let mut damage = Vec::new();
     while damage.is_empty() && since.elapsed() < limit {
         counter.fetch_add(1, Relaxed);
-        damage.extend(attempt(|| S::prepare(&world)).err());
+        damage.extend(attempt(|| scene.prepare(&world)).err());
         if !damage.is_empty() {
             break;
         }
         sides.iter().for_each(Player::begin);
         damage.extend(sides.iter().filter_map(|side| side.end().err()));
-        damage.extend(attempt(|| S::verdict(&world)).err());
+        damage.extend(attempt(|| scene.verdict(&world)).err());
     }
     let time = since.elapsed();
     drop(sides);
@@ -115,17 +114,13 @@ struct Player {
 }
 
 impl Player {
-    fn new<P: Protocol>(
-        world: &Arc<World<P>>,
-        weather: Weather,
-        stream: u64,
-        side: fn(&World<P>) -> Done,
-    ) -> Player {
+    fn new(world: &Arc<World>, scene: &'static dyn Scene, weather: Weather, side: Side) -> Player {
         let ((begin, begins), (ends, end)) = (channel(), channel());
         let world = Arc::clone(world);
         spawn(move || {
-            stumble(Dice::new(weather.seed, stream), weather.schedule);
-            while begins.recv().is_ok() && ends.send(attempt(|| side(&world))).is_ok() {}
+            stumble(Dice::new(weather.seed, side as u64), weather.schedule);
+            while begins.recv().is_ok() && ends.send(attempt(|| scene.play(side, &world))).is_ok() {
+            }
         });
         Player { begin, end }
     }

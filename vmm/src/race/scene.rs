@@ -1,24 +1,35 @@
 //! What the two sides of a race do.
 
-use guest_mm::protocol::Protocol;
+use std::fmt::Debug;
 
 use super::damage::Done;
+use super::stage::Side;
 use super::world::{Size, World};
 
 /// Two sides that meet on one guest's memory. What a side returns as an error it found out itself.
-pub(super) trait Scene: 'static {
+pub(super) trait Scene: Debug + Sync {
     /// The memory that it takes.
-    const SIZE: Size;
+    fn size(&self) -> Size;
 
     /// Makes memory what it has to be before the sides begin, whatever they have left of it the last time.
-    fn prepare<P: Protocol>(world: &World<P>) -> Done;
+    fn prepare(&self, world: &World) -> Done;
 
     /// One side, once.
-    fn left<P: Protocol>(world: &World<P>) -> Done;
+    fn left(&self, world: &World) -> Done;
 
     /// The other side, once.
-    fn right<P: Protocol>(world: &World<P>) -> Done;
+    fn right(&self, world: &World) -> Done;
 
     /// Looks for damage when both sides are through, in whichever order they were.
-    fn verdict<P: Protocol>(world: &World<P>) -> Done;
+    fn verdict(&self, world: &World) -> Done;
+}
+
+impl dyn Scene {
+    /// What `side` does, once.
+    pub(super) fn play(&self, side: Side, world: &World) -> Done {
+        match side {
+            Side::Left => self.left(world),
+            Side::Right => self.right(world),
+        }
+    }
 }

@@ -1,15 +1,11 @@
 //! What a race is, and its variants.
 
-use std::time::Duration;
+use guest_mm::protocol::{Step, Steps};
 
-use guest_mm::protocol::{Observed, Protocol, Sound, Step};
-
-use super::cue::Cue;
 use super::error::LabError;
-use super::replay::{Played, columns, replay};
-use super::rounds::{Blown, Weather, rounds};
+use super::replay::columns;
 use super::scene::Scene;
-use super::stage::{Line, Turn};
+use super::stage::Turn;
 use super::storm::{Options, Report, StormError};
 
 /// Two protocols' sides that meet on one page.
@@ -38,6 +34,8 @@ pub struct Variant {
     pub what: &'static str,
     /// The step that this leaves out or puts in the wrong place.
     pub lacks: Step,
+    /// The steps that the engine takes with it.
+    pub(super) steps: Steps,
     /// Who did so, or mended it.
     pub origin: &'static str,
     /// The kind of damage that it is expected to do.
@@ -58,43 +56,16 @@ pub(super) type Observation = fn(&Options) -> Result<Report, StormError>;
 pub(super) enum Play {
     /// On real threads.
     Here {
+        /// What the sides do.
+        scene: &'static dyn Scene,
         /// The interleaving that does the damage.
         schedule: &'static [Turn],
-        /// The engine without the step, and the one that ships.
-        broken: Engine,
-        /// Likewise.
-        sound: Engine,
     },
     /// By the model checker alone: this machine keeps in order what the step would.
     Modelled {
         /// Why it does.
         why: &'static str,
     },
-}
-
-/// A scene on one engine.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Engine {
-    pub(super) replay: Replay,
-    pub(super) storm: Storm,
-}
-
-/// See [`replay`].
-type Replay = fn(&[Turn], &mut dyn FnMut(&Line)) -> Result<Played, LabError>;
-/// See [`rounds`].
-type Storm = fn(Weather, Duration, &dyn Fn(u64)) -> Result<Blown, LabError>;
-
-impl Play {
-    /// The scene `S` by `schedule`, on the engine that follows `P`.
-    pub(super) const fn here<P: Protocol, S: Scene>(schedule: &'static [Turn]) -> Play {
-        Play::Here { schedule, broken: Engine::of::<P, S>(), sound: Engine::of::<Sound, S>() }
-    }
-}
-
-impl Engine {
-    const fn of<P: Protocol, S: Scene>() -> Engine {
-        Engine { replay: replay::<Observed<P, Cue>, S>, storm: rounds::<Observed<P, Cue>, S> }
-    }
 }
 
 impl Race {

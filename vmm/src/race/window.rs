@@ -6,7 +6,8 @@
 
 use guest_mm::Guest;
 use guest_mm::addr::{Gpa, Hva};
-use guest_mm::protocol::Protocol;
+
+use super::engine::Chosen;
 
 /// The window of a guest whose RAM is one range from address 0 on.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(super) struct Window {
 
 impl Window {
     /// That of `guest`, which has to outlive it.
-    pub(super) fn of<P: Protocol>(guest: &Guest<P>) -> Window {
+    pub(super) fn of(guest: &Guest<Chosen>) -> Window {
         let (range, base) = guest.windows().next().expect("the guest has RAM");
         assert_eq!(range.start().as_u64(), 0, "its RAM begins at 0");
         Window { base, bytes: range.frames() * 4096 }

@@ -11,7 +11,6 @@ use guest_mm::copy::NotMapped;
 use guest_mm::pin::Pinned;
 use guest_mm::pool::BackingChoice;
 use guest_mm::prot::Access;
-use guest_mm::protocol::Protocol;
 use guest_mm::service::WriteError;
 use guest_mm::share::MergeError;
 use guest_mm::{FaultPolicy, Guest, GuestConfig, ImageRam, Service, Sharing};
@@ -19,6 +18,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::damage::{Damage, Done, FAILED, attempt};
+use super::engine::{Chosen, Engine};
 use super::error::LabError;
 use super::window::Window;
 
@@ -52,10 +52,10 @@ enum Begins {
 }
 
 /// A service with one guest. Who touches a missing page waits until it is placed.
-pub(super) struct World<P: Protocol> {
-    pub(super) guest: Guest<P>,
+pub(super) struct World {
+    pub(super) guest: Guest<Chosen>,
     pub(super) window: Window,
-    service: Service<P>,
+    service: Service<Chosen>,
     /// Why the guest was stopped.
     stops: Arc<Mutex<Vec<String>>>,
 }
@@ -133,12 +133,12 @@ fn slice<'p>(pinned: &'p Pinned<'_>) -> VolatileSlice<'p> {
     pinned.slices().next().expect("a pin is not empty")
 }
 
-impl<P: Protocol> World<P> {
-    /// Memory of `size`, untouched.
+impl World {
+    /// Memory of `size`, untouched, on the engine of this run.
     ///
     /// # Errors
     /// There is no userfaultfd, or no memory.
-    pub(super) fn new(size: Size) -> Result<World<P>, LabError> {
+    pub(super) fn new(_engine: &Engine, size: Size) -> Result<World, LabError> {
         let bytes = size.pool * PageSize::Size2M.bytes();
         let service = Service::new(BackingChoice::Auto, bytes, PageSize::Size4K)?;
         let stops: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -69,7 +69,7 @@ impl<D: Dma> fmt::Debug for Device<D> {
 }
 
 /// What is told of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DeviceReport {
     /// Its name.
     pub name: String,
@@ -82,7 +82,16 @@ pub struct DeviceReport {
     /// Interrupts.
     pub interrupts: u64,
     /// What the model counts.
+    #[serde(serialize_with = "by_name")]
     pub counts: Vec<(&'static str, u64)>,
+}
+
+/// Counts as an object.
+fn by_name<S: serde::Serializer>(
+    counts: &[(&'static str, u64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().copied())
 }
 
 impl<D: Dma> Device<D> {
@@ -171,6 +180,11 @@ impl<D: Dma> Device<D> {
             // It is full: then it is signalled.
             let _ = kick.write(1);
         }
+    }
+
+    /// Ends what is under way and forgets the driver, as a reset by it: nothing of the guest is held any more.
+    pub fn retire(&self) {
+        self.registers(|face| face.set_status(0));
     }
 
     /// What is told of it.

@@ -4,13 +4,17 @@ mod outcome;
 
 use std::time::{Duration, Instant};
 
+use guest_mm::protocol::Steps;
+
 use super::catalog::RACES;
 use super::damage::Damage;
+use super::engine::Engine;
 use super::error::LabError;
 use super::replay::columns;
-use super::rounds::Weather;
-use super::stage::{Line, Turn};
-use super::variant::{Engine, Observation, Play, Race, Variant};
+use super::replay::replay;
+use super::rounds::{Weather, rounds};
+use super::stage::Line;
+use super::variant::{Observation, Play, Race, Variant};
 use super::{Options, Until, loom};
 
 pub use outcome::Outcome;
@@ -103,6 +107,14 @@ impl Order {
         }
     }
 
+    /// The engine, which is this order's alone for as long as it is there.
+    fn engine(&self) -> Engine {
+        Engine::of(match self.subject {
+            Subject::Sound => Steps::ALL,
+            Subject::Variant(variant) => variant.steps,
+        })
+    }
+
     /// The kind of damage that is expected.
     fn expected(&self) -> Option<&'static str> {
         match self.subject {
@@ -169,13 +181,6 @@ impl Effort {
     }
 }
 
-/// Of the engines of `variant`, that of `subject`, and the schedule.
-fn engine(subject: Subject, variant: &Variant) -> Option<(Engine, &'static [Turn])> {
-    let Play::Here { schedule, broken, sound } = variant.play else { return None };
-    let engine = if let Subject::Sound = subject { sound } else { broken };
-    Some((engine, schedule))
-}
-
 fn replayed(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabError> {
     let Some(times) = order.times else {
         return Ok(order.outcome(&replayed_once(order, announce.text)?));
@@ -196,9 +201,9 @@ fn replayed(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabEr
 
 /// Every schedule once.
 fn replayed_once(order: &Order, say: &mut dyn FnMut(&str)) -> Result<Effort, LabError> {
-    let mut effort = Effort::default();
+    let (engine, mut effort) = (order.engine(), Effort::default());
     for variant in order.variants() {
-        let Some((engine, schedule)) = engine(order.subject, variant) else { continue };
+        let Play::Here { scene, schedule } = variant.play else { continue };
         // With the first line: before that it can still turn out that nothing can be played.
         let gap = if effort.operations > 0 { "\n" } else { "" };
         let mut head = Some(format!("{gap}{}", head(order, variant)));
@@ -206,7 +211,7 @@ fn replayed_once(order: &Order, say: &mut dyn FnMut(&str)) -> Result<Effort, Lab
             let head = head.take().unwrap_or_default();
             say(&(head + &columns::row(line.side, &line.text)));
         };
-        let played = (engine.replay)(schedule, &mut tell)?;
+        let played = replay(&engine, scene, schedule, &mut tell)?;
         effort.add(1, played.time);
         effort.found.extend(played.damage);
     }
@@ -227,14 +232,14 @@ fn head(order: &Order, variant: &Variant) -> String {
 fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> {
     let variants = order.variants();
     let limit = order.limit / variants.len().max(1) as u32;
-    let (since, mut effort) = (Instant::now(), Effort::default());
+    let (engine, since, mut effort) = (order.engine(), Instant::now(), Effort::default());
     for variant in variants {
-        let Some((engine, schedule)) = engine(order.subject, variant) else { continue };
+        let Play::Here { scene, schedule } = variant.play else { continue };
         let (mut left, mut seed) = (limit, 0);
         while !left.is_zero() {
             seed += 1;
             let before = effort.operations / 2;
-            let blown = (engine.storm)(Weather { seed, schedule }, left, &|rounds| {
+            let blown = rounds(&engine, scene, Weather { seed, schedule }, left, &|rounds| {
                 let (rounds, seconds) = (before + rounds, since.elapsed().as_secs());
                 (announce.progress)(&format!("{rounds} rounds in {seconds} s"));
             })?;
@@ -265,6 +270,7 @@ fn watched(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
     };
     let seconds = order.limit.as_secs();
     (announce.progress)(&format!("a guest, its devices and collapses, for up to {seconds} s"));
+    let _engine = order.engine();
     let report = observe(&Options { until, ..Options::default() })?;
     let damage =
         report.damage().map(|what| Damage::new(order.expected().unwrap_or("damage"), what));

@@ -2,8 +2,8 @@
 
 use guest_mm::addr::Gfn;
 use guest_mm::prot::Access;
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::InstallAfterUnlock;
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::damage::{Damage, Done};
 use crate::race::scene::Scene;
@@ -21,14 +21,14 @@ pub(in crate::race) const RACE: Race = Race {
         name: "install-after-unlock",
         what: "a leaf goes into the window when the lock on its table is released",
         lacks: Step::F5,
+        steps: InstallAfterUnlock::STEPS,
         origin: "ours; KVM guards the same step since Linux e930bffe95e1",
         damage: STALE,
         // The unmap takes the whole page back between the unlock and the install.
-        play: Play::here::<InstallAfterUnlock, Touch>(&[
-            left_until(Step::F5),
-            right_ends(),
-            left_ends(),
-        ]),
+        play: Play::Here {
+            scene: &Touch,
+            schedule: &[left_until(Step::F5), right_ends(), left_ends()],
+        },
         witness: None,
         loom: "fault::model::continue_vs_zap_fails_when_the_install_comes_after_the_unlock",
     }],
@@ -43,28 +43,31 @@ const NEIGHBOUR: Gfn = page(1, 5);
 const SECRET: u64 = 1234;
 
 /// A page is touched and taken away.
+#[derive(Debug)]
 struct Touch;
 
 impl Scene for Touch {
-    const SIZE: Size = Size::blocks(2, 1);
+    fn size(&self) -> Size {
+        Size::blocks(2, 1)
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         world.guest.unmap(block(1))?;
         Ok(())
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         world.guest.fault(PAGE.gpa(), Access::Write)?;
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         world.guest.unmap(only(PAGE))?;
         Ok(())
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         world.guest.populate(only(NEIGHBOUR))?;
         world.write(NEIGHBOUR.gpa(), SECRET)?;
         let (at, neighbour) = (PAGE.gpa(), NEIGHBOUR.gpa());

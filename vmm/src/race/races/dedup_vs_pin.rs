@@ -1,8 +1,8 @@
 //! `dedup-vs-pin`: a device writes to a page that is being replaced by another of the same bytes.
 
 use guest_mm::addr::{Gfn, Gpa};
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::{CountBeforeZap, NeverCount};
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -22,15 +22,19 @@ pub(in crate::race) const RACE: Race = Race {
             name: "count-before-zap",
             what: "the pins are looked at while new ones can still come",
             lacks: Step::S1,
+            steps: CountBeforeZap::STEPS,
             origin: "Linux 31dbd01f3143",
             damage: LOST_WRITE,
             // The device comes between the look and the taking out, and writes when the page has been replaced.
-            play: Play::here::<CountBeforeZap, Twins>(&[
-                right_until(Step::S1),
-                left_until_act(WRITE),
-                right_ends(),
-                left_ends(),
-            ]),
+            play: Play::Here {
+                scene: &Twins,
+                schedule: &[
+                    right_until(Step::S1),
+                    left_until_act(WRITE),
+                    right_ends(),
+                    left_ends(),
+                ],
+            },
             witness: None,
             loom: "pin::model::share::dedup_vs_pin_fails_when_pins_are_counted_before_the_zap",
         },
@@ -38,14 +42,14 @@ pub(in crate::race) const RACE: Race = Race {
             name: "never-count",
             what: "a page is replaced whoever has it pinned",
             lacks: Step::S3,
+            steps: NeverCount::STEPS,
             origin: "Linux 2b1444983508",
             damage: LOST_WRITE,
             // The device has had its pin all along.
-            play: Play::here::<NeverCount, Twins>(&[
-                left_until_act(WRITE),
-                right_ends(),
-                left_ends(),
-            ]),
+            play: Play::Here {
+                scene: &Twins,
+                schedule: &[left_until_act(WRITE), right_ends(), left_ends()],
+            },
             witness: None,
             loom: "pin::model::share::dedup_vs_pin_fails_when_pins_are_not_counted",
         },
@@ -72,12 +76,15 @@ fn slot(gfn: Gfn) -> Gpa {
 }
 
 /// Two pages of the same bytes become one, and a device writes to the second.
+#[derive(Debug)]
 struct Twins;
 
 impl Scene for Twins {
-    const SIZE: Size = Size::blocks(1, 2);
+    fn size(&self) -> Size {
+        Size::blocks(1, 2)
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         for gfn in [TWIN, PAGE] {
             world.guest.populate(only(gfn))?;
@@ -86,18 +93,18 @@ impl Scene for Twins {
         Ok(())
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         let pinned = world.pin(PAGE)?;
         act(WRITE);
         dma_store(&pinned, SLOT, WRITTEN);
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         world.merge(TWIN, PAGE)
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         let [at, twin] = [PAGE, TWIN].map(slot);
         let [found, beside] = [at, twin].map(|at| world.window.load(at));
         if beside != BEFORE {

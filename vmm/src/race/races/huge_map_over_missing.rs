@@ -3,8 +3,8 @@
 use guest_mm::addr::Gfn;
 use guest_mm::entry::Marker;
 use guest_mm::place::Content;
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::HugeOnFirstPage;
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -23,14 +23,14 @@ pub(in crate::race) const RACE: Race = Race {
         name: "huge-on-first-page",
         what: "a block is shown huge as soon as its first page is there",
         lacks: Step::M2,
+        steps: HugeOnFirstPage::STEPS,
         origin: "ours; Cloud Hypervisor's issue 8663",
         damage: EARLY,
         // The guest reads between the two arrivals.
-        play: Play::here::<HugeOnFirstPage, Arrivals>(&[
-            left_until_act(SECOND),
-            right_ends(),
-            left_ends(),
-        ]),
+        play: Play::Here {
+            scene: &Arrivals,
+            schedule: &[left_until_act(SECOND), right_ends(), left_ends()],
+        },
         witness: None,
         loom: "place::model::huge_map_over_missing_fails_when_the_block_is_shown_with_its_first_page",
     }],
@@ -47,13 +47,16 @@ const SECOND: &str = "the next page arrives";
 const LOAD: &str = "the guest reads it";
 
 /// Two pages of a missing block arrive, and the guest reads the second.
+#[derive(Debug)]
 struct Arrivals;
 
 impl Scene for Arrivals {
     // One block of pool: its bytes are these, whoever had them.
-    const SIZE: Size = Size::blocks(1, 1);
+    fn size(&self) -> Size {
+        Size::blocks(1, 1)
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         // The bytes of the last round go.
         world.guest.populate(only(PAGE))?;
@@ -62,14 +65,14 @@ impl Scene for Arrivals {
         Ok(())
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         world.guest.place(FIRST.gpa(), Content::Bytes(&page_of(WORDS[0])))?;
         act(SECOND);
         world.guest.place(PAGE.gpa(), Content::Bytes(&page_of(WORDS[1])))?;
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         act(LOAD);
         let (at, read) = (PAGE.gpa(), world.window.load(PAGE.gpa()));
         if read == WORDS[1] {
@@ -82,7 +85,7 @@ impl Scene for Arrivals {
         Err(Damage::new(EARLY, what))
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         world.sees(FIRST, WORDS[0])?;
         world.sees(PAGE, WORDS[1])?;
         world.audit()

@@ -2,8 +2,8 @@
 
 use guest_mm::addr::Gfn;
 use guest_mm::prot::Access;
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::{HugeWithoutRecheck, SmallWithoutRecheck};
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -23,14 +23,14 @@ pub(in crate::race) const RACE: Race = Race {
             name: "huge-without-recheck",
             what: "a huge page goes where a page table has come meanwhile",
             lacks: Step::H3,
+            steps: HugeWithoutRecheck::STEPS,
             origin: ORIGIN,
             damage: LOST_STORE,
             // The store has its page table and its copy when the read, which saw neither, maps the block.
-            play: Play::here::<HugeWithoutRecheck, Untouched>(&[
-                right_until(Step::H2),
-                left_ends(),
-                right_ends(),
-            ]),
+            play: Play::Here {
+                scene: &Untouched,
+                schedule: &[right_until(Step::H2), left_ends(), right_ends()],
+            },
             witness: None,
             loom: "fault::model::huge_vs_small_fault_fails_when_the_huge_fault_does_not_look_again",
         },
@@ -38,14 +38,14 @@ pub(in crate::race) const RACE: Race = Race {
             name: "small-without-recheck",
             what: "a page table goes where a huge page has come meanwhile",
             lacks: Step::K3,
+            steps: SmallWithoutRecheck::STEPS,
             origin: ORIGIN,
             damage: LOST_BLOCK,
             // The block is mapped when the store, which saw nothing there, makes its page table.
-            play: Play::here::<SmallWithoutRecheck, Untouched>(&[
-                left_until(Step::K2),
-                right_ends(),
-                left_ends(),
-            ]),
+            play: Play::Here {
+                scene: &Untouched,
+                schedule: &[left_until(Step::K2), right_ends(), left_ends()],
+            },
             witness: None,
             loom: "fault::model::huge_vs_small_fault_fails_when_the_small_fault_does_not_look_again",
         },
@@ -65,29 +65,32 @@ const WRITTEN: u64 = 42;
 const STORE: &str = "the guest writes 42";
 
 /// Both touch a block that nobody has touched.
+#[derive(Debug)]
 struct Untouched;
 
 impl Scene for Untouched {
-    const SIZE: Size = Size::blocks(1, 3).over_image().by_blocks();
+    fn size(&self) -> Size {
+        Size::blocks(1, 3).over_image().by_blocks()
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         Ok(())
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         world.guest.fault(PAGE.gpa(), Access::Write)?;
         act(STORE);
         world.window.store(PAGE.gpa(), WRITTEN);
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         world.guest.fault(OTHER.gpa(), Access::Read)?;
         Ok(())
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         let (at, other) = (PAGE.gpa(), OTHER.gpa());
         let books = world.wrong_book().map(|wrong| format!(" ({wrong})")).unwrap_or_default();
         // Before the window is looked at: a look fills what is not there.

@@ -2,8 +2,8 @@
 
 use guest_mm::addr::Gfn;
 use guest_mm::prot::Access;
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::LockWithoutRecheck;
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -22,14 +22,14 @@ pub(in crate::race) const RACE: Race = Race {
         name: "lock-without-recheck",
         what: "a locked table is taken for attached",
         lacks: Step::L3,
+        steps: LockWithoutRecheck::STEPS,
         origin: "Linux 0d940a9b270b",
         damage: LOST_PAGE,
         // The table is found, and gone from the tree before it is locked.
-        play: Play::here::<LockWithoutRecheck, Touch>(&[
-            left_until(Step::L2),
-            right_ends(),
-            left_ends(),
-        ]),
+        play: Play::Here {
+            scene: &Touch,
+            schedule: &[left_until(Step::L2), right_ends(), left_ends()],
+        },
         witness: None,
         loom: "fault::model::lock_vs_detach_fails_when_a_locked_table_is_taken_for_attached",
     }],
@@ -45,30 +45,33 @@ const STORE: &str = "the guest writes 42";
 const WRITTEN: u64 = 42;
 
 /// A page is touched in a block that is taken away.
+#[derive(Debug)]
 struct Touch;
 
 impl Scene for Touch {
-    const SIZE: Size = Size::blocks(1, 2);
+    fn size(&self) -> Size {
+        Size::blocks(1, 2)
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         world.guest.populate(only(OTHER))?;
         Ok(())
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         world.guest.fault(PAGE.gpa(), Access::Write)?;
         act(STORE);
         world.window.store(PAGE.gpa(), WRITTEN);
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         Ok(())
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         let at = PAGE.gpa();
         let seen = world.window.load(at);
         let what = if world.read(at) != Ok(seen) {

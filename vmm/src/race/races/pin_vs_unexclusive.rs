@@ -2,8 +2,11 @@
 
 use guest_mm::addr::Gfn;
 use guest_mm::prot::{Access, Prot};
-use guest_mm::protocol::historical::PinWithoutMark;
-use guest_mm::protocol::{Protocol, Step};
+use guest_mm::protocol::Step;
+use guest_mm::protocol::historical::{
+    LookWithoutBarrier, PinWithoutBarrier, PinWithoutMark, PinWithoutReadBarrier,
+    RestoreWithoutBarrier,
+};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -23,17 +26,21 @@ pub(in crate::race) const RACE: Race = Race {
             name: "pin-without-mark",
             what: "pins and mark are looked at in two steps, as in Linux, and the mark not again behind the entry",
             lacks: Step::P6,
+            steps: PinWithoutMark::STEPS,
             origin: "Linux 6c287605fd56",
             damage: PARTED,
             // The pin comes between the look at the pins and the clearing of the mark; by the time that the entry is
             // looked at it is back as it was.
-            play: Play::here::<PinWithoutMark, Share>(&[
-                left_until(Step::P2),
-                right_until(Step::X5),
-                left_until(Step::P4),
-                right_ends(),
-                left_ends(),
-            ]),
+            play: Play::Here {
+                scene: &Share,
+                schedule: &[
+                    left_until(Step::P2),
+                    right_until(Step::X5),
+                    left_until(Step::P4),
+                    right_ends(),
+                    left_ends(),
+                ],
+            },
             witness: None,
             loom: "pin::model::share::pin_vs_unexclusive_fails_when_the_mark_is_not_looked_at_again",
         },
@@ -41,6 +48,7 @@ pub(in crate::race) const RACE: Race = Race {
             name: "pin-without-barrier",
             what: "in two steps, and the look at the entry may overtake the pin",
             lacks: Step::P3,
+            steps: PinWithoutBarrier::STEPS,
             origin: BARRIERS,
             damage: PARTED,
             play: Play::Modelled {
@@ -53,6 +61,7 @@ pub(in crate::race) const RACE: Race = Race {
             name: "pin-without-read-barrier",
             what: "in two steps, and the look at the mark may overtake the look at the entry",
             lacks: Step::P4,
+            steps: PinWithoutReadBarrier::STEPS,
             origin: BARRIERS,
             damage: PARTED,
             play: Play::Modelled { why: "x86 keeps loads in order" },
@@ -63,6 +72,7 @@ pub(in crate::race) const RACE: Race = Race {
             name: "look-without-barrier",
             what: "in two steps, and the look at the pins may overtake the clearing of the entry",
             lacks: Step::X3,
+            steps: LookWithoutBarrier::STEPS,
             origin: BARRIERS,
             damage: PARTED,
             play: Play::Modelled {
@@ -75,6 +85,7 @@ pub(in crate::race) const RACE: Race = Race {
             name: "restore-without-barrier",
             what: "in two steps, and the entry may be back before the mark is gone",
             lacks: Step::X6,
+            steps: RestoreWithoutBarrier::STEPS,
             origin: BARRIERS,
             damage: PARTED,
             play: Play::Modelled { why: "x86 keeps stores in order" },
@@ -97,12 +108,15 @@ const STORE: &str = "the guest may write the page again, and writes 42";
 const LOAD: &str = "the device reads it";
 
 /// A page that nobody may write to is shared, so that its entry is the same afterwards.
+#[derive(Debug)]
 struct Share;
 
 impl Scene for Share {
-    const SIZE: Size = Size::blocks(1, 2);
+    fn size(&self) -> Size {
+        Size::blocks(1, 2)
+    }
 
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         for gfn in [PAGE, TWIN] {
             world.guest.populate(only(gfn))?;
@@ -111,7 +125,7 @@ impl Scene for Share {
         Ok(world.guest.protect(only(PAGE), Prot::R)?)
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         let pinned = world.pin_for(PAGE, Access::Read)?;
         act(STORE);
         world.guest.protect(only(PAGE), Prot::RAM)?;
@@ -128,11 +142,11 @@ impl Scene for Share {
         Err(Damage::new(PARTED, what))
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         world.merge(PAGE, TWIN)
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         world.sees(PAGE, WRITTEN)?;
         world.sees(TWIN, BEFORE)?;
         world.audit()

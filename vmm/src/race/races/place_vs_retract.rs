@@ -4,8 +4,8 @@ use guest_mm::addr::{Gfn, PageSize};
 use guest_mm::collapse::{CollapsePolicy, Copying};
 use guest_mm::entry::Marker;
 use guest_mm::place::{Content, Placed};
+use guest_mm::protocol::Step;
 use guest_mm::protocol::historical::{RetractUnflushed, RetractUnlocked};
-use guest_mm::protocol::{Protocol, Step};
 
 use crate::race::cue::act;
 use crate::race::damage::{Damage, Done};
@@ -25,9 +25,10 @@ pub(in crate::race) const RACE: Race = Race {
             name: "retract-unlocked",
             what: "a page table is emptied, unlocked, and then replaced by the huge page",
             lacks: Step::T1,
+            steps: RetractUnlocked::STEPS,
             origin: "Linux 1043173eb5eb",
             damage: LOST_PAGE,
-            play: Play::here::<RetractUnlocked, Arrival>(BETWEEN),
+            play: Play::Here { scene: &Arrival, schedule: BETWEEN },
             witness: None,
             loom: "place::model::place_vs_retract_fails_when_the_table_is_unlocked_before_it_is_detached",
         },
@@ -35,9 +36,10 @@ pub(in crate::race) const RACE: Race = Race {
             name: "retract-unflushed",
             what: "a page table is emptied too early, and what was taken out is not flushed if it stays",
             lacks: Step::T3,
+            steps: RetractUnflushed::STEPS,
             origin: "a withdrawn draft of the repair of Linux 1043173eb5eb",
             damage: STALE,
-            play: Play::here::<RetractUnflushed, Arrival>(BETWEEN),
+            play: Play::Here { scene: &Arrival, schedule: BETWEEN },
             witness: None,
             loom: "place::model::place_vs_retract_fails_when_a_pass_that_gives_up_does_not_flush",
         },
@@ -59,13 +61,16 @@ const ARRIVES: u64 = 42;
 const STORE: &str = "the image's page is there: the guest writes 42 over it";
 
 /// A page arrives in a block of an image.
+#[derive(Debug)]
 struct Arrival;
 
 impl Scene for Arrival {
-    const SIZE: Size = Size::blocks(1, 3).over_image();
+    fn size(&self) -> Size {
+        Size::blocks(1, 3).over_image()
+    }
 
     /// A page table of the image's pages but one, as a store to that one would leave it behind.
-    fn prepare<P: Protocol>(world: &World<P>) -> Done {
+    fn prepare(&self, world: &World) -> Done {
         world.guest.unmap(block(0))?;
         world.guest.populate(block(0))?;
         world.guest.split(block(0), PageSize::Size4K)?;
@@ -73,7 +78,7 @@ impl Scene for Arrival {
         world.sees(OTHER, image_word(OTHER))
     }
 
-    fn left<P: Protocol>(world: &World<P>) -> Done {
+    fn left(&self, world: &World) -> Done {
         let placed = world.guest.place(PAGE.gpa(), Content::Bytes(&page_of(ARRIVES)))?;
         if placed == Placed::AlreadyThere {
             act(STORE);
@@ -82,13 +87,13 @@ impl Scene for Arrival {
         Ok(())
     }
 
-    fn right<P: Protocol>(world: &World<P>) -> Done {
+    fn right(&self, world: &World) -> Done {
         let policy = CollapsePolicy { copying: Copying::Never, ..CollapsePolicy::default() };
         world.guest.collapse(block(0), policy)?;
         Ok(())
     }
 
-    fn verdict<P: Protocol>(world: &World<P>) -> Done {
+    fn verdict(&self, world: &World) -> Done {
         let (at, other) = (PAGE.gpa(), OTHER.gpa());
         // Of a page that the table maps this is refused.
         if world.guest.mark(only(OTHER), Marker::Guard).is_ok() {

@@ -10,10 +10,9 @@ use std::sync::mpsc::channel;
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-use guest_mm::protocol::Protocol;
-
 use super::cue::play;
 use super::damage::{Damage, Done, attempt};
+use super::engine::Engine;
 use super::error::LabError;
 use super::scene::Scene;
 use super::stage::{Line, Side, Stage, Turn};
@@ -29,30 +28,32 @@ pub(super) struct Played {
     pub(super) damage: Vec<Damage>,
 }
 
-/// Plays `S` by `schedule`; `tell` hears each step as it is taken.
-pub(super) fn replay<P: Protocol, S: Scene>(
+/// Plays `scene` by `schedule`; `tell` hears each step as it is taken.
+pub(super) fn replay(
+    engine: &Engine,
+    scene: &'static dyn Scene,
     schedule: &[Turn],
     tell: &mut dyn FnMut(&Line),
 ) -> Result<Played, LabError> {
     let since = Instant::now();
-    let world = World::<P>::new(S::SIZE)?;
-    let damage = perform::<P, S>(world, since + LIMIT, schedule, tell);
+    let world = World::new(engine, scene.size())?;
+    let damage = perform(world, scene, since + LIMIT, schedule, tell);
     Ok(Played { time: since.elapsed(), damage })
 }
 
-fn perform<P: Protocol, S: Scene>(
-    world: World<P>,
+fn perform(
+    world: World,
+    scene: &'static dyn Scene,
     deadline: Instant,
     schedule: &[Turn],
     tell: &mut dyn FnMut(&Line),
 ) -> Vec<Damage> {
-    if let Err(damage) = attempt(|| S::prepare(&world)) {
+    if let Err(damage) = attempt(|| scene.prepare(&world)) {
         return [damage].into_iter().chain(world.end()).collect();
     }
     let world = Arc::new(world);
     let stage = Arc::new(Stage::new());
-    let players = [(Side::Left, S::left::<P> as fn(&World<P>) -> Done), (Side::Right, S::right)]
-        .map(|(side, work)| enter(&stage, side, &world, work));
+    let players = [Side::Left, Side::Right].map(|side| enter(&stage, side, &world, scene));
     if let Err(stuck) = stage.conduct(schedule, deadline, tell) {
         // Its threads, and the memory that they use, are left behind.
         return vec![stuck];
@@ -62,7 +63,7 @@ fn perform<P: Protocol, S: Scene>(
     // In a thread of its own: a look at broken memory may never come back.
     let (send, found) = channel();
     spawn(move || {
-        let seen = attempt(|| S::verdict(&world)).err();
+        let seen = attempt(|| scene.verdict(&world)).err();
         let world = Arc::into_inner(world).map(World::end);
         send.send(seen.into_iter().chain(world.into_iter().flatten()).collect::<Vec<_>>())
     });
@@ -73,17 +74,17 @@ fn perform<P: Protocol, S: Scene>(
 }
 
 /// A thread for `side`, which waits for its first turn.
-fn enter<P: Protocol>(
+fn enter(
     stage: &Arc<Stage>,
     side: Side,
-    world: &Arc<World<P>>,
-    work: fn(&World<P>) -> Done,
+    world: &Arc<World>,
+    scene: &'static dyn Scene,
 ) -> JoinHandle<Done> {
     let (stage, world) = (Arc::clone(stage), Arc::clone(world));
     spawn(move || {
         play(&stage, side);
         stage.begin(side);
-        let done = attempt(|| work(&world));
+        let done = attempt(|| scene.play(side, &world));
         drop(world);
         stage.end(side, done.as_ref().err());
         done

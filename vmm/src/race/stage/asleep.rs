@@ -56,9 +56,10 @@ mod tests {
 
     use guest_mm::entry::Marker;
     use guest_mm::place::Content;
-    use guest_mm::protocol::Sound;
+    use guest_mm::protocol::Steps;
     use rustix::thread::gettid;
 
+    use crate::race::engine::Engine;
     use crate::race::world::{Size, World, only, page, page_of};
 
     use super::*;
@@ -105,7 +106,8 @@ mod tests {
         if !::tests::require_userfaultfd() {
             return;
         }
-        let world = World::<Sound>::new(Size::blocks(1, 1)).unwrap();
+        let engine = Engine::of(Steps::ALL);
+        let world = World::new(&engine, Size::blocks(1, 1)).unwrap();
         let gfn = page(0, 5);
         world.guest.mark(only(gfn), Marker::Missing).unwrap();
         let (tell, told) = channel();

@@ -19,7 +19,8 @@ use super::super::read::{beside, must_be, text};
 
 /// What a file has to be.
 pub(super) struct Needs {
-    pub(super) writable: bool,
+    /// If it has to be writable: what to set where it is not.
+    pub(super) writable_or: Option<&'static str>,
     /// Whether it may be a block device.
     pub(super) block_device: bool,
     /// What its size has to be a multiple of.
@@ -43,9 +44,10 @@ pub(super) fn backing_file(
     if length == 0 || !length.is_multiple_of(needs.unit.get()) {
         return Err(not_whole(&at, Bytes::new(length), needs.unit));
     }
-    if needs.writable {
-        accessat(CWD, &path, Access::WRITE_OK, AtFlags::EACCESS)
-            .map_err(|error| format!("{at} cannot be written: {}", reason(&error.into())))?;
+    if let Some(other) = needs.writable_or {
+        accessat(CWD, &path, Access::WRITE_OK, AtFlags::EACCESS).map_err(|error| {
+            format!("{at} cannot be written: {} (try {other})", reason(&error.into()))
+        })?;
     }
     Ok(BackingFile { path: HostPath(path), bytes: Bytes::new(length) })
 }

@@ -19,21 +19,15 @@ const LONGEST_SERIAL: usize = 20;
 pub(super) fn disk(table: &DeviceTable) -> Result<Disk, ConfigError> {
     let raw = &table.keys;
     let readonly = switch(raw, &schema::DISK_READONLY, false)?;
-    let needs = Needs { writable: !readonly.value, block_device: true, unit: SECTOR };
-    let file = required(
-        table,
-        &schema::DISK_FILE,
-        "set it to the path of a raw file or a block device",
-        |written| {
-            backing_file(raw, &schema::DISK_FILE, written, &needs).map_err(|why| {
-                let hint = match why.contains("cannot be written") {
-                    true => format!(" (try {}.readonly = true)", table.path()),
-                    false => String::new(),
-                };
-                why + &hint
-            })
-        },
-    )?;
+    let needs = Needs {
+        writable_or: (!readonly.value).then_some("readonly = true"),
+        block_device: true,
+        unit: SECTOR,
+    };
+    let missing = "set it to the path of a raw file or a block device";
+    let file = required(table, &schema::DISK_FILE, missing, |written| {
+        backing_file(raw, &schema::DISK_FILE, written, &needs)
+    })?;
     let rate_ops = &schema::DISK_RATE_OPS;
     let short_name: String = table.name.chars().take(LONGEST_SERIAL).collect();
     Ok(Disk {

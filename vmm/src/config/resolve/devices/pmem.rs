@@ -17,8 +17,11 @@ pub(super) fn pmem(table: &DeviceTable) -> Result<Pmem, ConfigError> {
     let sharing = setting(raw, &schema::PMEM_SHARING, Sharing::Private, |w| {
         keyword(w, Sharing::ALL, Sharing::as_str)
     })?;
-    let writable = sharing.value == Sharing::Shared;
-    let needs = Needs { writable, block_device: false, unit: UNIT };
+    let needs = Needs {
+        writable_or: (sharing.value == Sharing::Shared).then_some("sharing = \"private\""),
+        block_device: false,
+        unit: UNIT,
+    };
     let file = required(table, &schema::PMEM_FILE, "set it to the path of a file", |written| {
         backing_file(raw, &schema::PMEM_FILE, written, &needs)
     })?;
