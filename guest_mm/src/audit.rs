@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::addr::{FrameNo, Gfn};
-use crate::entry::{Entry, Source};
+use crate::entry::{Entry, Marker, Source};
 use crate::geometry::Level;
 use crate::pool::{Owner, Pool};
 use crate::prot::Prot;
@@ -162,7 +162,12 @@ pub(crate) fn audit<P: Protocol>(space: &AddressSpace<P>) -> Result<Holdings, Au
         Entry::Table(_) | Entry::Frozen(_) => {
             found.tables[visited.level.number() as usize - 2] += 1;
         }
-        Entry::Marker(marker) => found.markers[marker.index()] += 1,
+        Entry::Marker(marker) => {
+            found.markers[marker.index()] += 1;
+            if marker == Marker::Returned {
+                found.returned += visited.level.entry_frames();
+            }
+        }
         Entry::Leaf(leaf) => {
             let size = visited.level.number() as usize - 1;
             found.leaves[size] += 1;
@@ -290,12 +295,9 @@ pub(crate) fn check_kept(
 pub(crate) fn audit_torn_down<P: Protocol>(space: &AddressSpace<P>) -> Result<(), AuditError> {
     audit(space)?;
     let left = space.table.residency();
-    let only_root = left.tables.iter().sum::<u64>() == 1;
-    if only_root && left.leaves == [0; 3] && left.image == [0; 3] && left.markers == [0; 3] {
-        Ok(())
-    } else {
-        Err(AuditError::Left(Box::new(left)))
-    }
+    let mut only_root = Residency::default();
+    only_root.tables[Level::ROOT.number() as usize - 1] = 1;
+    if left == only_root { Ok(()) } else { Err(AuditError::Left(Box::new(left))) }
 }
 
 /// Holds what the pool has in use against what the guests of it map, once all are at rest.

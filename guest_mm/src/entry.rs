@@ -12,7 +12,7 @@
 //! * a *leaf* has R, memory type 6 (write-back), and bit 7 where the level is 2 or 3; of the bits that the CPU
 //!   ignores, 52 says that a store is given a copy, 53 that the frame is an image's;
 //! * an entry with R = W = X = 0 is not present, and the CPU ignores its other bits (29.3.2): there a
-//!   *marker* sets bit 11 and its kind in 53:52. All zero is *absent*. Kind 3 is a *frozen* table: one that a
+//!   *marker* sets bit 11 and its kind in 54:52. All zero is *absent*. Kind 3 is a *frozen* table: one that a
 //!   collapse has taken out of sight, with the table in bits 51:12.
 
 use crate::addr::FrameNo;
@@ -33,7 +33,7 @@ const MEMORY_TYPE_MASK: u64 = 7 << 3;
 const LEAF: u64 = 1 << 7;
 /// Ignored by the CPU (bit 11): ours, tells a marker from an absent entry.
 const MARKER: u64 = 1 << 11;
-/// Ignored by the CPU in an entry that is not present (bits 53:52): ours, the marker's kind.
+/// Ignored by the CPU in an entry that is not present (bits 54:52): ours, the marker's kind.
 const MARKER_KIND_SHIFT: u32 = 52;
 /// Ignored by the CPU in a leaf (bit 52): a store is given a copy.
 const COPY_ON_WRITE: u64 = 1 << 52;
@@ -102,6 +102,8 @@ pub enum Marker {
     Guard,
     /// Its contents are lost.
     Poison,
+    /// The guest has given it back, and may take it again: a touch finds zeroes, and nobody else fills it.
+    Returned,
 }
 
 /// What a word means at its level.
@@ -132,14 +134,25 @@ pub struct Malformed {
 
 impl Marker {
     /// Every kind.
-    pub const ALL: [Marker; 3] = [Marker::Missing, Marker::Guard, Marker::Poison];
+    pub const ALL: [Marker; 4] = [Marker::Missing, Marker::Guard, Marker::Poison, Marker::Returned];
 
-    /// Its place in [`Marker::ALL`], in counters, and in an entry's bits.
+    /// Its place in [`Marker::ALL`] and in counters.
     pub const fn index(self) -> usize {
         match self {
             Marker::Missing => 0,
             Marker::Guard => 1,
             Marker::Poison => 2,
+            Marker::Returned => 3,
+        }
+    }
+
+    /// Its kind in an entry's bits: 3 is a frozen table's.
+    const fn kind(self) -> u64 {
+        match self {
+            Marker::Missing => 0,
+            Marker::Guard => 1,
+            Marker::Poison => 2,
+            Marker::Returned => 4,
         }
     }
 }
@@ -162,7 +175,7 @@ impl Entry {
                 let source = source_bits(leaf.source);
                 READ | prot_bits(leaf.prot) | source | MEMORY_TYPE_WB | size | leaf.frame.offset()
             }
-            Entry::Marker(marker) => MARKER | ((marker.index() as u64) << MARKER_KIND_SHIFT),
+            Entry::Marker(marker) => MARKER | (marker.kind() << MARKER_KIND_SHIFT),
             Entry::Frozen(node) => {
                 assert!(level.number() >= 2, "a page table has no tables below it");
                 MARKER | FROZEN | ((node.0 as u64) << FRAME_SHIFT)
@@ -215,6 +228,7 @@ impl Entry {
                 (true, 0) => Ok(Entry::Marker(Marker::Missing)),
                 (true, 1) => Ok(Entry::Marker(Marker::Guard)),
                 (true, 2) => Ok(Entry::Marker(Marker::Poison)),
+                (true, 4) => Ok(Entry::Marker(Marker::Returned)),
                 _ => malformed,
             }
         } else if level.number() >= 2 && raw & LEAF == 0 {
@@ -273,7 +287,7 @@ mod tests {
         });
         let table = (any::<u32>(), 2..=4u8)
             .prop_map(|(node, level)| (Entry::Table(NodeNo::new(node)), Level::new(level)));
-        let marker = (0..3usize, 1..=4u8)
+        let marker = (0..Marker::ALL.len(), 1..=4u8)
             .prop_map(|(kind, level)| (Entry::Marker(Marker::ALL[kind]), Level::new(level)));
         let absent = (1..=4u8).prop_map(|level| (Entry::Absent, Level::new(level)));
         let frozen = (any::<u32>(), 2..=4u8)

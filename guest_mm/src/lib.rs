@@ -19,7 +19,7 @@
 //!
 //! A device pins what it uses: [`Guest::pin`] for a range, [`Guest::pin_batch`] for many. While a pin is held its frames stay where
 //! they are, and are nobody else's though the guest should lose them. [`Guest::collapse`] makes blocks of small pages, and
-//! [`Guest::start_collapser`] a thread that looks for them.
+//! [`Guest::start_collapser`] a thread that looks for them. [`Guest::give_back`] is for a balloon: memory goes to the host.
 //!
 //! The table is the truth; the window is a cache of it, and may hold less but never more. The protocols that keep it so are
 //! written at the top of the modules that run them, and are model-checked.
@@ -32,7 +32,7 @@
 //! * A pinned range whose frames lie in several runs allocates a list of them; a batch that was made large enough does not.
 //! * A write through a slice of a pin that was taken for reading is not noticed.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
-//! * Pages that the guest gave up stay in the pool, not with the host.
+//! * Pages that are unmapped stay in the pool. Only what the guest itself gives back goes to the host.
 
 // The models use a part of it.
 #![cfg_attr(loom, allow(dead_code))]

@@ -25,6 +25,9 @@ pub struct BlockMap {
     pub guard: u32,
     /// Marked poisoned.
     pub poison: u32,
+    /// Given back by the guest, and not touched since.
+    #[serde(default)]
+    pub returned: u32,
     /// Small pages of the guest's own whose frame is not in its place in the block that most of them lie in.
     pub scattered: u32,
     /// Mapped pages that a device has pinned: of a 2 MiB or 1 GiB leaf, all of a block at once.
@@ -104,6 +107,7 @@ pub(crate) fn map<P: Protocol>(space: &AddressSpace<P>) -> MemoryMap {
                 Entry::Marker(Marker::Missing) => block.missing += pages,
                 Entry::Marker(Marker::Guard) => block.guard += pages,
                 Entry::Marker(Marker::Poison) => block.poison += pages,
+                Entry::Marker(Marker::Returned) => block.returned += pages,
                 Entry::Table(_) | Entry::Frozen(_) | Entry::Absent => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Pages that are not there for a reason: missing, guard, poisoned.
+//! Pages that are not there for a reason: missing, guard, poisoned, returned.
 
 use crate::addr::{Gfn, GfnRange};
 use crate::entry::Marker;
@@ -19,6 +19,9 @@ pub enum MarkError {
     /// It is not RAM.
     #[error("{0} cannot be marked: it is not RAM")]
     NotRam(GfnRange),
+    /// It shows an image for good, so a touch cannot find zeroes there.
+    #[error("{0} shows a shared image and cannot be marked as given back")]
+    SharedImage(GfnRange),
     /// It cuts through a page of the pool.
     #[error(transparent)]
     CutsPage(#[from] CutsPage),
@@ -35,6 +38,9 @@ pub(crate) fn mark<P: Protocol>(
 ) -> Result<(), MarkError> {
     if !space.is_ram(range) {
         return Err(MarkError::NotRam(range));
+    }
+    if marker == Marker::Returned && space.shares_image(range.start()) {
+        return Err(MarkError::SharedImage(range));
     }
     space.check_granule(range)?;
     for part in range.chunks(Level::PD.entry_frames()) {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use loom::thread::JoinHandle;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, PageSize};
-use crate::entry::{Entry, Leaf, Source};
+use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::fault::fault;
 use crate::geometry::{LEVELS, Level};
 use crate::image::Image;
@@ -174,7 +174,12 @@ impl<P: Protocol> World<P> {
             }
             Entry::Table(_) => found.tables[visited.level.number() as usize - 2] += 1,
             Entry::Frozen(_) => panic!("a table was left frozen"),
-            Entry::Marker(marker) => found.markers[marker.index()] += 1,
+            Entry::Marker(marker) => {
+                found.markers[marker.index()] += 1;
+                if marker == Marker::Returned {
+                    found.returned += visited.level.entry_frames();
+                }
+            }
             Entry::Absent => {}
         });
         assert!(self.space.table.residency() == found, "bad resident counter");

@@ -80,6 +80,14 @@ pub(crate) struct Counters {
     pub(crate) placed: AtomicU64,
     /// Image pages that were mapped because one beside them was read.
     pub(crate) image_around: AtomicU64,
+    /// Pages that the guest gave back.
+    pub(crate) given_back: AtomicU64,
+    /// Pages of them that it took back without touching them.
+    pub(crate) taken_back: AtomicU64,
+    /// Bytes that went to the host for it.
+    pub(crate) returned_bytes: AtomicU64,
+    /// Times that it could not give back what it meant to.
+    pub(crate) give_back_refused: AtomicU64,
 }
 
 /// What is counted of pins, by thread: see [`Tally`].

@@ -25,6 +25,19 @@ pub struct PinStats {
     pub shared: u64,
 }
 
+/// What the guest gave back. How much of it is still so, [`Residency::returned`] says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct BalloonStats {
+    /// Pages that were given back.
+    pub given_back: u64,
+    /// Pages of them that were taken back before they were touched.
+    pub taken_back: u64,
+    /// Bytes of them whose memory went back to the host.
+    pub returned_bytes: u64,
+    /// Ranges that could not be given back.
+    pub refused: u64,
+}
+
 /// The numbers, at one moment.
 #[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
 pub struct Stats {
@@ -46,6 +59,8 @@ pub struct Stats {
     pub placed: u64,
     /// Image pages that were mapped because one beside them was read.
     pub image_around: u64,
+    /// What the guest gave back.
+    pub balloon: BalloonStats,
     /// Pins.
     pub pins: PinStats,
     /// What the collapser did, where one runs.
@@ -85,6 +100,12 @@ impl Stats {
             asked: load(&counters.asked),
             placed: load(&counters.placed),
             image_around: load(&counters.image_around),
+            balloon: BalloonStats {
+                given_back: load(&counters.given_back),
+                taken_back: load(&counters.taken_back),
+                returned_bytes: load(&counters.returned_bytes),
+                refused: load(&counters.give_back_refused),
+            },
             pins: PinStats { ranges, changed, frozen, faults, locked, shared },
             collapser: None,
             messages,

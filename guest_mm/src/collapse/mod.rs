@@ -102,7 +102,7 @@ fn try_block<P: Protocol>(
     let mut table = match directory.entry(start) {
         Entry::Leaf(_) => return Ok(Collapsed::AlreadyHuge),
         Entry::Absent => return skipped(Skip::Untouched),
-        Entry::Marker(marker) => return skipped(Skip::Marked { gfn: start, marker }),
+        Entry::Marker(marker) => return skipped(Skip::marked(start, marker)),
         Entry::Frozen(_) => return skipped(Skip::Busy),
         Entry::Table(_) => match directory.below(start) {
             Some(table) if directory.level() == Level::PD => table,
@@ -147,7 +147,7 @@ impl Plan {
         for (i, gfn) in block.iter().enumerate() {
             let leaf = match table.entry(gfn) {
                 Entry::Leaf(leaf) => leaf,
-                Entry::Marker(marker) => return Err(Skip::Marked { gfn, marker }),
+                Entry::Marker(marker) => return Err(Skip::marked(gfn, marker)),
                 _ => {
                     pages.push(None);
                     holes.push(gfn);

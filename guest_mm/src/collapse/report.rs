@@ -61,6 +61,12 @@ pub enum Skip {
         /// How.
         marker: Marker,
     },
+    /// The guest has given a page back: filled, it would cost what was just saved.
+    #[error("the guest has given guest frame {gfn} back")]
+    Returned {
+        /// The first such page.
+        gfn: Gfn,
+    },
     /// A frame is mapped elsewhere too.
     #[error("guest frame {gfn} is shared")]
     Shared {
@@ -97,8 +103,16 @@ pub enum Skip {
 }
 
 impl Skip {
+    /// That the page at `gfn` is marked.
+    pub(super) fn marked(gfn: Gfn, marker: Marker) -> Skip {
+        match marker {
+            Marker::Returned => Skip::Returned { gfn },
+            marker => Skip::Marked { gfn, marker },
+        }
+    }
+
     /// The reasons, for counts by [`Skip::index`].
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "pinned",
         "marked",
         "shared",
@@ -109,6 +123,7 @@ impl Skip {
         "not_whole",
         "untouched",
         "busy",
+        "returned",
     ];
 
     /// Its place in [`Skip::NAMES`].
@@ -124,6 +139,7 @@ impl Skip {
             Skip::NotWhole => 7,
             Skip::Untouched => 8,
             Skip::Busy => 9,
+            Skip::Returned { .. } => 10,
         }
     }
 }

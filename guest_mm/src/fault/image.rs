@@ -20,7 +20,7 @@
 //! Pages are loaded before a lock is taken: that is the file system's time.
 
 use crate::addr::{Gfn, GfnRange, Gpa, PageSize};
-use crate::entry::{Entry, Leaf, Source};
+use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::geometry::Level;
 use crate::image::LoadError;
 use crate::mirror::{MirrorError, Run};
@@ -71,6 +71,11 @@ pub(super) fn serve_read<P: Protocol>(
                 let around = map_pages(space, region, over, cursor, gfn)?;
                 count(&space.counters.image_around, around - 1);
                 return Ok(Filled::Fresh(PageSize::Size4K));
+            }
+            Entry::Marker(Marker::Returned) => {
+                if let Some(filled) = serve_returned(space, region, cursor, gpa, Access::Read)? {
+                    return Ok(filled);
+                }
             }
             Entry::Marker(marker) => {
                 return Err(FaultError::Marked { gpa, access: Access::Read, marker });
@@ -220,6 +225,11 @@ pub(super) fn serve_write<P: Protocol>(
             (Entry::Absent, None) if over.sharing == Sharing::Shared => {
                 return Err(FaultError::ReadOnly { gpa });
             }
+            (Entry::Marker(Marker::Returned), _) => {
+                if let Some(filled) = serve_returned(space, region, cursor, gpa, access)? {
+                    return Ok(filled);
+                }
+            }
             (Entry::Marker(marker), _) => return Err(FaultError::Marked { gpa, access, marker }),
             (Entry::Leaf(leaf), _) if leaf.prot.allows(access) => {
                 return republish(space, cursor, gfn);
@@ -235,6 +245,31 @@ pub(super) fn serve_write<P: Protocol>(
             _ => {}
         }
     }
+}
+
+/// Serves a touch of a page that the guest has given back: it begins as zeroes, and not as the image's once more. None where
+/// all of its block was given back, which is split now.
+fn serve_returned<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    mut cursor: Cursor<'_, P>,
+    gpa: Gpa,
+    access: Access,
+) -> Result<Option<Filled>, FaultError> {
+    let gfn = gpa.gfn();
+    if cursor.level() > Level::PT {
+        cursor.split(gfn, |_| None)?;
+        return Ok(None);
+    }
+    P::at(Step::F3);
+    let frame = frame_for_copy(space, region, &mut cursor, gfn)
+        .map_err(|cause| FaultError::Exhausted { gpa, access, cause })?;
+    space.pool.memory().zero(frame, 1);
+    P::at(Step::F4);
+    let published = cursor.map(gfn, Leaf::own(frame, Prot::RAM));
+    P::at(Step::F5);
+    published.install(&*space.mirror)?;
+    Ok(Some(Filled::Fresh(PageSize::Size4K)))
 }
 
 /// Puts what is mapped at `gfn` into the window (again).

@@ -3,11 +3,11 @@
 //! ```text
 //! continue-vs-zap         fault                           unmap (balloon, teardown)
 //!                         F1 lock the table page          Z1 lock the table page
-//!                         F2 entry absent? else done      Z2 clear the entry
+//!                         F2 entry absent? else done      Z2 clear the entry; mark it, if the guest gives it back
 //!                         F3 frame, zeroed                Z3 zap the window (waits for vCPUs)
 //!                         F4 publish the leaf             Z4 unlock
-//!                         F5 install it in the window     Z5 free the frame
-//!                         F6 unlock
+//!                         F5 install it in the window     Z5 free the frame; given back, its bytes go to the host first,
+//!                         F6 unlock                          if nobody else uses it or has it pinned
 //!
 //! Invariant   the window holds no translation that the table does not: F4 and F5 are one step for
 //!             whoever takes the lock, and so are Z2 and Z3.
@@ -125,6 +125,7 @@ fn name(marker: Marker) -> &'static str {
         Marker::Missing => "missing",
         Marker::Guard => "guard",
         Marker::Poison => "poisoned",
+        Marker::Returned => "returned",
     }
 }
 
@@ -168,7 +169,7 @@ fn serve<P: Protocol>(
     }
 }
 
-/// A frame for the absent or missing page at `gfn`, its bytes whatever they are, where the page should lie.
+/// A frame for the page at `gfn`, absent, missing or returned, its bytes whatever they are, where the page should lie.
 pub(crate) fn frame_for_arrival<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,

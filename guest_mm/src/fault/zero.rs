@@ -1,7 +1,7 @@
 //! Memory that begins as zeroes: a page, what surrounds it, a block, a GiB.
 
 use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};
-use crate::entry::{Entry, Leaf, Source};
+use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
 use crate::pool::{Exhausted, Pool};
@@ -23,11 +23,12 @@ pub(super) fn serve<P: Protocol>(
     let gfn = gpa.gfn();
     let sizes = PageSize::ALL.iter().rev().filter(|&&size| size <= space.policy.pages);
     for &size in sizes.filter(|&&size| size > PageSize::Size4K) {
-        if let Some(filled) = fill_huge(space, region, gfn, size)? {
+        if let Some(filled) = fill_huge(space, region, gfn, size, Cause::Touched)? {
             return Ok(filled);
         }
     }
-    if space.pool.granule() > PageSize::Size4K && walk(space, gfn).entry == Entry::Absent {
+    let entry = walk(space, gfn).entry;
+    if space.pool.granule() > PageSize::Size4K && is_vacant(space, entry, Cause::Touched) {
         // No whole page was left, and this pool has no others.
         let cause = Exhausted { frames: space.pool.nr_frames() };
         return Err(FaultError::Exhausted { gpa, access, cause });
@@ -38,12 +39,18 @@ pub(super) fn serve<P: Protocol>(
     let mut cursor = space.table.cursor_at(gfn, smallest)?;
     // F2
     match cursor.entry(gfn) {
-        Entry::Absent if smallest > Level::PT => {
+        Entry::Absent | Entry::Marker(Marker::Returned) if smallest > Level::PT => {
             // It was there, and has been taken away since.
             drop(cursor);
             return serve(space, region, gpa, access);
         }
-        Entry::Absent => {}
+        Entry::Marker(Marker::Returned) if cursor.level() > Level::PT => {
+            // The guest takes this page of the block; it has not said so of the others.
+            cursor.split(gfn, |_| None)?;
+            drop(cursor);
+            return serve(space, region, gpa, access);
+        }
+        Entry::Absent | Entry::Marker(Marker::Returned) => {}
         Entry::Marker(marker) => return Err(FaultError::Marked { gpa, access, marker }),
         Entry::Leaf(leaf) if !leaf.prot.allows(access) => {
             return own::own(space, region, cursor, gpa, leaf);
@@ -91,7 +98,8 @@ pub(crate) fn prepare_next<P: Protocol>(space: &AddressSpace<P>, gpa: Gpa) {
     if !region.range.covers(next) {
         return;
     }
-    let upwards = before.is_some_and(|gfn| walk(space, gfn).entry != Entry::Absent);
+    let unused = [Entry::Absent, Entry::Marker(Marker::Returned)];
+    let upwards = before.is_some_and(|gfn| !unused.contains(&walk(space, gfn).entry));
     if upwards && walk(space, next.start()).entry == Entry::Absent {
         let preferred = region.preferred_frame(next.start(), space.pool.nr_frames());
         space.pool.prepare(preferred.block());
@@ -114,7 +122,8 @@ pub(crate) fn populate<P: Protocol>(
             continue;
         }
         let huge = space.policy.pages > PageSize::Size4K;
-        if huge && fill_huge(space, region, part.start(), PageSize::Size2M)?.is_some() {
+        let block = PageSize::Size2M;
+        if huge && fill_huge(space, region, part.start(), block, Cause::Asked)?.is_some() {
             pages += PageSize::Size2M.frames();
             continue;
         }
@@ -144,12 +153,13 @@ fn fill_huge<P: Protocol>(
     region: &RamRegion,
     gfn: Gfn,
     size: PageSize,
+    cause: Cause,
 ) -> Result<Option<Filled>, FaultError> {
     let Some(level) = size.level() else { return Ok(None) };
     let range = GfnRange::entry(gfn, level);
     let _right = space.fill_locks.lock(gfn, size);
     let walked = walk(space, gfn);
-    let untouched = walked.entry == Entry::Absent && walked.level >= level;
+    let untouched = is_vacant(space, walked.entry, cause) && walked.level >= level;
     if !untouched || !region.range.covers(range) {
         return Ok(None);
     }
@@ -167,7 +177,7 @@ fn fill_huge<P: Protocol>(
         }
     };
     // F2
-    if cursor.level() != level || cursor.entry(gfn) != Entry::Absent {
+    if cursor.level() != level || !is_vacant(space, cursor.entry(gfn), cause) {
         drop(cursor);
         space.pool.release(frame, size.frames());
         return Ok(None);
@@ -185,6 +195,13 @@ fn fill_huge<P: Protocol>(
         }
     }
     Ok(Some(Filled::Fresh(size)))
+}
+
+/// Whether a whole leaf may fill `entry`. Of a block that was given back the guest takes one page at a time, where the pool
+/// has such pages.
+fn is_vacant<P: Protocol>(space: &AddressSpace<P>, entry: Entry, cause: Cause) -> bool {
+    let whole = cause == Cause::Touched && space.pool.granule() > PageSize::Size4K;
+    entry == Entry::Absent || whole && entry == Entry::Marker(Marker::Returned)
 }
 
 /// A [`FaultError`] that does not yet know the access.
@@ -229,7 +246,13 @@ fn fill<P: Protocol>(
     let mut pages = 0;
     let mut result = Ok(());
     for gfn in range.iter().chain([range.end()]) {
-        let wanted = gfn < range.end() && cursor.entry(gfn) == Entry::Absent && result.is_ok();
+        let vacant = |entry| match entry {
+            Entry::Absent => true,
+            // Nobody asks for what the guest has given back, but the guest.
+            Entry::Marker(Marker::Returned) => cause == Cause::Touched,
+            _ => false,
+        };
+        let wanted = gfn < range.end() && result.is_ok() && vacant(cursor.entry(gfn));
         // F3
         let frame = if wanted {
             P::at(Step::F3);
@@ -300,7 +323,7 @@ pub(super) fn frame_for_touch<P: Protocol>(
     }
 }
 
-/// A zeroed frame for the absent page `gfn`, or none where `cause` does not justify one.
+/// A zeroed frame for the vacant page `gfn`, or none where `cause` does not justify one.
 fn frame_for<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,

@@ -82,7 +82,7 @@ pub enum PlaceError {
     },
 }
 
-/// Fills the page around `gpa` if it is absent or missing, and lets those go on that wait for it.
+/// Fills the page around `gpa` if it is absent, missing or returned, and lets those go on that wait for it.
 pub(crate) fn place<P: Protocol>(
     space: &AddressSpace<P>,
     gpa: Gpa,
@@ -102,7 +102,7 @@ pub(crate) fn place<P: Protocol>(
     P::at(Step::A2);
     while cursor.level() > Level::PT {
         match cursor.entry(gfn) {
-            Entry::Marker(Marker::Missing) => {
+            Entry::Marker(Marker::Missing | Marker::Returned) => {
                 cursor.split(gfn, |_| None).map_err(FaultError::from)?;
             }
             Entry::Marker(marker) => return Err(marked(gpa, marker)),
@@ -114,7 +114,7 @@ pub(crate) fn place<P: Protocol>(
         cursor = space.table.cursor_at(gfn, Level::PT).map_err(FaultError::from)?;
     }
     match cursor.entry(gfn) {
-        Entry::Absent | Entry::Marker(Marker::Missing) => {}
+        Entry::Absent | Entry::Marker(Marker::Missing | Marker::Returned) => {}
         Entry::Marker(marker) => return Err(marked(gpa, marker)),
         _ => return already_there(space, cursor, gfn),
     }

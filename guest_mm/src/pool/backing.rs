@@ -4,14 +4,17 @@ use std::fmt;
 use std::fs::read_to_string;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, fstat, ftruncate, memfd_create, openat,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
 
-use crate::addr::PageSize;
+use crate::addr::{FrameNo, PageSize};
+use crate::geometry::FRAME_BYTES;
 
 /// Kinds of memory that a pool can lie on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -119,6 +122,21 @@ impl Backing {
                 })
             }
         }
+    }
+
+    /// Gives the memory of `frames` from `first` on back to the host: they read as zero. Translations of them go, in
+    /// every mapping of the file.
+    ///
+    /// # Errors
+    /// What `fallocate` says. Some of them may have gone back, or be zero.
+    pub(super) fn punch(&self, first: FrameNo, frames: u64) -> Result<(), Errno> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, flags, first.offset(), frames * FRAME_BYTES)
+    }
+
+    /// Bytes that the host has memory for, or swap.
+    pub(super) fn host_bytes(&self) -> u64 {
+        fstat(&self.file).map_or(0, |stat| stat.st_blocks as u64 * 512)
     }
 
     fn of_kind(kind: BackingKind, bytes: u64, why: String) -> Result<Backing, BackingError> {

@@ -219,7 +219,7 @@ impl FrameTable {
             Some(if waits {
                 (word & !(OWNER_MASK | REFS_MASK | EXCLUSIVE)) | WRITTEN | OWNER_ORPHAN
             } else {
-                WRITTEN | if to_reservation { OWNER_RESERVATION } else { 0 }
+                (word & WRITTEN) | if to_reservation { OWNER_RESERVATION } else { 0 }
             })
         };
         // Release, with the acquire of the next owner in `claim` or `own`. Acquire, with the release in
@@ -271,6 +271,12 @@ impl FrameTable {
                 (word & (OWNER_MASK | PINS_MASK) == OWNER_ORPHAN).then_some(WRITTEN | owner)
             })
             .is_ok()
+    }
+
+    /// The bytes are zero again: the host has taken what held them, and the frame is the caller's alone. Whether they may
+    /// have differed before. Relaxed: the release in `disown` follows on the same word.
+    pub(crate) fn clear_written(&self, frame: FrameNo) -> bool {
+        self.word(frame).fetch_and(!WRITTEN, Ordering::Relaxed) & WRITTEN != 0
     }
 
     /// Whether the bytes may differ from zero; they are taken to from now on.

@@ -44,6 +44,10 @@ pub struct PoolUsage {
     pub used: u64,
     /// Mapped nowhere, and kept for a device that has them pinned.
     pub orphans: u64,
+    /// Bytes that the host has memory for, by its own books.
+    pub host_bytes: u64,
+    /// Bytes that went back to the host so far. What was used again since is not taken off.
+    pub returned_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -102,7 +106,9 @@ impl Ledger {
         let reserved = self.nr_reserved.load(Ordering::Relaxed);
         let frames = self.nr_frames();
         let orphans = self.nr_orphans.load(Ordering::Relaxed);
-        PoolUsage { frames, free, reserved, used: frames.saturating_sub(free + reserved), orphans }
+        let used = frames.saturating_sub(free + reserved);
+        // The pool adds what it knows of the host.
+        PoolUsage { frames, free, reserved, used, orphans, ..PoolUsage::default() }
     }
 
     pub(super) fn set_written(&self, first: FrameNo, frames: u64) -> bool {

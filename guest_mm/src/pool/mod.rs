@@ -21,8 +21,10 @@ mod frame;
 pub(crate) mod host_range;
 mod ledger;
 mod pins;
+mod to_host;
 
 use crate::addr::{BlockNo, FrameNo, PageSize};
+use crate::sync::{AtomicU64, Ordering};
 
 #[cfg(not(loom))]
 pub use backing::{BackingChoice, BackingError, BackingKind};
@@ -33,6 +35,7 @@ use ledger::Ledger;
 pub(crate) use ledger::Reservation;
 pub use ledger::{Exhausted, PoolUsage};
 pub(crate) use pins::Dirty;
+pub(crate) use to_host::ToHost;
 
 /// The pool. Shared by all guests of a process.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub struct Pool {
     #[cfg(not(loom))]
     backing: backing::Backing,
     ledger: Ledger,
+    /// Bytes that went back to the host. A statistic.
+    returned_bytes: AtomicU64,
 }
 
 #[cfg(not(loom))]
@@ -68,7 +73,7 @@ impl Pool {
                 remedy: backing.kind.remedy(),
             })?;
         let ledger = Ledger::new(bytes / crate::geometry::FRAME_BYTES);
-        Ok(Pool { memory, backing, ledger })
+        Ok(Pool { memory, backing, ledger, returned_bytes: AtomicU64::new(0) })
     }
 
     /// What the memory lies on.
@@ -101,7 +106,8 @@ impl Pool {
 impl Pool {
     /// A pool of `frames` that hold a word each.
     pub(crate) fn model(frames: u64) -> Pool {
-        Pool { memory: DirectMap::new(frames), ledger: Ledger::new(frames) }
+        let (memory, ledger) = (DirectMap::new(frames), Ledger::new(frames));
+        Pool { memory, ledger, returned_bytes: AtomicU64::new(0) }
     }
 
     /// The smallest page that a window on it can hold.
@@ -118,7 +124,8 @@ impl Pool {
 
     /// How many frames are what. The parts may be a moment apart.
     pub fn usage(&self) -> PoolUsage {
-        self.ledger.usage()
+        let returned_bytes = self.returned_bytes.load(Ordering::Relaxed);
+        PoolUsage { host_bytes: self.host_bytes(), returned_bytes, ..self.ledger.usage() }
     }
 
     /// The state of one frame.
@@ -168,8 +175,12 @@ impl Pool {
     /// A whole run of `size`, in use from now on, its bytes zero; none when no run is whole.
     pub(crate) fn alloc_run_zeroed(&self, size: PageSize, hint: FrameNo) -> Option<FrameNo> {
         let first = self.ledger.alloc_run(size, hint)?;
-        self.clear(first, size.frames());
-        Some(first)
+        if self.is_backed(first, size.frames()) {
+            self.clear(first, size.frames());
+            return Some(first);
+        }
+        self.ledger.release(first, size.frames());
+        None
     }
 
     /// A whole block, in use from now on, its bytes whatever they were: the caller writes all of them.

@@ -28,7 +28,7 @@ use crate::share::{MergeError, drop_zeroes, merge};
 use crate::space::{AddressSpace, Over, Sharing};
 use crate::split::split;
 use crate::sync::Arc;
-use crate::unmap::{unmap, unmap_all};
+use crate::unmap::{GiveBackError, give_back, take_back, unmap, unmap_all};
 
 /// Pages of the image: a block, and half of one.
 const IMAGE: u64 = 768;
@@ -56,6 +56,8 @@ enum Op {
     Place(Who, Gfn, u64),
     Miss(Who, Gfn),
     Unmap(Who, GfnRange),
+    GiveBack(Who, GfnRange),
+    TakeBack(Who, GfnRange),
     Split(Who, Gfn),
     Collapse(Who, CollapsePolicy),
     Fail(Who, u32),
@@ -75,10 +77,12 @@ fn op() -> impl Strategy<Value = Op> {
     let who = || 0..2usize;
     let value = || prop_oneof![3 => 0..3u64, 1 => any::<u64>()];
     let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
-    let range = (gfn(), prop_oneof![Just(1u64), Just(512), 1..3u64]).prop_map(|(start, frames)| {
-        let end = if start.as_u64() < IMAGE { IMAGE } else { END };
-        GfnRange::new(start, frames.min(end - start.as_u64())).unwrap()
-    });
+    let range = || {
+        (gfn(), prop_oneof![Just(1u64), Just(512), 1..3u64]).prop_map(|(start, frames)| {
+            let end = if start.as_u64() < IMAGE { IMAGE } else { END };
+            GfnRange::new(start, frames.min(end - start.as_u64())).unwrap()
+        })
+    };
     let holes = prop_oneof![Just(0u32), Just(511)];
     let policy = holes.prop_map(|max_holes| CollapsePolicy { max_holes, ..Default::default() });
     prop_oneof![
@@ -92,7 +96,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (who(), gfn()).prop_map(|(who, at)| Op::DropZeroes(who, at)),
         3 => (who(), gfn(), value()).prop_map(|(who, at, value)| Op::Place(who, at, value)),
         1 => (who(), gfn()).prop_map(|(who, at)| Op::Miss(who, at)),
-        2 => (who(), range).prop_map(|(who, range)| Op::Unmap(who, range)),
+        2 => (who(), range()).prop_map(|(who, range)| Op::Unmap(who, range)),
+        2 => (who(), range()).prop_map(|(who, range)| Op::GiveBack(who, range)),
+        1 => (who(), range()).prop_map(|(who, range)| Op::TakeBack(who, range)),
         1 => (who(), gfn()).prop_map(|(who, at)| Op::Split(who, at)),
         3 => (who(), policy).prop_map(|(who, policy)| Op::Collapse(who, policy)),
         1 => (who(), 0..4u32).prop_map(|(who, calls)| Op::Fail(who, calls)),
@@ -215,6 +221,32 @@ impl World<'_> {
                 let pins = self.pins.iter_mut();
                 pins.filter(|pin| pin.who == who && range.contains(pin.gfn))
                     .for_each(|pin| pin.attached = false);
+            }
+            Op::GiveBack(who, range) => {
+                match give_back(&self.guests[who].space, range) {
+                    Ok(_) => {}
+                    Err(GiveBackError::Mirror(_)) => return false,
+                    Err(error) => panic!("{error}"),
+                }
+                // Zeroes, over the image too.
+                self.words[who].extend(range.iter().map(|gfn| (gfn, Some(0))));
+                let pins = self.pins.iter_mut();
+                pins.filter(|pin| pin.who == who && range.contains(pin.gfn))
+                    .for_each(|pin| pin.attached = false);
+            }
+            Op::TakeBack(who, range) => {
+                let space = &self.guests[who].space;
+                let is_returned = |&gfn: &Gfn| {
+                    let entry = space.table.walk(&space.table.enter(), gfn).entry;
+                    entry == Entry::Marker(Marker::Returned)
+                };
+                let returned: Vec<Gfn> = range.iter().filter(is_returned).collect();
+                match take_back(space, range) {
+                    Ok(taken) => assert_eq!(taken, returned.len() as u64),
+                    Err(_) => return false,
+                }
+                // As nobody has ever touched them.
+                returned.iter().for_each(|gfn| drop(self.words[who].remove(gfn)));
             }
             Op::Split(who, gfn) => {
                 let page = GfnRange::new(gfn, 1).unwrap();

@@ -16,6 +16,8 @@ pub(super) enum Op {
     Touch(Gfn, Access),
     Populate(GfnRange),
     Unmap(GfnRange),
+    GiveBack(GfnRange),
+    TakeBack(GfnRange),
     Protect(GfnRange, Prot),
     Split(GfnRange),
     Mark(GfnRange, Marker),
@@ -89,12 +91,14 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 fn op() -> impl Strategy<Value = Op> {
     let prot = (0..4usize).prop_map(|p| Prot::ALL[p]);
-    let marker = (0..3usize).prop_map(|m| Marker::ALL[m]);
+    let marker = (0..Marker::ALL.len()).prop_map(|m| Marker::ALL[m]);
     let index = || any::<Index>();
     prop_oneof![
         6 => (gfn(), access()).prop_map(|(at, access)| Op::Touch(Gfn::new(at), access)),
         3 => range().prop_map(Op::Populate),
         3 => range().prop_map(Op::Unmap),
+        3 => range().prop_map(Op::GiveBack),
+        2 => range().prop_map(Op::TakeBack),
         2 => (range(), prot).prop_map(|(range, prot)| Op::Protect(range, prot)),
         2 => range().prop_map(Op::Split),
         1 => (range(), marker).prop_map(|(range, marker)| Op::Mark(range, marker)),

@@ -69,6 +69,26 @@ impl Oracle {
         }
     }
 
+    /// The guest gives `range` back; how many pages of it were not before.
+    pub(super) fn give_back(&mut self, range: GfnRange) -> u64 {
+        let kept = [Marker::Guard, Marker::Poison, Marker::Returned];
+        let given =
+            range.iter().filter(|&gfn| !self.marker(gfn).is_some_and(|m| kept.contains(&m)));
+        let given: Vec<Gfn> = given.collect();
+        given.iter().for_each(|&gfn| {
+            self.guest.insert(gfn, Mapping::Marked(Marker::Returned));
+        });
+        given.len() as u64
+    }
+
+    /// The guest takes `range` back; how many pages of it had been given back.
+    pub(super) fn take_back(&mut self, range: GfnRange) -> u64 {
+        let before = self.guest.len();
+        let returned = Mapping::Marked(Marker::Returned);
+        self.guest.retain(|&gfn, mapping| !(range.contains(gfn) && *mapping == returned));
+        (before - self.guest.len()) as u64
+    }
+
     /// The guest's pages in `range`.
     pub(super) fn mapped_in(&self, range: GfnRange) -> Vec<(Gfn, PageId, Prot)> {
         let all = self.guest.range(range.start()..range.end());

@@ -9,7 +9,7 @@ use crate::audit::{audit, leaked};
 use crate::collapse::{CollapsePolicy, Copying, Skip, collapse};
 use crate::copy;
 use crate::dirty;
-use crate::entry::Entry;
+use crate::entry::{Entry, Marker};
 use crate::fault::{FaultError, fault, populate};
 use crate::geometry::Level;
 use crate::mark::mark;
@@ -20,7 +20,7 @@ use crate::protect::protect;
 use crate::protocol::Sound;
 use crate::space::AddressSpace;
 use crate::split::split;
-use crate::unmap::unmap;
+use crate::unmap::{GiveBackError, TakeBackError, give_back, take_back, unmap};
 
 use super::ops::Op;
 use super::oracle::{Held, HeldPage, Mapping, Oracle, pin_counts};
@@ -52,6 +52,16 @@ impl<'s> World<'s> {
                 }
                 self.oracle.guest.retain(|&gfn, _| !range.contains(gfn));
             }
+            Op::GiveBack(range) => match give_back(self.space, range) {
+                Ok(given) => assert_eq!(given.pages, self.oracle.give_back(range)),
+                Err(GiveBackError::Mirror(_)) => return false,
+                Err(error) => panic!("{error}"),
+            },
+            Op::TakeBack(range) => match take_back(self.space, range) {
+                Ok(taken) => assert_eq!(taken, self.oracle.take_back(range)),
+                Err(TakeBackError::Mirror(_)) => return false,
+                Err(error) => panic!("{error}"),
+            },
             Op::Protect(range, prot) => {
                 if protect(self.space, range, prot).is_err() {
                     return false;
@@ -93,8 +103,16 @@ impl<'s> World<'s> {
     /// What the guest's access does, and what it finds.
     fn touch(&mut self, gfn: Gfn, access: Access) {
         match fault(self.space, gfn.gpa(), access) {
-            Ok(_) => assert_eq!(self.oracle.marker(gfn), None, "served, though it is marked"),
-            Err(error) => return self.refused(&error),
+            Ok(_) => {
+                let marker = self.oracle.marker(gfn).filter(|&marker| marker != Marker::Returned);
+                assert_eq!(marker, None, "served, though it is marked");
+                self.used(GfnRange::entry(gfn, Level::PT));
+            }
+            Err(error) => {
+                // It may be there, and not in the window.
+                self.used(GfnRange::entry(gfn, Level::PT));
+                return self.refused(&error);
+            }
         }
         self.adopt();
         let (page, prot) = self.oracle.mapped(gfn).expect("a page that was served is mapped");
@@ -116,6 +134,16 @@ impl<'s> World<'s> {
                 assert!(self.oracle.mapped(gpa.gfn()).is_some_and(|(_, prot)| !prot.writable()));
             }
             ref error => assert!(is_excusable(error), "{error:?}"),
+        }
+    }
+
+    /// Somebody has used pages of `range`: those that had been given back and are mapped now are fresh ones.
+    fn used(&mut self, range: GfnRange) {
+        for gfn in range.iter() {
+            let returned = self.oracle.marker(gfn) == Some(Marker::Returned);
+            if returned && self.frame(gfn).is_some() {
+                self.oracle.guest.remove(&gfn);
+            }
         }
     }
 
@@ -142,6 +170,7 @@ impl<'s> World<'s> {
                 policy.copying == Copying::Allowed && pin_counts(&self.pins).contains_key(&frame)
             }
             Skip::Marked { gfn, marker } => self.oracle.marker(gfn) == Some(marker),
+            Skip::Returned { gfn } => self.oracle.marker(gfn) == Some(Marker::Returned),
             Skip::Holes { absent } => {
                 let reduced = pages.iter().any(|&(_, _, prot)| prot != Prot::RAM);
                 let too_many = absent > policy.max_holes || reduced;
@@ -161,7 +190,10 @@ impl<'s> World<'s> {
 
     /// A device pins `range`, or is refused it.
     fn pin(&mut self, range: GpaRange, access: Access) {
-        let pinned = match pin(self.space, range, access, None) {
+        let pinned = pin(self.space, range, access, None);
+        // Pages before one that was refused were faulted in.
+        self.used(range.frames());
+        let pinned = match pinned {
             Ok(pinned) => pinned,
             Err(PinError::Fault(error)) => return self.refused(&error),
             Err(error) => panic!("{error}"),

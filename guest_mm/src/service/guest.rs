@@ -26,7 +26,7 @@ use crate::space::AddressSpace;
 use crate::split::{self, SplitError};
 use crate::stats::Stats;
 use crate::sync::Arc;
-use crate::unmap::{self, UnmapError};
+use crate::unmap::{self, GiveBackError, GivenBack, TakeBackError, UnmapError};
 
 use super::{Pinner, WriteError};
 
@@ -163,13 +163,36 @@ impl<P: Protocol> Guest<P> {
         &self.space
     }
 
-    /// Takes `range` away; its next touch reads zeroes. How many frames it had: they are back in the pool, but
+    /// Takes `range` away; its next touch reads zeroes, or the image that it lies over. How many frames it had: they are back in the pool, but
     /// for those that a device has pinned, which follow when it lets go.
     ///
     /// # Errors
     /// [`UnmapError`].
     pub fn unmap(&self, range: GfnRange) -> Result<u64, UnmapError> {
         unmap::unmap(&self.space, range)
+    }
+
+    /// The guest does not need `range`: its pages leave the table and the pool, and what nobody else uses goes back to the host.
+    /// A touch of the guest's, a pin, or a page that is placed there fills them again, one page at a time, with zeroes, also
+    /// over an image. Nobody else does, a collapse least of all. Guard and poisoned pages stay what they are; what was
+    /// to come from elsewhere is not waited for.
+    ///
+    /// What a device has pinned is free when it lets go. The memory for it stays with the pool.
+    ///
+    /// # Errors
+    /// [`GiveBackError`]. A range that is refused for what it is has not changed; blocks before one that failed are given
+    /// back.
+    pub fn give_back(&self, range: GfnRange) -> Result<GivenBack, GiveBackError> {
+        unmap::give_back(&self.space, range)
+    }
+
+    /// The guest wants `range` again: what is still as it was given back is untouched from now on, as after
+    /// [`Guest::unmap`]. How many pages that were. Nothing is filled.
+    ///
+    /// # Errors
+    /// [`TakeBackError`].
+    pub fn take_back(&self, range: GfnRange) -> Result<u64, TakeBackError> {
+        unmap::take_back(&self.space, range)
     }
 
     /// Gives what is mapped in `range` other rights.

@@ -2,7 +2,7 @@
 //! replaced by a leaf. Steps are those of `lock-vs-detach` ([`super::cursor`]).
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::entry::{Entry, Leaf, NodeNo, Source};
+use crate::entry::{Entry, Leaf, Marker, NodeNo, Source};
 use crate::geometry::{FANOUT, Level};
 use crate::mirror::Run;
 use crate::pool::Reservation;
@@ -47,8 +47,8 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             Entry::Marker(marker) => {
                 self.state.markers -= 1;
                 child.state.markers = FANOUT as u32;
-                resident.marker_gone(marker);
-                resident.markers_made(marker, FANOUT as u64);
+                resident.markers_gone(self.level(), marker, 1);
+                resident.markers_made(below, marker, FANOUT as u64);
             }
             _ => panic!("guest frame {gfn} is not mapped or marked huge: {entry:?}"),
         }
@@ -94,6 +94,28 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.unhook(gfn, below, &mut ended);
         let range = GfnRange::entry(gfn, self.level());
         Some((Zap::unmapped(range, FrameRuns::default()), ended))
+    }
+
+    /// Puts one marker in the place of the table below `gfn`, if there is one and each of its entries is `marker`. Both say
+    /// the same, and neither is in the window: nothing is owed.
+    pub(crate) fn fold(&mut self, gfn: Gfn, marker: Marker) -> Option<Ended> {
+        let Entry::Table(child) = self.entry(gfn) else { return None };
+        // D1. The look and the folding are one step under the child's lock.
+        let mut below = self.child(child);
+        if !below.is_all(marker) {
+            return None;
+        }
+        // D2. The marker first: a walker finds the page marked either way.
+        self.publish(gfn, Entry::Marker(marker));
+        self.state.markers += 1;
+        for inner in below.entries_in(below.range()) {
+            below.publish(inner, Entry::Absent);
+        }
+        (below.state.live, below.state.markers) = (0, 0);
+        let resident = &self.table.resident;
+        resident.markers_gone(below.level(), marker, FANOUT as u64);
+        resident.markers_made(self.level(), marker, 1);
+        Some(below.end())
     }
 
     fn detach_child(&mut self, gfn: Gfn, child: NodeNo, frames: &mut FrameRuns, ended: &mut Ended) {

@@ -189,7 +189,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             Entry::Absent => self.state.live += 1,
             Entry::Marker(marker) => {
                 self.state.markers -= 1;
-                self.table.resident.marker_gone(marker);
+                self.table.resident.markers_gone(self.level(), marker, 1);
             }
             entry => panic!("guest frame {gfn} is mapped already: {entry:?}"),
         }
@@ -264,8 +264,23 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         self.state.live += 1;
         self.state.markers += 1;
         self.publish(gfn, Entry::Marker(marker));
-        self.table.resident.markers_made(marker, 1);
+        self.table.resident.markers_made(self.level(), marker, 1);
         true
+    }
+
+    /// Takes the marker at `gfn` away, if it is this one: absent then. Neither is in the window, so nothing is owed.
+    pub(crate) fn unmark(&mut self, gfn: Gfn, marker: Marker) -> bool {
+        let marked = self.entry(gfn) == Entry::Marker(marker);
+        if marked {
+            self.clear(gfn, &mut FrameRuns::default());
+        }
+        marked
+    }
+
+    /// Whether every entry of the table is `marker`.
+    pub(crate) fn is_all(&self, marker: Marker) -> bool {
+        self.state.markers == FANOUT as u32
+            && self.entries_in(self.range()).all(|gfn| self.entry(gfn) == Entry::Marker(marker))
     }
 
     /// Clears every leaf and marker of `range` in this table. Tables below stay.
@@ -275,6 +290,31 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             self.clear(gfn, &mut frames);
         }
         Zap::unmapped(range, frames)
+    }
+
+    /// Marks every entry of `range` in this table returned but for guard and poisoned pages, and for tables; how many are
+    /// that were not. A walker finds the leaf or the marker.
+    pub(crate) fn give_back(&mut self, range: GfnRange) -> (Zap<'_>, u64) {
+        let (mut frames, mut entries) = (FrameRuns::default(), 0);
+        for gfn in self.entries_in(range) {
+            match self.entry(gfn) {
+                Entry::Absent => self.state.live += 1,
+                Entry::Leaf(leaf) => {
+                    frames.push_leaf(leaf, self.level().entry_frames());
+                    self.table.resident.leaves_gone(self.level(), leaf.source, 1);
+                }
+                Entry::Marker(Marker::Missing) => {
+                    self.state.markers -= 1;
+                    self.table.resident.markers_gone(self.level(), Marker::Missing, 1);
+                }
+                Entry::Marker(_) | Entry::Table(_) | Entry::Frozen(_) => continue,
+            }
+            self.publish(gfn, Entry::Marker(Marker::Returned));
+            self.state.markers += 1;
+            entries += 1;
+        }
+        self.table.resident.markers_made(self.level(), Marker::Returned, entries);
+        (Zap::unmapped(range, frames), entries)
     }
 
     /// Gives every leaf of `range` in this table the rights `prot`, or what is left of them where others use the frame
@@ -312,7 +352,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             }
             Entry::Marker(marker) => {
                 self.state.markers -= 1;
-                self.table.resident.marker_gone(marker);
+                self.table.resident.markers_gone(self.level(), marker, 1);
             }
         }
         self.publish(gfn, Entry::Absent);

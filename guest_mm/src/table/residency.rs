@@ -15,8 +15,10 @@ pub struct Residency {
     pub image: [u64; 3],
     /// Tables by level, page tables first; the root is the last.
     pub tables: [u64; 4],
-    /// Entries that are markers, by kind: missing, guard, poison.
-    pub markers: [u64; 3],
+    /// Entries that are markers, by kind: missing, guard, poison, returned.
+    pub markers: [u64; 4],
+    /// Pages that are marked returned: one marker may stand for a block.
+    pub returned: u64,
 }
 
 impl Residency {
@@ -41,7 +43,8 @@ pub(super) struct Resident {
     leaves: [AtomicU64; 3],
     image: [AtomicU64; 3],
     tables: [AtomicU64; 4],
-    markers: [AtomicU64; 3],
+    markers: [AtomicU64; 4],
+    returned: AtomicU64,
 }
 
 // Statistics: nothing is ordered by them. A counter that is read while its table's lock is held, or at
@@ -73,12 +76,18 @@ impl Resident {
         self.tables[level.number() as usize - 1].fetch_sub(1, ORDER);
     }
 
-    pub(super) fn markers_made(&self, marker: Marker, count: u64) {
+    pub(super) fn markers_made(&self, level: Level, marker: Marker, count: u64) {
         self.markers[marker.index()].fetch_add(count, ORDER);
+        if marker == Marker::Returned {
+            self.returned.fetch_add(count * level.entry_frames(), ORDER);
+        }
     }
 
-    pub(super) fn marker_gone(&self, marker: Marker) {
-        self.markers[marker.index()].fetch_sub(1, ORDER);
+    pub(super) fn markers_gone(&self, level: Level, marker: Marker, count: u64) {
+        self.markers[marker.index()].fetch_sub(count, ORDER);
+        if marker == Marker::Returned {
+            self.returned.fetch_sub(count * level.entry_frames(), ORDER);
+        }
     }
 
     pub(super) fn snapshot(&self) -> Residency {
@@ -88,6 +97,7 @@ impl Resident {
             image: self.image.each_ref().map(load),
             tables: self.tables.each_ref().map(load),
             markers: self.markers.each_ref().map(load),
+            returned: load(&self.returned),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use crate::addr::{FrameNo, GfnRange};
 use crate::entry::{Leaf, Source};
 use crate::mirror::{Mirror, MirrorError, Run};
-use crate::pool::Pool;
+use crate::pool::{Pool, ToHost};
 use crate::prot::Prot;
 
 /// A leaf that the table has and the window does not. Dropping it is legal, and costs the guest a fault.
@@ -134,7 +134,7 @@ impl Drop for Zap<'_> {
 
 /// Frames that no table and no window leads to any more.
 #[must_use = "frames that nobody can reach are lost until they are released"]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Unreachable(FrameRuns);
 
 impl Unreachable {
@@ -142,6 +142,25 @@ impl Unreachable {
     pub(super) fn with(mut self, frames: FrameRuns) -> Unreachable {
         self.0.0.extend(frames.0);
         self
+    }
+
+    /// Those of `other` too.
+    pub(crate) fn join(&mut self, other: Unreachable) {
+        other.0.0.into_iter().for_each(|(first, frames)| self.0.push(first, frames));
+    }
+
+    /// These too: no leaf ever led to them.
+    pub(crate) fn join_unused(&mut self, frames: Vec<FrameNo>) {
+        frames.into_iter().for_each(|frame| self.0.push(frame, 1));
+    }
+
+    /// Gives them back to the pool, and what nobody uses any more to the host: in as few calls as their order allows.
+    pub(crate) fn release_to_host(self, pool: &Pool) -> ToHost {
+        let mut runs = self.0.0;
+        runs.sort_unstable();
+        let mut joined = FrameRuns::default();
+        runs.into_iter().for_each(|(first, frames)| joined.push(first, frames));
+        joined.0.iter().map(|&(first, frames)| pool.release_to_host(first, frames)).sum()
     }
 
     /// Gives them back to the pool they came from; how many.

@@ -20,7 +20,7 @@ use vm_memory::{
 };
 
 use crate::addr::{GfnRange, Gpa, GpaRange};
-use crate::entry::Entry;
+use crate::entry::{Entry, Marker};
 use crate::fault::FaultError;
 use crate::geometry::{FRAME_BYTES, Level};
 use crate::pin::{PinError, slice};
@@ -83,7 +83,8 @@ impl<'g, P: Protocol> GuestView<'g, P> {
         None
     }
 
-    /// Whether nothing of `range`, which is RAM, forbids `access`. Absent pages do not: they are faulted in.
+    /// Whether nothing of `range`, which is RAM, forbids `access`. Absent pages, and those that were
+    /// given back, do not: they are faulted in.
     fn allows(&self, range: GfnRange, access: Access) -> bool {
         let mut gfn = range.start();
         while gfn < range.end() {
@@ -92,7 +93,7 @@ impl<'g, P: Protocol> GuestView<'g, P> {
             let end = range.end().min(cursor.range().end());
             while gfn < end {
                 match cursor.entry(gfn) {
-                    Entry::Absent => {}
+                    Entry::Absent | Entry::Marker(Marker::Returned) => {}
                     Entry::Leaf(leaf) if leaf.prot.allows(access) => {}
                     Entry::Leaf(_) | Entry::Marker(_) => return false,
                     // Looked at from its own table, which is below this one.

@@ -12,7 +12,7 @@ use tests::{require_userfaultfd, skip};
 use super::{MIB, add, range, service};
 
 /// A service on this many hugetlb pages, or none, said aloud, where the host has not set them aside.
-fn on_huge_pages(pages: u64) -> Option<GuestMm> {
+pub(super) fn on_huge_pages(pages: u64) -> Option<GuestMm> {
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     if free < pages {

@@ -17,6 +17,7 @@ mod dedup;
 mod image;
 mod limits;
 mod queue;
+mod returned;
 mod view;
 
 const MIB: u64 = 1 << 20;

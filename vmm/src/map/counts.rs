@@ -22,6 +22,8 @@ pub struct Counts {
     pub guard: u64,
     /// Marked poisoned.
     pub poison: u64,
+    /// Given back by the guest.
+    pub returned: u64,
     /// Small pages whose frame is not in its place in a block.
     pub scattered: u64,
     /// Pages that a device has pinned.
@@ -57,11 +59,13 @@ pub enum Kind {
     Guard,
     /// Pages that are lost.
     Poison,
+    /// Pages that the guest has given back.
+    Returned,
 }
 
 impl Kind {
     /// Every kind, in the order of the legends.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Small,
         Kind::Scattered,
         Kind::Shared,
@@ -71,6 +75,7 @@ impl Kind {
         Kind::Missing,
         Kind::Guard,
         Kind::Poison,
+        Kind::Returned,
         Kind::Untouched,
     ];
 
@@ -87,6 +92,7 @@ impl Kind {
             Kind::Missing => "missing",
             Kind::Guard => "guard",
             Kind::Poison => "poisoned",
+            Kind::Returned => "given back",
         }
     }
 }
@@ -99,8 +105,12 @@ impl Counts {
 
     /// Pages that nobody has touched.
     pub fn untouched(&self) -> u64 {
-        let known = self.resident() + self.missing + self.guard + self.poison;
-        self.pages.saturating_sub(known)
+        self.pages.saturating_sub(self.known())
+    }
+
+    /// Pages of which there is something to say.
+    pub fn known(&self) -> u64 {
+        self.resident() + self.missing + self.guard + self.poison + self.returned
     }
 
     /// Pages that have memory.
@@ -122,6 +132,7 @@ impl Counts {
             Kind::Missing => self.missing,
             Kind::Guard => self.guard,
             Kind::Poison => self.poison,
+            Kind::Returned => self.returned,
         }
     }
 
@@ -147,7 +158,8 @@ impl Counts {
         // Of equals the last one: small pages are the ones that somebody may want to change.
         let most = || most.into_iter().max_by_key(|&kind| self.of(kind));
         let resident = || most().filter(|_| self.resident() > 0);
-        worst.or_else(resident).or(Some(Kind::Untouched))
+        let unused = [Kind::Returned, Kind::Untouched].into_iter().find(|&kind| self.of(kind) > 0);
+        worst.or_else(resident).or(unused)
     }
 
     /// How full the pages are, from 1 to 4: a quarter or less, …, more than three quarters.
@@ -166,6 +178,7 @@ impl From<&BlockMap> for Counts {
             missing: block.missing.into(),
             guard: block.guard.into(),
             poison: block.poison.into(),
+            returned: block.returned.into(),
             scattered: block.scattered.into(),
             pinned: block.pinned.into(),
             shared: block.shared.into(),
@@ -188,6 +201,7 @@ impl std::ops::Add for Counts {
             missing: self.missing + other.missing,
             guard: self.guard + other.guard,
             poison: self.poison + other.poison,
+            returned: self.returned + other.returned,
             scattered: self.scattered + other.scattered,
             pinned: self.pinned + other.pinned,
             shared: self.shared + other.shared,
@@ -209,6 +223,7 @@ mod tests {
         missing: 0,
         guard: 0,
         poison: 0,
+        returned: 0,
         scattered: 0,
         pinned: 0,
         shared: 0,
@@ -230,6 +245,8 @@ mod tests {
             (Counts { small: 9, image: 5, shared: 3, ..BLOCK }, Some(Kind::Image)),
             (Counts { small: 1, huge: 511, ..BLOCK }, Some(Kind::Huge)),
             (Counts { giant: 512, ..BLOCK }, Some(Kind::Giant)),
+            (Counts { small: 1, returned: 511, ..BLOCK }, Some(Kind::Small)),
+            (Counts { returned: 1, ..BLOCK }, Some(Kind::Returned)),
             (Counts { small: 500, missing: 1, ..BLOCK }, Some(Kind::Missing)),
             (Counts { missing: 500, guard: 1, ..BLOCK }, Some(Kind::Guard)),
             (Counts { guard: 500, poison: 1, ..BLOCK }, Some(Kind::Poison)),
@@ -247,7 +264,8 @@ mod tests {
 
     #[test]
     fn the_kinds_cover_every_page_once() {
-        let small = Counts { small: 100, scattered: 30, missing: 5, guard: 1, ..BLOCK };
+        let small =
+            Counts { small: 100, scattered: 30, missing: 5, guard: 1, returned: 7, ..BLOCK };
         let shared = Counts { small: 100, scattered: 30, shared: 20, image: 50, ..BLOCK };
         let of_image = Counts { small: 100, huge: 200, image: 250, image_huge: 200, ..BLOCK };
         for counts in [small, shared, of_image] {

@@ -4,10 +4,10 @@
 //! {"slat": 1, "kind": "memory-map", "machine": "touch.toml", "state": "finished", "taken_unix": 1767225600,
 //!  "block_bytes": 2097152,
 //!  "totals": {"blocks": 1, "bytes": {"ram": 2097152, "resident": 1048576, "small": 1048576, "scattered": 0,
-//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "untouched": 1044480, "pinned": 0,
-//!             "shared": 0, "image": 0}},
+//!             "huge": 0, "giant": 0, "missing": 0, "guard": 4096, "poison": 0, "returned": 0, "untouched": 1044480,
+//!             "pinned": 0, "shared": 0, "image": 0}},
 //!  "blocks": [{"gpa": 0, "pages": 512, "small": 256, "huge": 0, "giant": 0, "missing": 0, "guard": 1, "poison": 0,
-//!              "scattered": 0, "pinned": 0, "shared": 0, "image": 0}]}
+//!              "returned": 0, "scattered": 0, "pinned": 0, "shared": 0, "image": 0}]}
 //! ```
 //!
 //! `blocks` count 4 KiB pages. `totals` follow from them and are not read back. `configs/README.md` has the reference.
@@ -66,8 +66,8 @@ pub struct Totals {
     pub bytes: KindBytes,
 }
 
-/// Bytes by kind: `ram` is the sum of `resident`, `missing`, `guard`, `poison` and `untouched`, and `resident` that of
-/// `small`, `huge` and `giant`; `scattered` and `shared` are among the `small`, `image` among the `small` and the `huge`, `pinned`
+/// Bytes by kind: `ram` is the sum of `resident`, `missing`, `guard`, `poison`, `returned` and `untouched`, and `resident` that
+/// of `small`, `huge` and `giant`; `scattered` and `shared` are among the `small`, `image` among the `small` and the `huge`, `pinned`
 /// among the `resident`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "as in `BlockMap`")]
@@ -81,6 +81,7 @@ pub struct KindBytes {
     pub missing: u64,
     pub guard: u64,
     pub poison: u64,
+    pub returned: u64,
     pub untouched: u64,
     pub pinned: u64,
     pub shared: u64,
@@ -223,6 +224,7 @@ impl Totals {
             missing: counts.bytes_of(Kind::Missing),
             guard: counts.bytes_of(Kind::Guard),
             poison: counts.bytes_of(Kind::Poison),
+            returned: counts.bytes_of(Kind::Returned),
             untouched: counts.bytes_of(Kind::Untouched),
             pinned: counts.pinned * PAGE,
             shared: counts.bytes_of(Kind::Shared),
@@ -259,11 +261,10 @@ fn check(blocks: &[BlockMap]) -> Result<(), MapError> {
         }
         next = gpa + BLOCK;
         let counts = Counts::from(block);
-        let known = counts.resident() + counts.missing + counts.guard + counts.poison;
         if counts.pages == 0 || counts.pages > BLOCK / PAGE {
             return bad("does not have 1 to 512 pages");
         }
-        if known > counts.pages {
+        if counts.known() > counts.pages {
             return bad("has more pages of all kinds than it has pages");
         }
         if counts.scattered > counts.small {
@@ -329,7 +330,8 @@ mod tests {
     fn totals_are_sums_in_bytes() {
         let bytes = samples::mixed().totals.bytes;
         assert_eq!(bytes.resident, bytes.small + bytes.huge + bytes.giant);
-        let all = bytes.resident + bytes.missing + bytes.guard + bytes.poison + bytes.untouched;
+        let all = bytes.resident + bytes.missing + bytes.guard + bytes.poison;
+        let all = all + bytes.returned + bytes.untouched;
         assert_eq!(bytes.ram, all);
         assert_eq!(bytes.guard, 4096);
     }

@@ -44,6 +44,9 @@ pub(super) fn mixed() -> Document {
     }
     all[1300].guard = 1;
     all[1310].poison = 2;
+    for block in &mut all[1320..1340] {
+        block.returned = 512;
+    }
     for (index, block) in all[1536..2100].iter_mut().enumerate() {
         block.small = (index as u32 * 37) % 513;
     }

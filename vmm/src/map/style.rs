@@ -25,6 +25,7 @@ pub(super) fn colour(kind: Kind, fill: usize) -> &'static str {
         Kind::Missing => "#cc79a7",
         Kind::Guard => "#56b4e9",
         Kind::Poison => "#b3001b",
+        Kind::Returned => "#c3cad1",
     }
 }
 

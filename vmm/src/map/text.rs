@@ -57,6 +57,7 @@ impl Style {
             Kind::Missing => 'm',
             Kind::Guard => 'g',
             Kind::Poison => 'x',
+            Kind::Returned => '-',
         }
     }
 
@@ -87,6 +88,7 @@ fn ansi(kind: Kind) -> &'static str {
         Kind::Missing => "35",
         Kind::Guard => "1;36",
         Kind::Poison => "1;31",
+        Kind::Returned => "37",
     }
 }
 

@@ -5,6 +5,7 @@ mod files;
 mod oracle;
 mod pins;
 mod promotion;
+mod returned;
 mod touches;
 
 use std::fs::File;

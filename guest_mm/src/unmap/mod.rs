@@ -1,4 +1,9 @@
-//! Taking memory away from the guest: the pages go back to the pool, their next touch reads zeroes.
+//! Taking memory away from the guest: the pages go back to the pool, their next touch reads zeroes, or the image that they
+//! lie over.
+
+mod give_back;
+#[cfg(all(test, loom))]
+mod model;
 
 use crate::addr::GfnRange;
 use crate::entry::Entry;
@@ -8,6 +13,9 @@ use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, CutsPage};
 use crate::table::OutOfTables;
 use crate::table::cursor::Ended;
+
+pub use give_back::{GiveBackError, GivenBack, TakeBackError};
+pub(crate) use give_back::{give_back, take_back};
 
 /// Why memory could not be taken away.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -105,7 +113,7 @@ fn unmap_in_block<P: Protocol>(
 }
 
 /// Frees the page table of `part` if it is still empty, and its block's unused frames with it.
-fn prune<P: Protocol>(space: &AddressSpace<P>, part: GfnRange) -> Result<(), UnmapError> {
+fn prune<P: Protocol>(space: &AddressSpace<P>, part: GfnRange) -> Result<(), MirrorError> {
     let mut parent = space.table.cursor_on(part.start(), Level::PD);
     let Some((zap, ended)) = parent.detach_empty(part.start()) else { return Ok(()) };
     let nothing = zap.flush(&*space.mirror)?;
