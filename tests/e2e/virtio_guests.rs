@@ -197,6 +197,22 @@ fn a_missing_device_is_named() {
     assert_ended(&output, 1, &says);
 }
 
+/// The driver has a size of its own for a queue. A device that offers less is refused with that.
+#[test]
+fn a_queue_that_is_too_short_for_the_driver_is_named() {
+    if !require_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "disk.img", 1);
+    let text = format!(
+        "[disk.it]\nfile = \"{}\"\nqueue_size = 8\n[boot]\nguest = \"blk\"\n",
+        path.display()
+    );
+    let (output, _) = run(&scratch.write("blk.toml", text), &[]);
+    assert_ended(&output, 1, &["blk: setting the device up, with 16 descriptors a queue: Invalid"]);
+}
+
 /// A value that a guest cannot use is its verdict 2, in a sentence.
 #[test]
 fn values_that_make_no_sense_are_refused() {
