@@ -170,7 +170,7 @@ impl<D: Dma> Net<D> {
 
     /// As [`Net::watch`], during a burst.
     fn watch_in(&mut self, pair: u16, io: &Io<'_, '_, D>) -> Result<(), Broken> {
-        self.watch(pair, io.watch).map_err(unwatched)
+        self.watch(pair, io.watch).map_err(|error| unwatched(&error))
     }
 
     /// Frames that nobody was there for are not for this driver, and may be as it cannot take them.
@@ -187,7 +187,7 @@ impl<D: Dma> Net<D> {
     }
 }
 
-fn unwatched(error: io::Error) -> Broken {
+fn unwatched(error: &io::Error) -> Broken {
     Broken::Host(format!("the interface's events cannot be watched: {error}"))
 }
 
@@ -232,7 +232,7 @@ impl<D: Dma> Model<D> for Net<D> {
             self.discard_stale()?;
         }
         (self.running, self.paused) = (true, false);
-        self.watch_all(io.watch).map_err(unwatched)
+        self.watch_all(io.watch).map_err(|error| unwatched(&error))
     }
 
     fn kicked(&mut self, queue: u16, io: &mut Io<'_, '_, D>) -> Result<Progress, Broken> {
