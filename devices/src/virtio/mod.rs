@@ -1,7 +1,7 @@
 //! virtio devices (OASIS virtio 1.2).
 //!
 //! ```text
-//! F3   blk                                          the models, the same files in each:
+//! F3   blk  net                                     the models, the same files in each:
 //!                                                     mod.rs      the model        wire.rs   what the driver sees
 //!                                                     host.rs     the host's side  state.rs  what is saved
 //!                                                     tests.rs
@@ -17,6 +17,7 @@ pub mod driver;
 pub mod interrupt;
 pub mod mmio;
 pub mod model;
+pub mod net;
 pub mod queue;
 pub mod rate;
 pub mod state;

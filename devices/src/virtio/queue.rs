@@ -84,6 +84,9 @@ impl Chain {
 pub struct Queue {
     index: u16,
     ring: Ring,
+    /// Chains used since the driver was last asked whether it wants to hear of them. A reset leaves it: too many means an
+    /// interrupt too many.
+    used: u16,
 }
 
 impl Queue {
@@ -93,7 +96,7 @@ impl Queue {
     /// If `max_size` is no power of two up to 32768: it is written in a model.
     pub fn new(index: u16, max_size: u16) -> Queue {
         let ring = Ring::new(max_size).expect("a model's queues have sizes that virtio allows");
-        Queue { index, ring }
+        Queue { index, ring, used: 0 }
     }
 
     /// Which of its device's.
@@ -219,7 +222,37 @@ impl Queue {
         head: u16,
         written: u32,
     ) -> Result<(), Broken> {
+        self.used = self.used.wrapping_add(1);
         self.ring.add_used(memory, head, written).map_err(|error| broken(self.index, &error))
+    }
+
+    /// Tells the driver that all of `used`, heads and bytes written, are done: whoever sees the first sees the others.
+    ///
+    /// # Errors
+    /// The ring cannot be written, or has fewer entries than `used`.
+    pub fn add_used_together<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        used: &[(u16, u32)],
+    ) -> Result<(), Broken> {
+        let Some((&(head, written), others)) = used.split_last() else { return Ok(()) };
+        let (first, size) = (self.ring.next_used(), self.ring.size());
+        if used.len() > size.into() || others.iter().any(|&(head, _)| head >= size) {
+            return Err(self.broken(&QueueError::InvalidDescriptorIndex));
+        }
+        // Elements behind the ring's index are the device's own; the last one moves the index over all of them.
+        let mut place = first;
+        for &(head, written) in others {
+            let element = u64::from(head) | u64::from(written) << 32;
+            let offset = 4 + 8 * u64::from(place % size);
+            let at = GuestAddress(self.ring.used_ring().wrapping_add(offset));
+            let put = memory.write_obj(element.to_le(), at);
+            put.map_err(|error| self.broken(&QueueError::GuestMemory(error)))?;
+            place = place.wrapping_add(1);
+        }
+        self.ring.set_next_used(place);
+        self.used = self.used.wrapping_add(others.len() as u16);
+        self.add_used(memory, head, written)
     }
 
     /// Asks the driver not to kick.
@@ -243,10 +276,18 @@ impl Queue {
     /// # Errors
     /// The ring cannot be read.
     pub fn wants_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+        let queue = self.index;
         let wanted = self.ring.needs_notification(memory);
-        let wanted = wanted.map_err(|error| broken(self.index, &error))?;
+        let wanted = wanted.map_err(|error| broken(queue, &error))?;
+        let used = std::mem::take(&mut self.used);
         if self.ring.event_idx_enabled() {
-            return Ok(wanted);
+            // 2.7.10: `used_event` lies behind the available ring. `virtio-queue` knows of single chains only.
+            let behind = 4 + 2 * u64::from(self.ring.size());
+            let at = GuestAddress(self.ring.avail_ring().wrapping_add(behind));
+            let event = memory.load::<u16>(at, Ordering::Relaxed);
+            let event = event.map_err(|error| broken(queue, &QueueError::GuestMemory(error)))?;
+            let since = self.ring.next_used().wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(wanted || since < used);
         }
         // virtio 1.2, 2.7.7.1. `virtio-queue` leaves the flag to its users, behind its full fence.
         let flags = memory.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
