@@ -150,10 +150,21 @@ impl Queue {
         chain.readable.clear();
         chain.writable.clear();
         let queue = self.index;
-        let mut heads = self.ring.iter(memory).map_err(|error| broken(queue, &error))?;
-        let Some(mut descriptors) = heads.next() else {
-            // Nothing is there, or the ring cannot be read.
-            return if self.is_empty(memory)? { Ok(false) } else { Err(self.unreadable()) };
+        // The iterator does not tell an empty ring from one that cannot be read. A chain that came since it looked is seen by
+        // a second one.
+        let mut looks = 0;
+        let mut descriptors = loop {
+            let mut heads = self.ring.iter(memory).map_err(|error| broken(queue, &error))?;
+            if let Some(descriptors) = heads.next() {
+                break descriptors;
+            }
+            if self.is_empty(memory)? {
+                return Ok(false);
+            }
+            looks += 1;
+            if looks == 2 {
+                return Err(self.unreadable());
+            }
         };
         chain.head = descriptors.head_index();
         let bad = |reason| Broken::Chain { queue, head: chain.head, reason };
@@ -258,4 +269,70 @@ fn broken(queue: u16, error: &QueueError) -> Broken {
         other => other.to_string(),
     };
     Broken::Ring { queue, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use vm_memory::guest_memory::GuestMemorySliceIterator;
+    use vm_memory::{GuestMemoryMmap, GuestMemoryResult, Permissions};
+
+    use super::super::driver::{Buffer, Rings, write_descriptor};
+    use super::*;
+
+    const RINGS: u64 = 0x1000;
+    const SIZE: u16 = 16;
+
+    /// Memory where the driver makes a chain available between the first look at the ring's index and the second.
+    struct Busy {
+        memory: GuestMemoryMmap,
+        index: GuestAddress,
+        looks: Cell<u32>,
+    }
+
+    impl GuestMemory for Busy {
+        type PhysicalMemory = GuestMemoryMmap;
+        type Bitmap = ();
+
+        fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+            GuestMemory::check_range(&self.memory, addr, count, access)
+        }
+
+        fn get_slices<'a>(
+            &'a self,
+            addr: GuestAddress,
+            count: usize,
+            access: Permissions,
+        ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
+            if addr == self.index {
+                self.looks.set(self.looks.get() + 1);
+                if self.looks.get() == 2 {
+                    self.memory.write_obj(1_u16.to_le(), self.index).unwrap();
+                }
+            }
+            GuestMemory::get_slices(&self.memory, addr, count, access)
+        }
+    }
+
+    /// The device took such a ring for one that cannot be read, and broke.
+    #[test]
+    fn a_chain_that_comes_while_the_ring_is_looked_at_is_taken() {
+        let rings = Rings::at(RINGS, SIZE);
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
+        write_descriptor(&memory, rings, 0, Buffer::readable(0x8000, 64), 0, 0);
+        let index = GuestAddress(rings.available + 2);
+        let memory = Busy { memory, index, looks: Cell::new(0) };
+        let mut queue = Queue::new(0, SIZE);
+        let ring = queue.ring_mut();
+        ring.set_size(SIZE);
+        ring.set_desc_table_address(Some(rings.descriptors as u32), None);
+        ring.set_avail_ring_address(Some(rings.available as u32), None);
+        ring.set_used_ring_address(Some(rings.used as u32), None);
+        ring.set_ready(true);
+        let mut chain = Chain::default();
+        assert!(queue.next(&memory, &mut chain).unwrap(), "the chain is there now");
+        assert_eq!(chain.readable, [Segment { addr: 0x8000, len: 64 }]);
+        assert!(!queue.next(&memory, &mut chain).unwrap());
+    }
 }
