@@ -1,7 +1,7 @@
 //! virtio devices (OASIS virtio 1.2).
 //!
 //! ```text
-//! F3   blk  console  rng                            the models, the same files in each:
+//! F3   blk  console  rng  vsock                     the models, the same files in each:
 //!                                                     mod.rs      the model        wire.rs   what the driver sees
 //!                                                     host.rs     the host's side  state.rs  what is saved
 //!                                                     tests.rs
@@ -25,4 +25,5 @@ pub mod rng;
 pub mod state;
 pub mod thread;
 pub mod timer;
+pub mod vsock;
 pub mod watch;
