@@ -11,7 +11,9 @@
 mod iovecs;
 mod pinning;
 mod plain;
+mod segments;
 mod standing;
+mod transfer;
 
 use std::fmt;
 
@@ -21,7 +23,9 @@ pub use guest_mm::prot::Access;
 pub use iovecs::Iovecs;
 pub use pinning::Pinning;
 pub use plain::{Plain, PlainHold, PlainView};
+pub use segments::{gather, part, scatter};
 pub use standing::{Standing, StandingHold, StandingView};
+pub use transfer::Transfer;
 
 /// A piece of guest memory that a driver named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
