@@ -35,4 +35,4 @@ pub use client::{AskError, ask};
 pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
 pub use request::{BadRequest, Command, LONGEST, VERSION, refusal};
 pub use server::{PATIENCE, Server};
-pub use socket::{BindError, Listener};
+pub use socket::{BindError, Listener, SocketFile};

@@ -289,6 +289,7 @@ impl Machine {
             signals,
             progress: &progress,
             serial: &serial,
+            virtio: &virtio,
             takes_input: self.takes_input,
             has_irqchip: self.has_irqchip,
         }
