@@ -114,6 +114,11 @@ impl Virtio {
 }
 
 impl Served {
+    /// The devices.
+    pub(super) fn devices(&self) -> &[Arc<Device<Pinning>>] {
+        &self.devices
+    }
+
     /// Where what is typed goes, if a console takes it.
     pub(super) fn keys(&self) -> Option<&OwnedFd> {
         self.extras.keys.as_ref()
