@@ -241,6 +241,9 @@ impl<D: Dma> Model<D> for Vsock<D> {
 
     fn restore(&mut self, saved: &Saved) -> Result<(), String> {
         state::restore(self.cid, saved)?;
+        // Closed, they are told off.
+        self.table.drain().for_each(drop);
+        self.resets.clear();
         self.transport_lost = true;
         Ok(())
     }
