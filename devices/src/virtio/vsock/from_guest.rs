@@ -129,11 +129,16 @@ impl<D: Dma> Vsock<D> {
     ) -> Result<(), Broken> {
         let Some(connection) = self.table.get(slot) else { return Ok(()) };
         connection.take_credit(header);
-        let fits = match (op, &connection.phase) {
-            (Some(Op::Rst), _) => {
+        if op == Some(Op::Rst) {
+            if connection.linger() {
+                self.table.unname(slot);
+                self.settle(slot, io.watch);
+            } else {
                 self.forget(slot, io.watch);
-                return Ok(());
             }
+            return Ok(());
+        }
+        let fits = match (op, &connection.phase) {
             (Some(Op::Response), Phase::Asked) => greet(connection),
             (Some(Op::Shutdown), Phase::Open | Phase::Ending) => {
                 connection.shut(header.flags);
