@@ -64,7 +64,7 @@ impl<P: Protocol> Weather<'_, P> {
     pub(super) fn collapse(self, mut dice: Dice) -> Result<Collapses, CollapseError> {
         let mut collapses = Collapses::default();
         while !self.sky.is_clear() {
-            let block = dice.pick(0..self.place.nr_blocks());
+            let block = dice.pick(0..self.place.nr_moved());
             self.collapse_one(block, &mut dice, &mut collapses)?;
             sleep(BREATH);
         }
@@ -90,7 +90,7 @@ impl<P: Protocol> Weather<'_, P> {
     pub(super) fn split(self, mut dice: Dice) -> Result<u64, SplitError> {
         let mut splits = 0;
         while !self.sky.is_clear() {
-            let block = self.place.block(dice.pick(0..self.place.nr_blocks()));
+            let block = self.place.block(dice.pick(0..self.place.nr_moved()));
             let split = self.guest.split(block, PageSize::Size4K)?;
             if split == 0 {
                 sleep(NOTHING_TO_DO);
@@ -105,12 +105,12 @@ impl<P: Protocol> Weather<'_, P> {
     pub(super) fn scatter(self, mut dice: Dice) -> Result<(u64, Collapses), ScatterError> {
         let (mut scattered, mut collapses) = (0, Collapses::default());
         let mut looks = Looks::default();
-        for index in 0..self.place.nr_blocks() {
+        for index in 0..self.place.nr_moved() {
             self.displace(index)?;
             scattered += 1;
         }
         while !self.sky.is_clear() {
-            let any = dice.pick(0..self.place.nr_blocks());
+            let any = dice.pick(0..self.place.nr_moved());
             for index in self.audience.stuck(&mut looks).into_iter().chain([any]) {
                 if self.collapse_one(index, &mut dice, &mut collapses)? {
                     self.displace(index)?;
