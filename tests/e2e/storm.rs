@@ -76,8 +76,9 @@ fn a_storm_of_disk_requests_and_collapses_loses_nothing_with_the_protocol_that_s
         Options { drive: Drive::Disk, until: Until::Time(length()), ..Options::default() };
     let report = storm::<Sound>(&options).expect("the storm can blow");
     assert_sound(&report, "disks");
-    let requests = report.traffic.requests;
+    let (requests, rings) = (report.traffic.requests, report.collapses.rings);
     assert!(requests >= 1000, "only {requests} requests: {report:#?}");
+    assert!(rings >= 10, "only {rings} blocks with rings were collapsed: {report:#?}");
 }
 
 /// Linux had this bug from 2012 to 2022 (70cbc3cc78a99): the page directory was not looked at again once the pin was in place.

@@ -54,7 +54,7 @@ const REST: u64 = 5;
 
 /// What a request is for, which is also the sector that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Aim {
+enum Purpose {
     /// From the slots to the disk.
     Look = 0,
     /// From the disk to the slots.
@@ -115,13 +115,13 @@ impl<'a, P: Protocol + std::fmt::Debug> Disk<'a, P> {
         });
         self.driver.go();
         let memory = self.guest.view();
-        for aim in [Aim::Look, Aim::Write] {
-            let kind = match aim {
-                Aim::Look => OUT,
-                Aim::Write => IN,
+        for purpose in [Purpose::Look, Purpose::Write] {
+            let kind = match purpose {
+                Purpose::Look => OUT,
+                Purpose::Write => IN,
             };
-            let header = kind | (aim as u128) << 64;
-            let at = GuestAddress(self.header(aim));
+            let header = kind | (purpose as u128) << 64;
+            let at = GuestAddress(self.header(purpose));
             memory.write_obj(header.to_le_bytes(), at).expect("a disk's block is RAM");
         }
     }
@@ -131,17 +131,8 @@ impl<'a, P: Protocol + std::fmt::Debug> Disk<'a, P> {
         let mut stranded = None;
         while stranded.is_none() && !self.slots.is_clear() {
             let pages = self.pages();
-            // Whichever it is, it is the first of its block that is pinned: one that meets no other pin there.
-            let first = pages.len().min(self.slots.place().nr_blocks() as usize);
-            let aim = pages[self.dice.pick(0..first as u64) as usize] / BLOCK;
             let done = self.look(&pages).and_then(|()| {
-                if self.dice.one_in(LOOKS) {
-                    return Ok(());
-                }
-                attendance.aim(aim);
-                self.write(&pages)?;
-                attendance.hit();
-                Ok(())
+                if self.dice.one_in(LOOKS) { Ok(()) } else { self.write(&pages, attendance) }
             });
             stranded = done.err().map(|why| self.device.report().broken.unwrap_or(why));
         }
@@ -150,9 +141,10 @@ impl<'a, P: Protocol + std::fmt::Debug> Disk<'a, P> {
 
     /// Checks the slots of `pages`.
     fn look(&mut self, pages: &[u64]) -> Result<(), String> {
-        self.request(Aim::Look, pages)?;
+        self.begin(Purpose::Look, pages)?;
+        self.end()?;
         let mut sector = [0; SECTOR as usize];
-        let read = self.file.read_exact_at(&mut sector, SECTOR * Aim::Look as u64);
+        let read = self.file.read_exact_at(&mut sector, SECTOR * Purpose::Look as u64);
         read.map_err(|error| error.to_string())?;
         for (&page, number) in pages.iter().zip(sector.as_chunks().0) {
             self.slots.look(page, u64::from_le_bytes(*number));
@@ -161,55 +153,62 @@ impl<'a, P: Protocol + std::fmt::Debug> Disk<'a, P> {
     }
 
     /// Writes new numbers to them.
-    fn write(&mut self, pages: &[u64]) -> Result<(), String> {
+    fn write(&mut self, pages: &[u64], attendance: &Attendance<'_>) -> Result<(), String> {
         let mut sector = [0; SECTOR as usize];
         for (&page, number) in pages.iter().zip(sector.as_chunks_mut().0) {
             *number = self.slots.write(page).to_le_bytes();
         }
-        let written = self.file.write_all_at(&sector, SECTOR * Aim::Write as u64);
+        let written = self.file.write_all_at(&sector, SECTOR * Purpose::Write as u64);
         written.map_err(|error| error.to_string())?;
-        self.request(Aim::Write, pages)
+        self.begin(Purpose::Write, pages)?;
+        // Whichever it is, it is the first of its block that is pinned: one that meets no other pin there.
+        let first = pages.len().min(self.slots.place().nr_blocks() as usize);
+        attendance.aim(pages[self.dice.pick(0..first as u64) as usize] / BLOCK);
+        let ended = self.end();
+        attendance.hit();
+        ended
     }
 
-    /// One request, from the driver's descriptors to its answer.
-    fn request(&mut self, aim: Aim, pages: &[u64]) -> Result<(), String> {
+    /// Puts a request into the queue, as a driver does.
+    fn begin(&mut self, purpose: Purpose, pages: &[u64]) -> Result<(), String> {
         let rest = (SECTOR - SLOT * pages.len() as u64) as u32;
         let data = pages.iter().map(|&page| (self.slots.gpa(page), SLOT as u32));
         let data = data.chain((rest > 0).then_some((self.page(REST), rest)));
-        let mut buffers = vec![Buffer::readable(self.header(aim), 16)];
-        let writable = aim == Aim::Write;
+        let mut buffers = vec![Buffer::readable(self.header(purpose), 16)];
+        let writable = purpose == Purpose::Write;
         buffers.extend(data.map(|(addr, len)| Buffer { addr, len, writable }));
         let status = self.page(STATUS);
         buffers.push(Buffer::writable(status, 1));
         let memory = self.guest.view();
         memory.write_obj(UNANSWERED, GuestAddress(status)).map_err(|error| error.to_string())?;
         self.driver.add(&memory, 0, &buffers).ok_or("the queue has no descriptors left")?;
-        drop(memory);
         self.driver.kick(0);
-        self.wait()?;
-        let memory = self.guest.view();
-        let answer = memory.read_obj::<u8>(GuestAddress(status));
-        match answer.map_err(|error| error.to_string())? {
-            answer if answer == Status::Ok as u8 => {}
-            other => return Err(format!("a request has the status {other:#x}")),
+        Ok(())
+    }
+
+    /// Serves the disk until the request has ended, and well.
+    fn end(&mut self) -> Result<(), String> {
+        let since = Instant::now();
+        loop {
+            self.thread.turn(Some(WAIT)).map_err(|error| error.to_string())?;
+            if self.driver.poll(&self.guest.view(), 0).is_some() {
+                break;
+            }
+            if since.elapsed() > PATIENCE {
+                let number = self.slots.number();
+                return Err(format!("disk {number} did not answer a request in {PATIENCE:?}"));
+            }
+        }
+        let status = self.guest.view().read_obj::<u8>(GuestAddress(self.page(STATUS)));
+        match status.map_err(|error| error.to_string())? {
+            status if status == Status::Ok as u8 => {}
+            other => return Err(format!("a request ended with the status {other:#x}")),
         }
         let traffic = &mut self.slots.traffic;
         traffic.pins += 1;
         traffic.requests += 1;
         traffic.bytes += SECTOR;
         Ok(())
-    }
-
-    /// Serves the disk until it has answered.
-    fn wait(&mut self) -> Result<(), String> {
-        let since = Instant::now();
-        while since.elapsed() < PATIENCE {
-            self.thread.turn(Some(WAIT)).map_err(|error| error.to_string())?;
-            if self.driver.poll(&self.guest.view(), 0).is_some() {
-                return Ok(());
-            }
-        }
-        Err(format!("disk {} did not answer a request in {PATIENCE:?}", self.slots.number()))
     }
 
     /// Different pages, none of them loose: some of one block, or as many blocks as there are.
@@ -237,7 +236,7 @@ impl<'a, P: Protocol + std::fmt::Debug> Disk<'a, P> {
         self.slots.place().disk(self.slots.number()).as_u64() + index * PAGE
     }
 
-    fn header(&self, aim: Aim) -> u64 {
-        self.page(HEADERS) + 16 * aim as u64
+    fn header(&self, purpose: Purpose) -> u64 {
+        self.page(HEADERS) + 16 * purpose as u64
     }
 }

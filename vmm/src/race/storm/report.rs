@@ -141,6 +141,8 @@ pub struct Collapses {
     pub promoted: u64,
     /// To another block.
     pub copied: u64,
+    /// Of both, blocks with a disk's rings.
+    pub rings: u64,
     /// Huge already.
     pub already_huge: u64,
     /// Absent pages that were filled for it.
@@ -163,6 +165,7 @@ impl Collapses {
     pub(super) fn merge(&mut self, other: Collapses) {
         self.promoted += other.promoted;
         self.copied += other.copied;
+        self.rings += other.rings;
         self.already_huge += other.already_huge;
         self.holes_filled += other.holes_filled;
         for (why, count) in other.skipped {

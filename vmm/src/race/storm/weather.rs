@@ -83,7 +83,11 @@ impl<P: Protocol> Weather<'_, P> {
         let policy = CollapsePolicy { max_holes, ..CollapsePolicy::default() };
         let done = self.guest.collapse(self.place.block(index), policy)?;
         collapses.add(&done);
-        Ok(done.promoted + done.copied > 0)
+        let changed = done.promoted + done.copied;
+        if index >= self.place.nr_blocks() {
+            collapses.rings += changed;
+        }
+        Ok(changed > 0)
     }
 
     /// Splits whatever is huge; how many blocks were.
