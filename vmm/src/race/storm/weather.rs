@@ -115,13 +115,12 @@ impl<P: Protocol> Weather<'_, P> {
         }
         while !self.sky.is_clear() {
             let any = dice.pick(0..self.place.nr_moved());
-            for index in self.audience.stuck(&mut looks).into_iter().chain([any]) {
-                if self.collapse_one(index, &mut dice, &mut collapses)? {
-                    self.displace(index)?;
-                    scattered += 1;
-                } else {
-                    sleep(NOTHING_TO_DO);
-                }
+            let index = self.audience.stuck(&mut looks).unwrap_or(any);
+            if self.collapse_one(index, &mut dice, &mut collapses)? {
+                self.displace(index)?;
+                scattered += 1;
+            } else {
+                sleep(NOTHING_TO_DO);
             }
             if dice.one_in(EXHAUSTION) {
                 // Fails when nothing is left, and that is the aim.
