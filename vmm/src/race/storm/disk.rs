@@ -2,8 +2,8 @@
 //! into pinned frames.
 //!
 //! ```text
-//!   look     a request of 512 bytes to the disk, gathered from up to 64 slots; what is missing, from the rest
-//!   write    the next numbers into the disk's file; a request of 512 bytes from the disk, scattered over these slots
+//!   look     a request gathers up to 64 slots, and what is missing to a sector from a page of the disk's own
+//!   write    the next numbers go to the disk's file, and a request scatters that sector over the same slots
 //! ```
 //!
 //! The kernel copies a slot by one instruction for strings of bytes, and the guest reads slots meanwhile. Whether eight aligned

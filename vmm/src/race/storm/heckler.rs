@@ -1,4 +1,4 @@
-//! Takes devices off their CPU at random points.
+//! Takes devices off their CPU at random points, most of them at a pin.
 //!
 //! The gap that a protocol has to close is a few instructions long, and a collapse takes a thousand times as long: only a device
 //! that is interrupted inside of the gap meets one there. A busy host does that now and then, and this does it all the time: a
