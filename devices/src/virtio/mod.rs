@@ -1,7 +1,7 @@
 //! virtio devices (OASIS virtio 1.2).
 //!
 //! ```text
-//! F3   blk                                          the models, the same files in each:
+//! F3   balloon  blk                                 the models, the same files in each:
 //!                                                     mod.rs      the model        wire.rs   what the driver sees
 //!                                                     host.rs     the host's side  state.rs  what is saved
 //!                                                     tests.rs
@@ -11,6 +11,7 @@
 //! F0   model  queue  interrupt  watch  rate  timer  state  what a model is, and what it works with
 //! ```
 
+pub mod balloon;
 pub mod blk;
 pub mod device;
 pub mod driver;

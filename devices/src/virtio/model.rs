@@ -1,8 +1,10 @@
 //! What a device model is: the part behind the transport.
 
+use std::any::Any;
 use std::fmt;
 
 use serde_json::Value;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::dma::Dma;
 
@@ -29,7 +31,8 @@ pub enum Progress {
 pub const TURN: u32 = 256;
 
 /// A device model. Its methods run under its device's lock, on the device thread but where it is said otherwise.
-pub trait Model<D: Dma>: fmt::Debug + Send {
+/// `Any`, for [`super::device::Device::with`].
+pub trait Model<D: Dma>: Any + fmt::Debug + Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;
 
@@ -152,6 +155,7 @@ pub struct Io<'a, 'v, D: Dma> {
     /// What the model waits for.
     pub watch: &'a Watch,
     pub(super) interrupt: &'a Interrupt,
+    pub(super) kicks: &'a [EventFd],
 }
 
 impl<D: Dma> Io<'_, '_, D> {
@@ -164,6 +168,13 @@ impl<D: Dma> Io<'_, '_, D> {
             self.raise(USED_BUFFER)?;
         }
         Ok(())
+    }
+
+    /// Lets [`Model::kicked`] be called for queue `queue` when others have had their turn: what [`Progress::More`] is, where
+    /// that cannot be said.
+    pub fn again(&self, queue: u16) {
+        // It is full: then it is signalled.
+        let _ = self.kicks[usize::from(queue)].write(1);
     }
 
     /// Tells the driver that the configuration space has changed.

@@ -8,6 +8,7 @@
 mod face;
 mod rest;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -214,6 +215,20 @@ impl<D: Dma> Device<D> {
         result
     }
 
+    /// The same, where the model is known to be an `M`; `None` if it is another.
+    pub fn with<M: Model<D>, R>(&self, change: impl FnOnce(&mut M) -> (R, ConfigIs)) -> Option<R> {
+        self.with_model(|model| {
+            let model: &mut dyn Any = model;
+            match model.downcast_mut::<M>() {
+                Some(model) => {
+                    let (result, config) = change(model);
+                    (Some(result), config)
+                }
+                None => (None, ConfigIs::Same),
+            }
+        })
+    }
+
     /// Its registers' face: see [`super::mmio`].
     pub(super) fn registers<R>(&self, use_them: impl FnOnce(&mut Face<'_, D>) -> R) -> R {
         use_them(&mut Face { device: self, core: &mut self.core() })
@@ -250,6 +265,7 @@ impl<D: Dma> Core<D> {
             queues: &mut self.queues,
             watch,
             interrupt: &device.interrupt,
+            kicks: &device.kicks,
         };
         work(&mut *self.model, &mut io)
     }
