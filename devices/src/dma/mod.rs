@@ -16,6 +16,7 @@ mod plain;
 mod reclaiming;
 mod segments;
 mod standing;
+mod transfer;
 
 use std::fmt;
 
@@ -28,6 +29,7 @@ pub use plain::{Plain, PlainHold, PlainView};
 pub use reclaiming::{Given, Reclaiming, Refused};
 pub use segments::{gather, part, scatter};
 pub use standing::{Standing, StandingHold, StandingView};
+pub use transfer::Transfer;
 
 /// A piece of guest memory that a driver named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -84,6 +84,9 @@ impl Chain {
 pub struct Queue {
     index: u16,
     ring: Ring,
+    /// Chains used since the driver was last asked whether it wants to hear of them. A reset leaves it: too many means an
+    /// interrupt too many.
+    used: u16,
 }
 
 impl Queue {
@@ -93,7 +96,7 @@ impl Queue {
     /// If `max_size` is no power of two up to 32768: it is written in a model.
     pub fn new(index: u16, max_size: u16) -> Queue {
         let ring = Ring::new(max_size).expect("a model's queues have sizes that virtio allows");
-        Queue { index, ring }
+        Queue { index, ring, used: 0 }
     }
 
     /// Which of its device's.
@@ -150,10 +153,21 @@ impl Queue {
         chain.readable.clear();
         chain.writable.clear();
         let queue = self.index;
-        let mut heads = self.ring.iter(memory).map_err(|error| broken(queue, &error))?;
-        let Some(mut descriptors) = heads.next() else {
-            // Nothing is there, or the ring cannot be read.
-            return if self.is_empty(memory)? { Ok(false) } else { Err(self.unreadable()) };
+        // The iterator does not tell an empty ring from one that cannot be read. A chain that came since it looked is seen by
+        // a second one.
+        let mut looks = 0;
+        let mut descriptors = loop {
+            let mut heads = self.ring.iter(memory).map_err(|error| broken(queue, &error))?;
+            if let Some(descriptors) = heads.next() {
+                break descriptors;
+            }
+            if self.is_empty(memory)? {
+                return Ok(false);
+            }
+            looks += 1;
+            if looks == 2 {
+                return Err(self.unreadable());
+            }
         };
         chain.head = descriptors.head_index();
         let bad = |reason| Broken::Chain { queue, head: chain.head, reason };
@@ -208,7 +222,37 @@ impl Queue {
         head: u16,
         written: u32,
     ) -> Result<(), Broken> {
+        self.used = self.used.wrapping_add(1);
         self.ring.add_used(memory, head, written).map_err(|error| broken(self.index, &error))
+    }
+
+    /// Tells the driver that all of `used`, heads and bytes written, are done: whoever sees the first sees the others.
+    ///
+    /// # Errors
+    /// The ring cannot be written, or has fewer entries than `used`.
+    pub fn add_used_together<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        used: &[(u16, u32)],
+    ) -> Result<(), Broken> {
+        let Some((&(head, written), others)) = used.split_last() else { return Ok(()) };
+        let (first, size) = (self.ring.next_used(), self.ring.size());
+        if used.len() > size.into() || others.iter().any(|&(head, _)| head >= size) {
+            return Err(self.broken(&QueueError::InvalidDescriptorIndex));
+        }
+        // Elements behind the ring's index are the device's own; the last one moves the index over all of them.
+        let mut place = first;
+        for &(head, written) in others {
+            let element = u64::from(head) | u64::from(written) << 32;
+            let offset = 4 + 8 * u64::from(place % size);
+            let at = GuestAddress(self.ring.used_ring().wrapping_add(offset));
+            let put = memory.write_obj(element.to_le(), at);
+            put.map_err(|error| self.broken(&QueueError::GuestMemory(error)))?;
+            place = place.wrapping_add(1);
+        }
+        self.ring.set_next_used(place);
+        self.used = self.used.wrapping_add(others.len() as u16);
+        self.add_used(memory, head, written)
     }
 
     /// Asks the driver not to kick.
@@ -232,10 +276,18 @@ impl Queue {
     /// # Errors
     /// The ring cannot be read.
     pub fn wants_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
+        let queue = self.index;
         let wanted = self.ring.needs_notification(memory);
-        let wanted = wanted.map_err(|error| broken(self.index, &error))?;
+        let wanted = wanted.map_err(|error| broken(queue, &error))?;
+        let used = std::mem::take(&mut self.used);
         if self.ring.event_idx_enabled() {
-            return Ok(wanted);
+            // 2.7.10: `used_event` lies behind the available ring. `virtio-queue` knows of single chains only.
+            let behind = 4 + 2 * u64::from(self.ring.size());
+            let at = GuestAddress(self.ring.avail_ring().wrapping_add(behind));
+            let event = memory.load::<u16>(at, Ordering::Relaxed);
+            let event = event.map_err(|error| broken(queue, &QueueError::GuestMemory(error)))?;
+            let since = self.ring.next_used().wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(wanted || since < used);
         }
         // virtio 1.2, 2.7.7.1. `virtio-queue` leaves the flag to its users, behind its full fence.
         let flags = memory.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
@@ -258,4 +310,70 @@ fn broken(queue: u16, error: &QueueError) -> Broken {
         other => other.to_string(),
     };
     Broken::Ring { queue, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use vm_memory::guest_memory::GuestMemorySliceIterator;
+    use vm_memory::{GuestMemoryMmap, GuestMemoryResult, Permissions};
+
+    use super::super::driver::{Buffer, Rings, write_descriptor};
+    use super::*;
+
+    const RINGS: u64 = 0x1000;
+    const SIZE: u16 = 16;
+
+    /// Memory where the driver makes a chain available between the first look at the ring's index and the second.
+    struct Busy {
+        memory: GuestMemoryMmap,
+        index: GuestAddress,
+        looks: Cell<u32>,
+    }
+
+    impl GuestMemory for Busy {
+        type PhysicalMemory = GuestMemoryMmap;
+        type Bitmap = ();
+
+        fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+            GuestMemory::check_range(&self.memory, addr, count, access)
+        }
+
+        fn get_slices<'a>(
+            &'a self,
+            addr: GuestAddress,
+            count: usize,
+            access: Permissions,
+        ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
+            if addr == self.index {
+                self.looks.set(self.looks.get() + 1);
+                if self.looks.get() == 2 {
+                    self.memory.write_obj(1_u16.to_le(), self.index).unwrap();
+                }
+            }
+            GuestMemory::get_slices(&self.memory, addr, count, access)
+        }
+    }
+
+    /// The device took such a ring for one that cannot be read, and broke.
+    #[test]
+    fn a_chain_that_comes_while_the_ring_is_looked_at_is_taken() {
+        let rings = Rings::at(RINGS, SIZE);
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
+        write_descriptor(&memory, rings, 0, Buffer::readable(0x8000, 64), 0, 0);
+        let index = GuestAddress(rings.available + 2);
+        let memory = Busy { memory, index, looks: Cell::new(0) };
+        let mut queue = Queue::new(0, SIZE);
+        let ring = queue.ring_mut();
+        ring.set_size(SIZE);
+        ring.set_desc_table_address(Some(rings.descriptors as u32), None);
+        ring.set_avail_ring_address(Some(rings.available as u32), None);
+        ring.set_used_ring_address(Some(rings.used as u32), None);
+        ring.set_ready(true);
+        let mut chain = Chain::default();
+        assert!(queue.next(&memory, &mut chain).unwrap(), "the chain is there now");
+        assert_eq!(chain.readable, [Segment { addr: 0x8000, len: 64 }]);
+        assert!(!queue.next(&memory, &mut chain).unwrap());
+    }
 }

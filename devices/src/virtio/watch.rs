@@ -1,9 +1,11 @@
 //! What a device waits for on the host: files, by tokens of its own.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// The first token that is a model's own; those below are its queues.
@@ -92,6 +94,65 @@ impl Watch {
     /// What `epoll_ctl` says.
     pub fn remove(&self, fd: RawFd) -> io::Result<()> {
         self.control(ControlOperation::Delete, fd, EventSet::empty(), Source::Own(0))
+    }
+}
+
+/// What is told of one file at a time, kept in step with what its owner wants. It has to want nothing before the file is
+/// closed.
+#[derive(Debug)]
+pub struct Interest {
+    token: u32,
+    told: Option<(RawFd, EventSet)>,
+}
+
+impl Interest {
+    /// Nothing is told yet; by `token` from then on.
+    pub fn new(token: u32) -> Interest {
+        Interest { token, told: None }
+    }
+
+    /// Lets `watch` tell of what is wanted of a file, and of nothing else.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` says; nothing is told then.
+    pub fn set(&mut self, watch: &Watch, wanted: Option<(RawFd, EventSet)>) -> io::Result<()> {
+        if wanted == self.told {
+            return Ok(());
+        }
+        let told = self.told.take();
+        match (told, wanted) {
+            (Some((old, _)), Some((fd, on))) if old == fd => watch.modify(fd, self.token, on)?,
+            (old, new) => {
+                if let Some((fd, _)) = old {
+                    // It was closed: then nothing is told of it any more.
+                    let _ = watch.remove(fd);
+                }
+                if let Some((fd, on)) = new {
+                    watch.add(fd, self.token, on)?;
+                }
+            }
+        }
+        self.told = wanted;
+        Ok(())
+    }
+}
+
+/// Whether who was at the other end of `file` has closed it.
+pub fn hung_up(file: BorrowedFd<'_>) -> bool {
+    look(file, PollFlags::empty(), Duration::ZERO).intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+/// Whether `file` takes more within `time`.
+pub fn takes_more(file: BorrowedFd<'_>, time: Duration) -> bool {
+    look(file, PollFlags::OUT, time).contains(PollFlags::OUT)
+}
+
+fn look(file: BorrowedFd<'_>, what: PollFlags, time: Duration) -> PollFlags {
+    let mut asked = [PollFd::from_borrowed_fd(file, what)];
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    match poll(&mut asked, Some(&time)) {
+        Ok(_) => asked[0].revents(),
+        Err(_) => PollFlags::empty(),
     }
 }
 

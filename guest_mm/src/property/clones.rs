@@ -246,7 +246,9 @@ impl World<'_> {
                     Err(_) => return false,
                 }
                 // As nobody has ever touched them.
-                returned.iter().for_each(|gfn| drop(self.words[who].remove(gfn)));
+                returned.iter().for_each(|gfn| {
+                    self.words[who].remove(gfn);
+                });
             }
             Op::Split(who, gfn) => {
                 let page = GfnRange::new(gfn, 1).unwrap();

@@ -1,7 +1,5 @@
 //! What a view has pinned, by guest address.
 
-use std::collections::BTreeMap;
-
 use crate::addr::{FrameNo, Gfn, GfnRange, GpaRange};
 use crate::geometry::FRAME_BYTES;
 use crate::pin::{PinBatch, PinError};
@@ -27,24 +25,44 @@ pub(super) struct Piece {
     pub(super) frames: u64,
 }
 
-/// Pieces by the first guest frame of each; no two have a guest frame in common.
+/// Pieces in the order of the first guest frame of each; no two have a guest frame in common. A list: most views hold a
+/// handful of pages, and live for some microseconds.
 #[derive(Debug, Default)]
-struct Pieces(BTreeMap<Gfn, Piece>);
+struct Pieces(Vec<(Gfn, Piece)>);
 
 impl Pieces {
+    /// How many begin at `gfn` or before.
+    #[inline]
+    fn up_to(&self, gfn: Gfn) -> usize {
+        self.0.partition_point(|&(start, _)| start <= gfn)
+    }
+
     /// What there is from `gfn` on.
+    #[inline]
     fn at(&self, gfn: Gfn) -> Option<Piece> {
-        let (&start, piece) = self.0.range(..=gfn).next_back()?;
+        let (start, piece) = self.0[..self.up_to(gfn)].last()?;
         let offset = gfn.as_u64() - start.as_u64();
         (offset < piece.frames)
             .then(|| Piece { first: piece.first.add(offset), frames: piece.frames - offset })
     }
 
-    /// Where the next piece behind `gfn` begins, if before `end`; else `end`.
+    /// Where the next piece from `gfn` on begins, if before `end`; else `end`.
     fn next(&self, gfn: Gfn, end: Gfn) -> Gfn {
-        self.0.range(gfn..end).next().map_or(end, |(&start, _)| start)
+        let from = self.0.partition_point(|&(start, _)| start < gfn);
+        self.0.get(from).map_or(end, |&(start, _)| start.min(end))
+    }
+
+    fn insert(&mut self, gfn: Gfn, piece: Piece) {
+        let at = self.up_to(gfn);
+        if self.0.is_empty() {
+            self.0.reserve(ROOM);
+        }
+        self.0.insert(at, (gfn, piece));
     }
 }
+
+/// Pieces that there is room for at once: rings, headers and status bytes of a queue.
+const ROOM: usize = 8;
 
 impl<'g, P: Protocol> Held<'g, P> {
     pub(super) fn new(space: &'g AddressSpace<P>) -> Held<'g, P> {
@@ -57,6 +75,9 @@ impl<'g, P: Protocol> Held<'g, P> {
     /// # Errors
     /// [`PinError`]; nothing more is pinned than before.
     pub(super) fn hold(&mut self, range: GfnRange, access: Access) -> Result<(), PinError> {
+        if range.frames() == 1 {
+            return self.hold_page(range, access);
+        }
         let gaps = self.gaps(range, access);
         if gaps.is_empty() {
             return Ok(());
@@ -71,9 +92,28 @@ impl<'g, P: Protocol> Held<'g, P> {
             let mut gfn = gap.start();
             for (first, _, bytes) in self.pins.pieces(known + index) {
                 let piece = Piece { first, frames: bytes / FRAME_BYTES };
-                pieces.0.insert(gfn, piece);
+                pieces.insert(gfn, piece);
                 gfn = gfn.add(piece.frames);
             }
+        }
+        Ok(())
+    }
+
+    /// The same for one page, which is what rings and headers are.
+    fn hold_page(&mut self, page: GfnRange, access: Access) -> Result<(), PinError> {
+        if self.at(page.start(), access).is_some() {
+            return Ok(());
+        }
+        if self.pins.is_empty() {
+            self.pins.reserve(ROOM, 0);
+        }
+        let known = self.pins.len();
+        self.pins.pin([(GpaRange::from(page), access)])?;
+        let (first, _, _) = self.pins.pieces(known).next().expect("a pin is not empty");
+        let piece = Piece { first, frames: 1 };
+        match access {
+            Access::Read => self.readable.insert(page.start(), piece),
+            Access::Write => self.writable.insert(page.start(), piece),
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! for a view, and not for each access to them.
 
 mod held;
+mod near;
 
 use std::cell::RefCell;
 use std::io::{Error as IoError, ErrorKind};
@@ -30,6 +31,7 @@ use crate::service::Guest;
 use crate::space::AddressSpace;
 
 use held::Held;
+use near::Near;
 
 /// A guest's memory for one request of a device, or for one burst of them: what is used through it is
 /// pinned until it is dropped. Keep none for longer, because pages that are pinned cannot be moved, so the
@@ -47,6 +49,7 @@ use held::Held;
 pub struct GuestView<'g, P: Protocol = Sound> {
     space: &'g AddressSpace<P>,
     held: RefCell<Held<'g, P>>,
+    near: Near,
 }
 
 impl<P: Protocol> Guest<P> {
@@ -59,7 +62,7 @@ impl<P: Protocol> Guest<P> {
 
 impl<'g, P: Protocol> GuestView<'g, P> {
     pub(crate) fn new(space: &'g AddressSpace<P>) -> GuestView<'g, P> {
-        GuestView { space, held: RefCell::new(Held::new(space)) }
+        GuestView { space, held: RefCell::new(Held::new(space)), near: Near::default() }
     }
 
     /// Pins what of `range` is not yet; the range is RAM all of it.
@@ -68,7 +71,27 @@ impl<'g, P: Protocol> GuestView<'g, P> {
         if let Some(gpa) = self.first_not_ram(range.frames()) {
             return Err(FaultError::NotRam { gpa, access }.into());
         }
-        self.held.borrow_mut().hold(range.frames(), access)
+        let frames = range.frames();
+        self.held.borrow_mut().hold(frames, access)?;
+        if frames.frames() == 1 {
+            let frame = self.held.borrow().piece(frames.start(), 1, access).first;
+            self.near.note(frames.start(), frame, access);
+        } else if access == Access::Write {
+            // Some of them may have been another page until now.
+            self.near.forget();
+        }
+        Ok(())
+    }
+
+    /// The bytes at `gpa`, if they lie in a page that was used a short time ago.
+    #[inline]
+    fn found(&self, gpa: Gpa, bytes: u64, access: Access) -> Option<VolatileSlice<'_>> {
+        let offset = gpa.frame_offset() as u64;
+        if bytes == 0 || offset + bytes > FRAME_BYTES {
+            return None;
+        }
+        let frame = self.near.find(gpa.gfn(), access)?;
+        Some(slice(&self.space.pool, (frame, offset, bytes)))
     }
 
     /// The first address of `range` that is not RAM.
@@ -150,23 +173,29 @@ impl<P: Protocol> GuestMemory for GuestView<'_, P> {
         })
     }
 
+    #[inline]
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,
         count: usize,
         permissions: Permissions,
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
-        let access = access(permissions);
+        let (access, next) = (access(permissions), Gpa::new(addr.0));
+        if let Some(first) = self.found(next, count as u64, access) {
+            return Ok(Slices { view: self, first: Some(first), next, left: 0, access });
+        }
         if let Some(range) = named(addr, count)? {
             self.hold(range, access).map_err(refused)?;
         }
-        Ok(Slices { view: self, next: Gpa::new(addr.0), left: count as u64, access })
+        Ok(Slices { view: self, first: None, next, left: count as u64, access })
     }
 }
 
 /// The pieces of a range that is held, as few as its frames allow.
 struct Slices<'a, 'g, P: Protocol> {
     view: &'a GuestView<'g, P>,
+    /// The first piece, where it was found already: most ranges are one.
+    first: Option<VolatileSlice<'a>>,
     next: Gpa,
     left: u64,
     access: Access,
@@ -175,7 +204,11 @@ struct Slices<'a, 'g, P: Protocol> {
 impl<'a, P: Protocol> Iterator for Slices<'a, '_, P> {
     type Item = GuestMemoryResult<VolatileSlice<'a>>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
         if self.left == 0 {
             return None;
         }

@@ -55,7 +55,8 @@ fn run(boot: &Boot) -> Result<u8, Failure> {
     let index = line.number_in("console.index", 0, u64::MAX, 0)? as usize;
     let frequency = Frequency::find(line)?;
     let device = devices.take(DeviceType::Console, index)?;
-    let driver = Driver::new(device).map_err(Failure::at("driver"))?;
+    let driver = Driver::new(device)
+        .map_err(Failure::at("setting the device up, with 2 descriptors a queue"))?;
     let mut console = Console {
         driver,
         frequency,

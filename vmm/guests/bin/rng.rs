@@ -34,7 +34,8 @@ fn run(boot: &Boot) -> Result<u8, Failure> {
     let index = line.number_in("rng.index", 0, u64::MAX, 0)? as usize;
     let frequency = Frequency::find(line)?;
     let device = devices.take(DeviceType::EntropySource, index)?;
-    let mut rng = VirtIORng::<Memory, Device>::new(device).map_err(Failure::at("driver"))?;
+    let mut rng = VirtIORng::<Memory, Device>::new(device)
+        .map_err(Failure::at("setting the device up, with 8 descriptors a queue"))?;
 
     let mut tally = Tally::default();
     let (mut now, mut before) = (vec![0; size as usize], vec![0; size as usize]);

@@ -43,7 +43,8 @@ fn run(boot: &Boot) -> Result<u8, Failure> {
     let line = boot.cmdline();
     let index = line.number_in("blk.index", 0, u64::MAX, 0)? as usize;
     let device = devices.take(DeviceType::Block, index)?;
-    let mut disk = Disk::new(device).map_err(Failure::at("driver"))?;
+    let mut disk = Disk::new(device)
+        .map_err(Failure::at("setting the device up, with 16 descriptors a queue"))?;
     let sectors = disk.capacity();
     describe(&mut disk)?;
     let plan = Plan::parse(line, sectors)?;

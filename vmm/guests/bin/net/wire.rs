@@ -56,7 +56,10 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(device: Device, frequency: Frequency) -> Result<Wire, Failure> {
-        let driver = Box::new(Driver::new(device).map_err(Failure::at("driver"))?);
+        let driver = Box::new(
+            Driver::new(device)
+                .map_err(Failure::at("setting the device up, with 32 descriptors a queue"))?,
+        );
         let buffer = || Box::leak(vec![0; BUFFER].into_boxed_slice());
         let mut wire = Wire {
             driver,

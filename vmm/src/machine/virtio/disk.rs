@@ -1,6 +1,9 @@
 //! `[disk.NAME]`
 
+use std::fs::File;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use devices::dma::Pinning;
 use devices::virtio::blk::Blk;
@@ -8,11 +11,18 @@ use devices::virtio::blk::host::{Engine, host, open};
 use devices::virtio::blk::wire::{SECTOR, Shape};
 use devices::virtio::rate::{Limit, Limiter};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::config::{Bytes, Disk, DiskIo};
 use crate::machine::MachineError;
 
 use super::Boxed;
+
+/// How long to wait for a lock. The kernel takes an `io_uring` down behind the end of its process, and the file with it: a
+/// machine that is started again at once would be refused its own disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const NAP: Duration = Duration::from_millis(5);
 
 /// The disk that `disk` describes.
 pub(super) fn model(name: &str, disk: &Disk, dma: &Pinning) -> Result<Boxed, MachineError> {
@@ -29,8 +39,8 @@ pub(super) fn model(name: &str, disk: &Disk, dma: &Pinning) -> Result<Boxed, Mac
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    flock(&file, lock).map_err(|error| match error {
-        rustix::io::Errno::AGAIN => failed(std::io::Error::other(
+    claim(&file, lock).map_err(|error| match error {
+        Errno::AGAIN => failed(std::io::Error::other(
             "another machine has it as a disk, and one of the two may write: make it read-only in both, or copy it",
         )),
         other => failed(other.into()),
@@ -54,4 +64,15 @@ pub(super) fn model(name: &str, disk: &Disk, dma: &Pinning) -> Result<Boxed, Mac
     let limiter = Limiter::new(bytes, requests);
     let model = Blk::new(dma, shape, &disk.serial.value, host, limiter).map_err(failed)?;
     Ok(Box::new(model))
+}
+
+/// Takes a lock that somebody may be about to let go.
+fn claim(file: &File, lock: FlockOperation) -> Result<(), Errno> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match flock(file, lock) {
+            Err(Errno::AGAIN) if Instant::now() < deadline => sleep(NAP),
+            result => return result,
+        }
+    }
 }
