@@ -7,7 +7,9 @@
 //! ```
 
 mod address;
+mod balloon;
 mod disk;
+mod pmem;
 
 use std::sync::{Arc, Mutex};
 
@@ -27,6 +29,7 @@ use super::{MachineError, event};
 
 pub(super) use address::on_command_line;
 use address::{address, interrupt};
+pub(super) use pmem::images;
 
 /// A model, and what the hypervisor's side needs of it.
 type Boxed = Box<dyn Model<Pinning>>;
@@ -61,7 +64,7 @@ impl Virtio {
         let mut devices = Vec::new();
         for (index, device) in (0..).zip(&config.devices) {
             let dma = Pinning::new(ram.guest().pinner());
-            let model = model(device, &dma)?;
+            let model = model(device, ram, &dma)?;
             let line = has_irqchip.then(|| event("an interrupt")).transpose()?;
             if let Some(line) = &line {
                 vm.connect_irq(line, interrupt(index))?;
@@ -106,9 +109,11 @@ impl Served {
 }
 
 /// The model that `device` asks for.
-fn model(device: &config::Device, dma: &Pinning) -> Result<Boxed, MachineError> {
+fn model(device: &config::Device, ram: &ServedRam, dma: &Pinning) -> Result<Boxed, MachineError> {
     match &device.kind {
         DeviceKind::Disk(disk) => disk::model(&device.name, disk, dma),
+        DeviceKind::Balloon(balloon) => balloon::model(balloon, ram),
+        DeviceKind::Pmem(pmem) => Ok(pmem::model(pmem)),
         other => Err(MachineError::System {
             what: "a device",
             source: std::io::Error::other(format!("{} is not there", other.family())),
