@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tests::require_userfaultfd;
 
-use rig::kinds::{BLK, Kind};
+use rig::kinds::{BLK, CONSOLE, Kind, RNG, VSOCK};
 use rig::{NEEDS_RESET, Rig, program};
 
 /// Inputs of a corpus at most.
@@ -154,4 +154,19 @@ fn fuzz(target: &str, kind: &'static Kind) {
 #[test]
 fn blk_survives_any_driver() {
     fuzz("blk", &BLK);
+}
+
+#[test]
+fn console_survives_any_driver() {
+    fuzz("console", &CONSOLE);
+}
+
+#[test]
+fn rng_survives_any_driver() {
+    fuzz("rng", &RNG);
+}
+
+#[test]
+fn vsock_survives_any_driver() {
+    fuzz("vsock", &VSOCK);
 }

@@ -208,8 +208,17 @@ impl Queue {
     /// # Errors
     /// The ring cannot be read.
     pub fn is_empty<M: GuestMemory>(&self, memory: &M) -> Result<bool, Broken> {
+        Ok(self.waiting(memory)? == 0)
+    }
+
+    /// How many chains are waiting, as the driver says.
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn waiting<M: GuestMemory>(&self, memory: &M) -> Result<u16, Broken> {
         let index = self.ring.avail_idx(memory, Ordering::Acquire);
-        Ok(index.map_err(|error| self.broken(&error))?.0 == self.ring.next_avail())
+        let index = index.map_err(|error| self.broken(&error))?.0;
+        Ok(index.wrapping_sub(self.ring.next_avail()))
     }
 
     /// Tells the driver that the chain at `head` is done, with `written` bytes of it.

@@ -37,6 +37,10 @@ pub enum Command {
     Map(MapArgs),
     /// Make huge pages out of small ones in a running machine, or see what its collapser does.
     Collapse(CollapseArgs),
+    /// Let a running machine come to rest: no vCPU in its guest, no request under way, no memory pinned.
+    Pause(SocketArgs),
+    /// Let a machine go on that was paused.
+    Resume(SocketArgs),
     /// See the races that the memory service was built against happen.
     #[command(subcommand)]
     Race(RaceCommand),
@@ -192,6 +196,25 @@ pub struct CollapseArgs {
     /// Collapse all RAM now, and say what became of it.
     #[arg(long)]
     pub now: bool,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slat pause` and `slat resume`
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Devices finish what they have begun and take nothing new. One that does not come to rest in time is named with its oldest
+request, and the machine goes on. With --json, `pause` also prints each device's state, with its version.
+
+Examples:
+  slat run configs/blk.toml --control /run/slat.sock
+  slat pause /run/slat.sock
+  slat resume /run/slat.sock")]
+pub struct SocketArgs {
+    /// The socket of a running machine.
+    pub socket: PathBuf,
 
     /// Print one JSON object instead of text.
     #[arg(long)]

@@ -8,6 +8,8 @@ mod check;
 mod clone;
 mod collapse;
 mod map;
+mod pause;
+mod question;
 mod race;
 mod run;
 
@@ -26,10 +28,11 @@ pub use args::{
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
+use crate::control::Command as Request;
 use crate::machine::MachineError;
 use crate::race::LabError;
-use collapse::CollapseFailure;
 use map::MapFailure;
+use question::AskFailure;
 
 /// The job failed.
 const FAILED: u8 = 1;
@@ -60,6 +63,8 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Pause(args) => pause::run(args, Request::Pause).map(|()| ExitCode::SUCCESS),
+        Command::Resume(args) => pause::run(args, Request::Resume).map(|()| ExitCode::SUCCESS),
         Command::Race(command) => race::run(command),
         Command::Clone(args) => clone::run(args),
         Command::Run(args) => run::run(args, started),
@@ -80,7 +85,7 @@ enum Failure {
     /// There is no memory map.
     Map(MapFailure),
     /// A machine did not do what it was asked to.
-    Collapse(CollapseFailure),
+    Ask(AskFailure),
     /// A race could not be run.
     Race(LabError),
     /// The machine could not be built or run.
@@ -106,8 +111,8 @@ impl Failure {
             Failure::Bench(error) => (error.to_string(), FAILED),
             Failure::Map(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Map(error) => (error.to_string(), FAILED),
-            Failure::Collapse(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
-            Failure::Collapse(error) => (error.to_string(), FAILED),
+            Failure::Ask(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
+            Failure::Ask(error) => (error.to_string(), FAILED),
             Failure::Race(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Race(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
@@ -152,9 +157,9 @@ impl From<MapFailure> for Failure {
     }
 }
 
-impl From<CollapseFailure> for Failure {
-    fn from(error: CollapseFailure) -> Self {
-        Failure::Collapse(error)
+impl From<AskFailure> for Failure {
+    fn from(error: AskFailure) -> Self {
+        Failure::Ask(error)
     }
 }
 

@@ -1,13 +1,14 @@
-//! What is answered about collapses: written by the machine, read by who asked, shown to people.
+//! Answers, and what is answered about collapses: written by the machine, read by who asked, shown to people.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::pause::{Paused, Resumed};
 use super::request::VERSION;
 
-/// An answer, of a machine to a question about collapses.
+/// An answer of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     slat: u64,
@@ -26,6 +27,10 @@ pub enum Body {
     Collapser(Collapser),
     /// What became of all its RAM.
     Collapse(CollapseOutcome),
+    /// It rests.
+    Paused(Paused),
+    /// It runs.
+    Resumed(Resumed),
 }
 
 /// What the thread did that collapses by itself. Of `skipped` and `backed_off`, each look at a block counts.
@@ -118,6 +123,8 @@ impl Answer {
         match &self.body {
             Body::Collapser(collapser) => collapser.write(&mut out),
             Body::Collapse(outcome) => outcome.write(&mut out),
+            Body::Paused(paused) => paused.write(&mut out),
+            Body::Resumed(resumed) => resumed.write(&mut out),
         }
         .expect("a string takes everything");
         out
@@ -197,7 +204,7 @@ fn meaning(reason: &str) -> String {
 }
 
 /// `text` on one line and cut to a bearable length: it comes from a socket.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().take(160).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -9,6 +9,8 @@
 //! ← {"slat": 1, "kind": "stats", "memory": {…}, "pool": "…"}
 //! → {"slat": 1, "command": "collapse-pause"}
 //! ← {"slat": 1, "kind": "collapser", "machine": "x.toml", "paused": true, …}
+//! → {"slat": 1, "command": "pause"}
+//! ← {"slat": 1, "kind": "paused", "machine": "x.toml", "devices": […]}
 //! → {"slat": 1, "command": "dance"}
 //! ← {"slat": 1, "error": "there is no command \"dance\", but …"}
 //! ```
@@ -17,6 +19,7 @@
 //!   request.rs   what can be asked            server.rs   the thread that answers
 //!   socket.rs    the socket's file            client.rs   who asks
 //!   collapse.rs  what is answered about collapses
+//!   pause.rs     what is answered about a machine at rest
 //! ```
 //!
 //! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and
@@ -27,12 +30,14 @@
 
 mod client;
 mod collapse;
+mod pause;
 mod request;
 mod server;
 mod socket;
 
 pub use client::{AskError, ask};
 pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
+pub use pause::{DeviceAtRest, Paused, Resumed};
 pub use request::{BadRequest, Command, LONGEST, VERSION, refusal};
 pub use server::{PATIENCE, Server};
-pub use socket::{BindError, Listener};
+pub use socket::{BindError, Listener, SocketFile};

@@ -24,6 +24,10 @@ pub enum Command {
     ResumeCollapser,
     /// All RAM is to be collapsed now.
     Collapse,
+    /// The machine is to rest.
+    Pause,
+    /// The machine is to go on.
+    Resume,
 }
 
 /// Why a line is no request. Goes back to the client.
@@ -61,13 +65,15 @@ struct Line {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Command; 6] = [
+    pub const ALL: [Command; 8] = [
         Command::MemoryMap,
         Command::Stats,
         Command::Collapser,
         Command::PauseCollapser,
         Command::ResumeCollapser,
         Command::Collapse,
+        Command::Pause,
+        Command::Resume,
     ];
 
     /// Its word.
@@ -79,6 +85,8 @@ impl Command {
             Command::PauseCollapser => "collapse-pause",
             Command::ResumeCollapser => "collapse-resume",
             Command::Collapse => "collapse",
+            Command::Pause => "pause",
+            Command::Resume => "resume",
         }
     }
 

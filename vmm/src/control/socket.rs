@@ -50,13 +50,18 @@ pub struct Listener {
 
 /// The file. Removes it when dropped, unless it has become somebody else's.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
 }
 
 impl Listener {
+    /// The socket, and the file that goes when it is dropped: for other services than the control socket's.
+    pub fn into_parts(self) -> (UnixListener, SocketFile) {
+        (self.socket, self.file)
+    }
+
     /// Listens at `path`, with mode 0600.
     ///
     /// # Errors

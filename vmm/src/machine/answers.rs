@@ -6,12 +6,12 @@ use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
-use crate::control::{Answer, Body, Command, VERSION, refusal};
+use crate::control::{Answer, Body, Command, Paused, Resumed, VERSION, refusal};
 use crate::map::{Document, State};
-use crate::vcpu::Stage;
 
 use super::collapse::told;
 use super::memory::ServedRam;
+use super::pause::Restful;
 
 /// Who asks for a collapser where there is none.
 const NO_COLLAPSER: &str = "no collapser runs in this machine: give it collapse.background = true";
@@ -31,9 +31,9 @@ struct StatsAnswer<'a> {
 pub(super) fn of(
     name: String,
     ram: &Arc<ServedRam>,
-    stage: &Arc<Stage>,
+    restful: Restful,
 ) -> impl Fn(Command) -> String + Send + 'static {
-    let (ram, stage) = (Arc::clone(ram), Arc::clone(stage));
+    let ram = Arc::clone(ram);
     move |command| {
         let guest = ram.guest();
         let answer = |body| Answer::new(name.clone(), body).to_line();
@@ -69,7 +69,16 @@ pub(super) fn of(
                 collapser()
             }
             Command::Collapse => {
-                answer(Body::Collapse(ram.collapse_all(|| stage.ending().is_some())))
+                let has_ended = || restful.stage.ending().is_some();
+                answer(Body::Collapse(ram.collapse_all(has_ended)))
+            }
+            Command::Pause => match restful.pause() {
+                Ok(devices) => answer(Body::Paused(Paused { devices })),
+                Err(unrest) => refusal(&unrest.to_string()),
+            },
+            Command::Resume => {
+                restful.resume();
+                answer(Body::Resumed(Resumed {}))
             }
         }
     }

@@ -115,7 +115,7 @@ impl Clones<'_> {
         let mut failed = None;
         let mut stopped = None;
         for clone in 0..self.count {
-            stopped = stopped.or(signals.next());
+            stopped = stopped.or(signals.next_end());
             if stopped.is_some() {
                 break;
             }
@@ -209,7 +209,7 @@ fn wait(
         }
         let timeout = Timespec::try_from(SIGNAL_WAIT).ok();
         let _ = poll(&mut [PollFd::new(&signals.inbox, PollFlags::IN)], timeout.as_ref());
-        stop = signals.next();
+        stop = signals.next_end();
     }
     let ended: Vec<_> = running.into_iter().map(|clone| (clone.end.join(), clone.said)).collect();
     ended

@@ -6,6 +6,7 @@
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //!   dedup.rs    pages of the same bytes become one
+//!   pause.rs    vCPUs and devices come to rest, and go on
 //!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
@@ -27,6 +28,7 @@ mod footprint;
 mod image;
 mod memory;
 mod monitor;
+mod pause;
 mod report;
 mod signals;
 mod virtio;
@@ -57,6 +59,7 @@ use console::{Interrupt, Speech};
 pub use footprint::Footprint;
 pub use image::{Facts, image};
 pub use memory::ServedRam;
+use pause::Restful;
 use report::Ingredients;
 pub use report::{Outcome, Report};
 use signals::Signals;
@@ -281,8 +284,13 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
+        let restful = Restful {
+            stage: Arc::clone(&stage),
+            threads: Arc::clone(&threads),
+            devices: virtio.devices().to_vec(),
+        };
         let serve =
-            |listener| control::Server::start(listener, answers::of(self.name, &ram, &stage));
+            |listener| control::Server::start(listener, answers::of(self.name, &ram, restful));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
@@ -290,17 +298,18 @@ impl Machine {
             signals,
             progress: &progress,
             serial: &serial,
+            virtio: &virtio,
             takes_input: self.takes_input,
             has_irqchip: self.has_irqchip,
         }
         .watch();
         threads.join();
         let ran = entered.elapsed();
-        let virtio = virtio.end();
         // Before the memory is taken down: the server looks at it, and no client may keep it.
         let (server, control_error) =
             server.map_or_else(|e| (None, Some(e.to_string())), |s| (s, None));
         drop(server);
+        let virtio = virtio.end();
         // No vCPU runs from here on: the memory is at rest, and KVM lets go of it before it goes.
         drop(vm);
         Ok(Ingredients {

@@ -1,16 +1,19 @@
 //! What the main thread does while the vCPUs run: it passes input on, heeds signals, and notices a guest
 //! that sleeps for ever.
 
+use std::io;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use devices::serial::Serial;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::tcgetwinsize;
 
 use crate::vcpu::{Ending, Progress, Stage, Threads};
 
 use super::console::{Keyboard, Typed};
 use super::signals::Signals;
+use super::virtio;
 
 /// How often idle vCPUs are asked whether they sleep for ever: often enough for a person who waits, seldom
 /// enough to cost nothing.
@@ -29,6 +32,8 @@ pub(super) struct Monitor<'a> {
     pub(super) signals: Option<&'a Signals>,
     pub(super) progress: &'a [Arc<Progress>],
     pub(super) serial: &'a Mutex<Serial>,
+    pub(super) virtio: &'a virtio::Served,
+    /// Whether the serial port takes what is typed; else a virtio console may.
     pub(super) takes_input: bool,
     pub(super) has_irqchip: bool,
 }
@@ -37,7 +42,8 @@ impl Monitor<'_> {
     /// Returns when the run has ended.
     pub(super) fn watch(&self) {
         // A standard input that cannot be had is one that says nothing.
-        let mut keyboard = if self.takes_input { Keyboard::take().ok() } else { None };
+        let listens = self.takes_input || self.virtio.keys().is_some();
+        let mut keyboard = if listens { Keyboard::take().ok() } else { None };
         let mut sleep = Sleep::default();
         let mut next_check = Instant::now() + SLEEP_CHECK;
         // Typed, and not yet taken by the guest.
@@ -98,8 +104,14 @@ impl Monitor<'_> {
     }
 
     fn heed_signal(&self) {
-        if let Some(number) = self.signals.and_then(Signals::next) {
-            self.stage.end(Ending::Signal(number));
+        match self.signals.and_then(Signals::next) {
+            Some(libc::SIGWINCH) => {
+                if let Ok(size) = tcgetwinsize(io::stdout()) {
+                    self.virtio.resize(size.ws_col.max(1), size.ws_row.max(1));
+                }
+            }
+            Some(number) => self.stage.end(Ending::Signal(number)),
+            None => {}
         }
     }
 
@@ -135,6 +147,12 @@ impl Monitor<'_> {
     /// reader that does not read: the monitor must not wait for that.
     fn pass_on(&self, pending: &mut Vec<u8>) {
         if pending.is_empty() {
+            return;
+        }
+        if let Some(keys) = self.virtio.keys() {
+            // What a full pipe does not take is tried again.
+            let taken = rustix::io::write(keys, pending).unwrap_or(0);
+            pending.drain(..taken);
             return;
         }
         let mut serial = match self.serial.try_lock() {

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM as bytes in a pipe that the monitor waits for.
+//! SIGINT, SIGTERM and SIGWINCH as bytes in a pipe that the monitor waits for.
 #![allow(unsafe_code, reason = "a signal handler")]
 
 use std::io;
@@ -39,13 +39,18 @@ impl Signals {
         let read = rustix::io::read(&self.inbox, &mut number);
         read.is_ok_and(|count| count == 1).then(|| number[0].into())
     }
+
+    /// The number of one that asks for an end.
+    pub(super) fn next_end(&self) -> Option<i32> {
+        std::iter::from_fn(|| self.next()).find(|&number| number != libc::SIGWINCH)
+    }
 }
 
-/// Has SIGINT and SIGTERM delivered to the returned pipe.
+/// Has SIGINT and SIGTERM delivered to the returned pipe, and SIGWINCH: the terminal has another size.
 pub(super) fn listen() -> io::Result<Signals> {
     let (inbox, outbox) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     INBOX.store(outbox.as_raw_fd(), Ordering::Relaxed);
-    for number in [libc::SIGINT, libc::SIGTERM] {
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGWINCH] {
         register_signal_handler(number, on_signal)?;
     }
     Ok(Signals { inbox, _outbox: outbox })

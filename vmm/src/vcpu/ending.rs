@@ -9,6 +9,7 @@ use guest_mm::fault::FaultError;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::gate::Gate;
 use super::report::CpuReport;
 
 /// Why the run ended.
@@ -132,6 +133,7 @@ impl fmt::Display for Ending {
 pub struct Stage {
     ending: OnceLock<Ending>,
     bell: OwnedFd,
+    gate: Gate,
 }
 
 impl Stage {
@@ -141,7 +143,7 @@ impl Stage {
     /// No descriptor is left for its bell.
     pub fn new() -> std::io::Result<Stage> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Stage { ending: OnceLock::new(), bell })
+        Ok(Stage { ending: OnceLock::new(), bell, gate: Gate::default() })
     }
 
     /// Readable once the run has ended.
@@ -149,11 +151,17 @@ impl Stage {
         &self.bell
     }
 
-    /// Ends the run, unless it has ended.
+    /// Where vCPUs wait while the machine is paused.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Ends the run, unless it has ended; a machine that is paused ends, too.
     pub fn end(&self, ending: Ending) {
         if self.ending.set(ending).is_ok() {
             // A bell that cannot be rung would need 2^64 rings.
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            self.gate.open();
         }
     }
 

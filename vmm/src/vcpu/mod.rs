@@ -1,6 +1,7 @@
 //! Virtual CPUs: a thread each, from its first instruction to the end of the machine.
 
 mod ending;
+mod gate;
 mod kick;
 mod lapic;
 mod report;
@@ -9,6 +10,7 @@ mod threads;
 
 pub use ending::Ending;
 pub use ending::Stage;
+pub use gate::Gate;
 pub use kick::Kick;
 pub use lapic::set_virtual_wire;
 pub use report::CpuReport;

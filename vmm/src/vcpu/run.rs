@@ -103,7 +103,13 @@ impl Vcpu {
     pub fn run(mut self) {
         let _kick = Kick::bound(&mut self.fd);
         let _bell = RingOnPanic(Arc::clone(&self.stage));
-        while self.stage.ending().is_none() {
+        let stage = Arc::clone(&self.stage);
+        let passer = stage.gate().join();
+        loop {
+            passer.pass();
+            if stage.ending().is_some() {
+                return;
+            }
             let outcome = self.enter();
             self.progress.exits.fetch_add(1, Ordering::Relaxed);
             let ending = match outcome {

@@ -309,3 +309,66 @@ fn a_reset_leaves_nothing_under_way_and_the_disk_works_again() {
         assert_eq!(rig.ask(IN, 0, &[Buffer::writable(DATA, 512)]), (0, 513));
     }
 }
+
+/// A file of which nothing ever ends.
+#[derive(Debug, Default)]
+struct Stuck(Arc<std::sync::atomic::AtomicBool>, Vec<u32>);
+
+impl super::host::Host for Stuck {
+    #[allow(unsafe_code, reason = "the trait's")]
+    unsafe fn begin(
+        &mut self,
+        slot: u32,
+        _operation: super::host::Operation,
+        _offset: u64,
+        _buffers: &[libc::iovec],
+    ) -> std::io::Result<()> {
+        self.1.push(slot);
+        Ok(())
+    }
+
+    fn submit(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn reap(&mut self) -> Option<super::host::Ended> {
+        let let_go = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        let_go.then(|| self.1.pop())?.map(|slot| super::host::Ended { slot, result: -libc::EIO })
+    }
+
+    fn event(&self) -> Option<std::os::fd::RawFd> {
+        None
+    }
+
+    fn name(&self) -> &'static str {
+        "stuck"
+    }
+}
+
+#[test]
+fn a_device_that_does_not_come_to_rest_is_named_with_its_oldest_request_and_goes_on() {
+    let mut rig = Rig::new(USUAL);
+    let stuck = Stuck::default();
+    let let_go = Arc::clone(&stuck.0);
+    let shape = Shape { sectors: 64, read_only: false, discard: false, queues: 1, queue_size: 16 };
+    let model = Blk::new(&rig.dma, shape, "x", Box::new(stuck), Limiter::new(None, None)).unwrap();
+    let device = Device::new("disk.slow", rig.dma.clone(), Box::new(model), Interrupt::default());
+    rig.device = Arc::new(device.unwrap());
+    rig.threads = Threads::start(&[Arc::clone(&rig.device)], 1).unwrap();
+    rig.driver = Driver::new(Arc::clone(&rig.device));
+    rig.dma.view().write_slice(&[0; 0x8000], GuestAddress(0x1000)).unwrap();
+    rig.driver.bring_up(0x1000, 16);
+    rig.begin(IN, 3, &[Buffer::writable(DATA, 512)]);
+    std::thread::sleep(Duration::from_millis(20));
+    let restless = rig.device.quiesce(Instant::now() + Duration::from_millis(50)).unwrap_err();
+    let text = restless.to_string();
+    assert!(
+        text.starts_with("disk.slow: 1 request") && text.contains("Read at byte 1536"),
+        "{text}"
+    );
+    // It was resumed: a kick is served, and finds what has ended.
+    let_go.store(true, std::sync::atomic::Ordering::Relaxed);
+    rig.driver.kick(0);
+    assert_eq!(rig.end().0, 1, "the request fails, and is answered");
+    rig.device.quiesce(Instant::now() + Duration::from_secs(5)).unwrap();
+}

@@ -53,6 +53,8 @@ struct Counts {
     rx_dropped: u64,
     tx_packets: u64,
     tx_bytes: u64,
+    /// Large frames that nobody expected: a part of each was copied.
+    rx_spilled: u64,
     /// Frames of the driver that the host did not take.
     tx_dropped: u64,
     commands: u64,
@@ -87,6 +89,10 @@ pub struct Net<D: Dma> {
     accepted: Accepted,
     /// The most bytes of a frame from the host.
     largest: u32,
+    /// The most of one that was not put together of several.
+    usual: u32,
+    /// Frames from now on that are expected to be as large as there are.
+    large: u32,
     /// By number.
     pairs: Vec<Pair>,
     /// The first of them are in use.
@@ -128,6 +134,8 @@ impl<D: Dma> Net<D> {
             mac,
             accepted: Accepted::default(),
             largest: 0,
+            usual: 0,
+            large: 0,
             pairs: vec![AT_FIRST; queues.into()],
             used_pairs: 1,
             running: false,
@@ -222,7 +230,9 @@ impl<D: Dma> Model<D> for Net<D> {
 
     fn start(&mut self, features: u64, io: &mut Io<'_, '_, D>) -> Result<(), Broken> {
         self.accepted = Accepted(features);
-        self.largest = self.accepted.largest_received(self.host.mtu().unwrap_or(USUAL_MTU));
+        let mtu = self.host.mtu().unwrap_or(USUAL_MTU);
+        self.largest = self.accepted.largest_received(mtu);
+        (self.usual, self.large) = (wire::on_the_wire(mtu), 0);
         let cannot =
             |error| Broken::Host(format!("the interface cannot be set up for the driver: {error}"));
         self.host.use_pairs(self.used_pairs).map_err(cannot)?;
@@ -322,6 +332,7 @@ impl<D: Dma> Model<D> for Net<D> {
             ("rx_packets", self.counts.rx_packets),
             ("rx_bytes", self.counts.rx_bytes),
             ("rx_dropped", self.counts.rx_dropped),
+            ("rx_spilled", self.counts.rx_spilled),
             ("tx_packets", self.counts.tx_packets),
             ("tx_bytes", self.counts.tx_bytes),
             ("tx_dropped", self.counts.tx_dropped),

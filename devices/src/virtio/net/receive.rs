@@ -2,9 +2,13 @@
 //!
 //! How large a frame is shows only when it has been read, so there has to be room for the largest before that: where the
 //! driver's chains may be merged, as many as it takes. They are held together and used up frame by frame; what is left
-//! goes back to the ring. A few bytes of the device's own lie behind them, and tell a frame that did not fit.
+//! goes back to the ring.
+//!
+//! That is dear for a small frame that comes alone: 43 chains of 1536 bytes for one. So while frames are small, chains for
+//! a small one are taken, if the ring has enough for the largest behind them. Memory of the device's own lies behind all:
+//! a large frame that comes then spills into it, and that part is copied, once; from there on large ones are expected.
 
-use vm_memory::{Bytes, GuestAddress, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, VolatileSlice};
 
 use crate::dma::{Access, Dma, Hold, Iovecs, Segment};
 use crate::virtio::model::{Io, TURN};
@@ -20,6 +24,8 @@ const MOST_SPARE: usize = 64;
 /// A batch takes no other chain from here on. Its pieces, each page of each segment at worst, fit one system call (1024).
 const ENOUGH_SEGMENTS: usize = 128;
 const ENOUGH_BYTES: u64 = 384 << 10;
+/// Small frames after a large one before the next is expected to be small.
+const LARGE_FOR: u32 = 64;
 /// The segments of a chain that are used.
 const CHAIN_SEGMENTS: usize = 256;
 
@@ -43,11 +49,13 @@ pub(super) struct Batch<H> {
     next: usize,
     /// Bytes of those that are not used.
     room: u64,
-    segments: usize,
+    /// What the next frame may need of that.
+    need: u64,
+    segments: Vec<Segment>,
     pieces: Iovecs,
     /// Heads and bytes to tell the driver of.
     used: Vec<(u16, u32)>,
-    scrap: [u8; 64],
+    spill: Vec<u8>,
 }
 
 /// What became of looking for buffers.
@@ -66,10 +74,11 @@ impl<H: Hold> Batch<H> {
             chains: Vec::new(),
             next: 0,
             room: 0,
-            segments: 0,
+            need: 0,
+            segments: Vec::new(),
             pieces: Iovecs::default(),
             used: Vec::new(),
-            scrap: [0; 64],
+            spill: vec![0; LARGEST_SENT as usize],
         }
     }
 
@@ -79,7 +88,8 @@ impl<H: Hold> Batch<H> {
         self.pieces.clear();
         self.chains.clear();
         self.used.clear();
-        (self.next, self.room, self.segments) = (0, 0, 0);
+        self.segments.clear();
+        (self.next, self.room, self.need) = (0, 0, 0);
     }
 
     /// Takes `chain`, of which it uses no more than a frame can fill.
@@ -104,16 +114,16 @@ impl<H: Hold> Batch<H> {
         let [Some(low), Some(high)] = count else {
             return bad("is a buffer without room for a frame's header");
         };
-        let held = self.hold.take(&chain.writable, Access::Write);
-        held.map_err(|source| Broken::Memory { queue, source })?;
         self.chains.push(Taken { head, bytes, piece: 0, count: [low, high] });
         self.room += u64::from(bytes);
-        self.segments += chain.writable.len();
+        self.segments.extend_from_slice(&chain.writable);
         Ok(())
     }
 
-    /// Makes the list of all pieces, with the scrap behind them.
-    fn list(&mut self) {
+    /// Holds the memory of all chains, and lists its pieces, with the device's own behind them.
+    fn hold(&mut self, queue: u16) -> Result<(), Broken> {
+        let held = self.hold.take(&self.segments, Access::Write);
+        held.map_err(|source| Broken::Memory { queue, source })?;
         self.hold.list(&mut self.pieces);
         let mut piece = 0;
         for chain in &mut self.chains {
@@ -125,7 +135,8 @@ impl<H: Hold> Batch<H> {
                 piece += 1;
             }
         }
-        self.pieces.push(&VolatileSlice::from(&mut self.scrap[..]));
+        self.pieces.push(&VolatileSlice::from(&mut self.spill[..]));
+        Ok(())
     }
 
     /// Receives a frame to the chains that are not used: its bytes.
@@ -133,8 +144,8 @@ impl<H: Hold> Batch<H> {
         let first = self.chains.get(self.next).map_or(0, |chain| chain.piece);
         #[allow(unsafe_code, reason = "receives to pinned memory")]
         // SAFETY:
-        // 1. `self.hold` holds the memory of `self.pieces`, of which the list was made since it last changed; the last
-        //    piece is `self.scrap`, and `self` is borrowed until the call has ended.
+        // 1. `self.hold` holds the memory of `self.pieces`, which is the list of it since it was taken; the last piece
+        //    is `self.spill`, and `self` is borrowed until the call has ended.
         unsafe {
             host.receive(pair, &self.pieces.as_slice()[first..])
         }
@@ -143,7 +154,7 @@ impl<H: Hold> Batch<H> {
     /// Throws the next frame away; whether there was one.
     pub(super) fn discard(&mut self, host: &mut dyn Host, pair: u16) -> Result<bool, Broken> {
         self.clear();
-        self.list();
+        self.hold(2 * pair)?;
         let discarded = self.receive(host, pair);
         self.clear();
         match discarded {
@@ -182,6 +193,12 @@ fn address(segments: &[Segment], mut at: u32) -> Option<u64> {
         at = at.saturating_sub(segment.len);
         here
     })
+}
+
+/// Memory that is held cannot be written all the same.
+fn unwritten(queue: u16, head: u16, error: &GuestMemoryError) -> Broken {
+    let reason = format!("is a buffer that cannot be written: {error}");
+    Broken::Request { queue, head, reason }
 }
 
 impl<D: Dma> Net<D> {
@@ -229,12 +246,11 @@ impl<D: Dma> Net<D> {
         turn: &mut u32,
         io: &mut Io<'_, '_, D>,
     ) -> Result<bool, Broken> {
-        let need = self.need();
         let first = self.batch.next;
         let mut lost = 0;
         while *turn > 0 && self.batch.next < self.batch.chains.len() {
             // The first frame has as much room as there is going to be.
-            if self.batch.next > first && self.batch.room < need {
+            if self.batch.next > first && self.batch.room < self.batch.need {
                 break;
             }
             let received = self.batch.receive(&mut *self.host, pair);
@@ -254,8 +270,15 @@ impl<D: Dma> Net<D> {
                 }
             };
             *turn -= 1;
-            if bytes < HEADER as usize || bytes as u64 > self.batch.room {
+            let large = bytes > self.usual as usize;
+            self.large = if large { LARGE_FOR } else { self.large.saturating_sub(1) };
+            let spilled = (bytes as u64).saturating_sub(self.batch.room);
+            if bytes < HEADER as usize || spilled > 0 && !self.fetch(pair, spilled as usize, io)? {
                 self.counts.rx_dropped += 1;
+                if spilled > 0 {
+                    // What was taken for it is not held.
+                    break;
+                }
                 continue;
             }
             let (buffers, count) = self.batch.fill(bytes);
@@ -263,11 +286,7 @@ impl<D: Dma> Net<D> {
             for (byte, at) in buffers.to_le_bytes().into_iter().zip(count) {
                 let written = io.memory.write_obj(byte, GuestAddress(at));
                 let head = self.batch.used.last().map_or(0, |&(head, _)| head);
-                written.map_err(|error| Broken::Request {
-                    queue: 2 * pair,
-                    head,
-                    reason: format!("is a buffer that cannot be written: {error}"),
-                })?;
+                written.map_err(|error| unwritten(2 * pair, head, &error))?;
             }
             self.counts.rx_packets += 1;
             self.counts.rx_bytes += bytes as u64 - u64::from(HEADER);
@@ -275,14 +294,38 @@ impl<D: Dma> Net<D> {
         Ok(false)
     }
 
-    /// The room that the next frame may need. Without merging it has one chain, whatever that holds.
-    fn need(&self) -> u64 {
-        if self.accepted.mergeable() { self.largest.into() } else { 1 }
+    /// Takes more chains for a frame of which so many bytes were spilled, and copies those; whether there were enough.
+    fn fetch(&mut self, pair: u16, spilled: usize, io: &mut Io<'_, '_, D>) -> Result<bool, Broken> {
+        let queue = 2 * pair;
+        // One that fills all of it may have been cut off.
+        if !self.accepted.mergeable() || spilled >= self.batch.spill.len() {
+            return Ok(false);
+        }
+        let mut copied = 0;
+        while copied < spilled {
+            if !io.queues[usize::from(queue)].next(io.memory, &mut self.chain)? {
+                return Ok(false);
+            }
+            self.batch.take(queue, &mut self.chain)?;
+            for segment in &self.chain.writable {
+                let now = (spilled - copied).min(segment.len as usize);
+                let part = &self.batch.spill[copied..copied + now];
+                let written = io.memory.write_slice(part, GuestAddress(segment.addr));
+                written.map_err(|error| unwritten(queue, self.chain.head, &error))?;
+                copied += now;
+            }
+        }
+        self.counts.rx_spilled += 1;
+        Ok(true)
     }
 
     /// Takes chains of `queue` for a frame, and `spare` more.
     fn gather(&mut self, queue: u16, spare: usize, io: &mut Io<'_, '_, D>) -> Result<Room, Broken> {
-        let (need, mergeable) = (self.need(), self.accepted.mergeable());
+        let mergeable = self.accepted.mergeable();
+        let largest = u64::from(self.largest);
+        // Without merging a frame has one chain, whatever that holds.
+        let expected = if self.large > 0 { largest } else { largest.min(self.usual.into()) };
+        let mut need = if mergeable { expected } else { 1 };
         let ring = &mut io.queues[usize::from(queue)];
         let batch = &mut self.batch;
         batch.clear();
@@ -292,11 +335,17 @@ impl<D: Dma> Net<D> {
             let mut wanted = true;
             while wanted && ring.next(io.memory, &mut self.chain)? {
                 batch.take(queue, &mut self.chain)?;
+                // Chains are mostly of one size: those behind this one are guessed by it.
+                if mergeable && need < largest && batch.chains.len() == 1 {
+                    let guess = batch.room * (1 + u64::from(ring.waiting(io.memory)?));
+                    need = if guess < largest { largest } else { need };
+                }
                 if batch.room >= need && needed == 0 {
                     needed = batch.chains.len();
                 }
-                let full =
-                    batch.segments >= ENOUGH_SEGMENTS || batch.room >= ENOUGH_BYTES || !mergeable;
+                let full = batch.segments.len() >= ENOUGH_SEGMENTS
+                    || batch.room >= ENOUGH_BYTES
+                    || !mergeable;
                 wanted = !full && (needed == 0 || batch.chains.len() < needed + spare);
             }
             if !wanted || needed > 0 {
@@ -305,7 +354,7 @@ impl<D: Dma> Net<D> {
             // Asked for with all of them taken: the next one is what makes the driver kick.
             if !ring.unmute(io.memory)? {
                 // A driver that keeps half of its ring filled (Linux) is not going to bring more, however small they are.
-                let all_there_is = 2 * batch.segments >= usize::from(ring.state().size);
+                let all_there_is = 2 * batch.segments.len() >= usize::from(ring.state().size);
                 if all_there_is && !batch.chains.is_empty() {
                     break;
                 }
@@ -314,7 +363,8 @@ impl<D: Dma> Net<D> {
                 return Ok(Room::None);
             }
         }
-        batch.list();
+        batch.need = need;
+        batch.hold(queue)?;
         Ok(Room::There)
     }
 }

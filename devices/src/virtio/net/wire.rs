@@ -121,9 +121,13 @@ impl Accepted {
     /// The most bytes that a frame from the host has, its header among them.
     pub fn largest_received(self, mtu: u16) -> u32 {
         let Offloads { tso4, tso6, uso, .. } = self.offloads();
-        let whole = HEADER + ETHERNET + u32::from(mtu);
-        if tso4 || tso6 || uso { LARGEST_RECEIVED } else { whole.min(LARGEST_RECEIVED) }
+        if tso4 || tso6 || uso { LARGEST_RECEIVED } else { on_the_wire(mtu) }
     }
+}
+
+/// The most bytes of a frame as a wire carries it, with its header.
+pub fn on_the_wire(mtu: u16) -> u32 {
+    (HEADER + ETHERNET + u32::from(mtu)).min(LARGEST_RECEIVED)
 }
 
 /// What a command asks for (5.1.6.5).

@@ -33,6 +33,8 @@ pub(super) enum Phase {
     Open,
     /// The host's program has gone. The guest is told, and has to say that it has heard it.
     Ending,
+    /// The guest has done with it, and knows it no more. The host has not read all yet.
+    Lingering,
 }
 
 /// A connection.
@@ -161,7 +163,7 @@ impl Connection {
     }
 
     fn end_if_gone(&mut self) {
-        if self.deaf && self.mute {
+        if self.deaf && self.mute && matches!(self.phase, Phase::Open) {
             self.phase = Phase::Ending;
         }
     }
@@ -190,11 +192,31 @@ impl Connection {
         !self.guest_sends() && !self.guest_receives() && self.backlog.is_empty()
     }
 
+    /// The guest waits no longer for the host to read what it sent before it said that this was all; whether there is
+    /// anything to read.
+    pub(super) fn linger(&mut self) -> bool {
+        let lingers = !self.guest_sends() && !self.backlog.is_empty();
+        if lingers {
+            self.phase = Phase::Lingering;
+            self.pending = 0;
+            self.shut(SHUTDOWN_RECEIVE);
+        }
+        lingers
+    }
+
+    /// Whether the guest knows of it.
+    pub(super) fn is_known(&self) -> bool {
+        !matches!(self.phase, Phase::Greeting(_) | Phase::Lingering)
+    }
+
     /// Draws conclusions from what has changed: what the guest is to be told, and the host.
     pub(super) fn settle(&mut self) {
         if !self.guest_sends() && self.backlog.is_empty() && !self.write_shut {
             self.write_shut = true;
             let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        if !self.is_known() {
+            return;
         }
         // The guest may always think that it has most of the buffer.
         if self.forwarded.wrapping_sub(self.told) >= BUFFER / 4 {
@@ -267,6 +289,7 @@ impl Connection {
                 on.set(EventSet::OUT, writes);
                 (reads || writes || waits).then_some(on)
             }
+            Phase::Lingering => Some(EventSet::OUT),
             _ => None,
         };
         on.map(|on| (self.stream.as_raw_fd(), on))

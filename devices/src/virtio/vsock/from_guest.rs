@@ -8,7 +8,7 @@ use crate::virtio::model::{Io, Progress, TURN};
 use crate::virtio::queue::Broken;
 use crate::virtio::watch::{Interest, Watch};
 
-use super::connection::{Connection, Phase, Ports};
+use super::connection::{BUFFER, Connection, Phase, Ports};
 use super::wire::{HEADER, HOST_CID, Header, Op, STREAM, TX};
 use super::{STREAMS, Vsock};
 
@@ -61,6 +61,11 @@ impl<D: Dma> Vsock<D> {
         }
         let header = Header::parse(&bytes);
         let data = self.chain.readable_bytes() - HEADER as u64;
+        if data > BUFFER.into() {
+            return Err(bad(format!(
+                "has {data} bytes, and no connection takes more than {BUFFER}"
+            )));
+        }
         if u64::from(header.len) > data {
             return Err(bad(format!("says that it has {} bytes, and has {data}", header.len)));
         }
@@ -124,11 +129,16 @@ impl<D: Dma> Vsock<D> {
     ) -> Result<(), Broken> {
         let Some(connection) = self.table.get(slot) else { return Ok(()) };
         connection.take_credit(header);
-        let fits = match (op, &connection.phase) {
-            (Some(Op::Rst), _) => {
+        if op == Some(Op::Rst) {
+            if connection.linger() {
+                self.table.unname(slot);
+                self.settle(slot, io.watch);
+            } else {
                 self.forget(slot, io.watch);
-                return Ok(());
             }
+            return Ok(());
+        }
+        let fits = match (op, &connection.phase) {
             (Some(Op::Response), Phase::Asked) => greet(connection),
             (Some(Op::Shutdown), Phase::Open | Phase::Ending) => {
                 connection.shut(header.flags);

@@ -34,7 +34,7 @@ use crate::virtio::model::{DeviceType, Io, Model, Progress, Saved};
 use crate::virtio::queue::{Broken, Chain};
 use crate::virtio::watch::{Interest, Watch};
 
-use connection::{Phase, Ports};
+use connection::Ports;
 use host::Host;
 use table::Table;
 use wire::{F_STREAM, QUEUE_SIZES, RX, TX};
@@ -157,7 +157,7 @@ impl<D: Dma> Vsock<D> {
     /// The connection at `slot` is no more, of which the guest is told, if it knew of it.
     fn end(&mut self, slot: u32, watch: &Watch) {
         let Some(connection) = self.table.get(slot) else { return };
-        if !matches!(connection.phase, Phase::Greeting(_)) {
+        if connection.is_known() {
             self.resets.push_back((connection.ports, wire::STREAM));
         }
         self.forget(slot, watch);
@@ -241,6 +241,9 @@ impl<D: Dma> Model<D> for Vsock<D> {
 
     fn restore(&mut self, saved: &Saved) -> Result<(), String> {
         state::restore(self.cid, saved)?;
+        // Closed, they are told off.
+        self.table.drain().for_each(drop);
+        self.resets.clear();
         self.transport_lost = true;
         Ok(())
     }

@@ -60,7 +60,7 @@ impl<D: Dma> Vsock<D> {
             Phase::Asked if running && hung_up(connection.stream.as_fd()) => {
                 return self.end(slot, watch);
             }
-            Phase::Open => {
+            Phase::Open | Phase::Lingering => {
                 match connection.backlog.flush(connection.stream.as_fd()) {
                     Ok(went) => connection.forwarded(went),
                     Err(_) => connection.deafen(),
@@ -70,7 +70,7 @@ impl<D: Dma> Vsock<D> {
                         connection.deafen();
                     }
                 } else if running {
-                    connection.readable = true;
+                    connection.readable = connection.is_known();
                 }
             }
             _ => {}

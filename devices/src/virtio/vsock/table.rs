@@ -58,12 +58,18 @@ impl Table {
         self.by_ports.get(&ports).copied()
     }
 
+    /// Lets it not be found by its ports any more: another may have them.
+    pub(super) fn unname(&mut self, slot: u32) {
+        let Some(ports) = self.get(slot).map(|connection| connection.ports) else { return };
+        if self.by_ports.get(&ports) == Some(&slot) {
+            self.by_ports.remove(&ports);
+        }
+    }
+
     pub(super) fn remove(&mut self, slot: u32) -> Option<Connection> {
+        self.unname(slot);
         let connection = self.slots.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
-        if self.by_ports.get(&connection.ports) == Some(&slot) {
-            self.by_ports.remove(&connection.ports);
-        }
         if connection.queued {
             self.queue.retain(|&queued| queued != slot);
         }

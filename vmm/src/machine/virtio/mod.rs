@@ -9,19 +9,26 @@
 mod address;
 mod balloon;
 mod disk;
+mod hvc;
+mod net;
 mod pmem;
+mod rng;
+mod vsock;
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{MmioBus, MmioRange};
 use devices::dma::Pinning;
+use devices::virtio::console::Console;
 use devices::virtio::device::{Device, DeviceReport};
 use devices::virtio::interrupt::Interrupt;
 use devices::virtio::mmio::{Mmio, QUEUE_NOTIFY, SIZE};
 use devices::virtio::model::Model;
 use devices::virtio::thread::Threads;
 
-use crate::config::{self, DeviceKind, MachineConfig};
+use crate::config::{self, DeviceKind, MachineConfig, Origin};
+use crate::control::SocketFile;
 use crate::kvm::Vm;
 
 use super::memory::ServedRam;
@@ -40,6 +47,18 @@ pub(super) struct Virtio {
     devices: Vec<Arc<Device<Pinning>>>,
     /// Threads that serve them.
     threads: usize,
+    extras: Extras,
+}
+
+/// What devices leave to the machine.
+#[derive(Debug, Default)]
+struct Extras {
+    /// Removed at the end.
+    files: Vec<SocketFile>,
+    /// Where what is typed goes, if a console leads to standard input.
+    keys: Option<OwnedFd>,
+    /// The device whose size is that of the terminal.
+    screen: Option<usize>,
 }
 
 /// Devices that are served. What is under way ends before this is gone.
@@ -47,6 +66,7 @@ pub(super) struct Virtio {
 pub(super) struct Served {
     threads: Threads,
     devices: Vec<Arc<Device<Pinning>>>,
+    extras: Extras,
 }
 
 impl Virtio {
@@ -61,10 +81,10 @@ impl Virtio {
         bus: &mut MmioBus,
     ) -> Result<Virtio, MachineError> {
         let has_irqchip = config.machine.irqchip.value == config::Irqchip::Kernel;
-        let mut devices = Vec::new();
+        let (mut devices, mut extras) = (Vec::new(), Extras::default());
         for (index, device) in (0..).zip(&config.devices) {
             let dma = Pinning::new(ram.guest().pinner());
-            let model = model(device, ram, &dma)?;
+            let model = extras.model(devices.len(), device, ram, &dma)?;
             let line = has_irqchip.then(|| event("an interrupt")).transpose()?;
             if let Some(line) = &line {
                 vm.connect_irq(line, interrupt(index))?;
@@ -81,7 +101,8 @@ impl Virtio {
             bus.insert(page, name, Arc::new(Mutex::new(Mmio::new(Arc::clone(&device)))))?;
             devices.push(device);
         }
-        Ok(Virtio { devices, threads: config.machine.device_threads.value.into() })
+        let threads = config.machine.device_threads.value.into();
+        Ok(Virtio { devices, threads, extras })
     }
 
     /// Serves them from now on.
@@ -91,32 +112,73 @@ impl Virtio {
     pub(super) fn serve(self) -> Result<Served, MachineError> {
         let threads = Threads::start(&self.devices, self.threads)
             .map_err(|source| MachineError::System { what: "starting a device thread", source })?;
-        Ok(Served { threads, devices: self.devices })
+        Ok(Served { threads, devices: self.devices, extras: self.extras })
     }
 }
 
 impl Served {
+    /// The devices.
+    pub(super) fn devices(&self) -> &[Arc<Device<Pinning>>] {
+        &self.devices
+    }
+
+    /// Where what is typed goes, if a console takes it.
+    pub(super) fn keys(&self) -> Option<&OwnedFd> {
+        self.extras.keys.as_ref()
+    }
+
+    /// The terminal has another size now.
+    pub(super) fn resize(&self, columns: u16, rows: u16) {
+        let Some(screen) = self.extras.screen else { return };
+        let resize = |console: &mut Console<Pinning>| ((), console.resize(columns, rows));
+        let _ = self.devices[screen].with(resize);
+    }
+
     /// Ends what is under way, and tells what was done. No vCPU runs.
     pub(super) fn end(self) -> Vec<DeviceReport> {
-        drop(self.threads);
+        let Served { threads, devices, extras: _ } = self;
+        drop(threads);
         let end = |device: &Arc<Device<Pinning>>| {
             let report = device.report();
             device.retire();
             report
         };
-        self.devices.iter().map(end).collect()
+        devices.iter().map(end).collect()
     }
 }
 
-/// The model that `device` asks for.
-fn model(device: &config::Device, ram: &ServedRam, dma: &Pinning) -> Result<Boxed, MachineError> {
-    match &device.kind {
-        DeviceKind::Disk(disk) => disk::model(&device.name, disk, dma),
-        DeviceKind::Balloon(balloon) => balloon::model(balloon, ram),
-        DeviceKind::Pmem(pmem) => Ok(pmem::model(pmem)),
-        other => Err(MachineError::System {
-            what: "a device",
-            source: std::io::Error::other(format!("{} is not there", other.family())),
-        }),
+impl Extras {
+    /// The model that device `index`, `device`, asks for.
+    fn model(
+        &mut self,
+        index: usize,
+        device: &config::Device,
+        ram: &ServedRam,
+        dma: &Pinning,
+    ) -> Result<Boxed, MachineError> {
+        let name = &device.name;
+        match &device.kind {
+            DeviceKind::Disk(disk) => disk::model(name, disk, dma),
+            DeviceKind::Net(net) => net::model(name, net, dma),
+            DeviceKind::Rng(rng) => rng::model(name, rng, dma),
+            DeviceKind::Hvc(hvc) => {
+                let made = hvc::model(name, hvc, dma)?;
+                self.files.extend(made.file);
+                if made.keys.is_some() {
+                    self.keys = made.keys;
+                    // A size that was written down stays.
+                    let follows = [hvc.columns.origin, hvc.rows.origin] == [Origin::Default; 2];
+                    self.screen = follows.then_some(index);
+                }
+                Ok(made.model)
+            }
+            DeviceKind::Vsock(vsock) => {
+                let (model, file) = vsock::model(name, vsock, dma)?;
+                self.files.push(file);
+                Ok(model)
+            }
+            DeviceKind::Balloon(balloon) => balloon::model(balloon, ram),
+            DeviceKind::Pmem(pmem) => Ok(pmem::model(pmem)),
+        }
     }
 }

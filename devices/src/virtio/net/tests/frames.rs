@@ -55,7 +55,35 @@ fn a_large_frame_lies_in_several_buffers_and_small_ones_take_one_each() {
             }
         }
         assert_eq!(rig.count("rx_dropped"), 0);
+        assert_eq!(rig.count("rx_spilled"), 1, "after the first, large ones are expected");
     }
+}
+
+#[test]
+fn a_large_frame_that_nobody_expected_comes_whole_or_not_at_all() {
+    let fake = Fake::new(1);
+    let mut rig = Rig::new(Box::new(fake.host()), 0, 64);
+    rig.post_and_kick(0, 60, 4096);
+    fake.give(0, &frame(1, 65000));
+    let (got, buffers) = rig.received(0);
+    assert!(got[12..] == frame(1, 65000)[12..] && buffers == 16);
+    assert_eq!(rig.count("rx_spilled"), 1);
+
+    // The first buffer promises more than the others hold.
+    rig.bring_up(0, 64);
+    rig.post(0, 1, 4096);
+    rig.post_and_kick(0, 20, 2000);
+    fake.give(0, &frame(2, 60000));
+    fake.give(0, &frame(3, 1000));
+    fake.give(0, &frame(4, 30000));
+    rig.wait_for("rx_dropped", 1);
+    // Now room for the largest is made in advance, as soon as the driver brings it.
+    rig.post_and_kick(0, 40, 2000);
+    for (tag, len) in [(3, 1000), (4, 30000)] {
+        let (got, _) = rig.received(0);
+        assert!(got[12..] == frame(tag, len)[12..], "{tag}");
+    }
+    assert_eq!((rig.count("rx_spilled"), rig.count("rx_dropped")), (1, 1));
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn buffers_that_make_no_sense_break_the_device_and_a_reset_mends_it() {
     let cases: [(u16, &[Buffer], &str); 8] = [
         (0, &[Buffer::writable(at, 11)], "without room for a frame's header"),
         (0, &[Buffer::readable(at, 12), Buffer::writable(at, 2000)], "memory to read"),
-        (0, &[Buffer::writable(beyond, 2000)], "queue 0"),
+        (0, &[Buffer::writable(beyond, 0x1_0100)], "queue 0"),
         (1, &[Buffer::readable(at, 11)], "without a whole header"),
         (1, &[Buffer::readable(at, 100), Buffer::writable(at, 1)], "memory to write"),
         (1, &[Buffer::readable(beyond, 100)], "queue 1"),

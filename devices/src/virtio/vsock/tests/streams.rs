@@ -256,6 +256,42 @@ fn data_that_has_not_gone_goes_before_the_end_is_told() {
 }
 
 #[test]
+fn what_a_guest_sent_before_it_went_is_read_however_late() {
+    let mut rig = Rig::by_hand();
+    let listener = rig.listen(9);
+    let mut slow = rig.connect(1, 9, &listener);
+    // As much as the socket and the device take.
+    let text = pattern(4 << 20, 13);
+    let (mut sent, mut forwarded) = (0, 0);
+    while sent - forwarded < BUFFER as usize {
+        let some = (BUFFER as usize - (sent - forwarded)).min(60_000);
+        rig.send_data(1, 9, &text[sent..][..some]);
+        sent += some;
+        rig.send(Op::CreditRequest, 1, 9);
+        let mut told = rig.recv();
+        // An update of its own accord may come before.
+        while let Some(next) = rig.wait("the queue", |rig| Some(rig.poll())) {
+            told = next;
+        }
+        forwarded = told.header.fwd_cnt as usize;
+    }
+    rig.shut(1, 9, BOTH);
+    rig.send(Op::Rst, 1, 9);
+    // The ports are free for another.
+    let mut again = rig.connect(1, 9, &listener);
+    rig.expect_sleep("nobody reads");
+    rig.rest();
+    let reader = std::thread::spawn(move || rest_of(&mut slow));
+    rig.wait("all that was sent", |_| reader.is_finished().then_some(()));
+    assert!(reader.join().unwrap() == text[..sent]);
+    rig.device.resume();
+    rig.send_data(1, 9, b"and more");
+    rig.wait("it", |rig| (rig.count("bytes_from_guest") == sent as u64 + 8).then_some(()));
+    assert_eq!(exactly(&mut again, 8), b"and more");
+    assert_eq!((rig.count("connections"), rig.count("resets")), (1, 0));
+}
+
+#[test]
 fn what_cannot_go_on_wakes_nobody() {
     let mut rig = Rig::by_hand();
     let listener = rig.listen(9);

@@ -1,14 +1,15 @@
 //! A console worked by the driver of this crate, its thread running, over pipes, files and sockets.
 
+mod sockets;
+
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::fcntl_getfl;
 use rustix::pipe::pipe;
-use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::dma::{Dma, Plain};
@@ -16,9 +17,9 @@ use crate::virtio::device::Device;
 use crate::virtio::driver::{Buffer, Driver};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::state::DeviceState;
-use crate::virtio::thread::{Attendance, Threads};
+use crate::virtio::thread::Threads;
 
-use super::host::{Files, Port, Socket};
+use super::host::{Files, Port};
 use super::wire::{RX, Size, TX};
 use super::{Console, KEPT};
 
@@ -113,11 +114,6 @@ fn piped() -> (Rig, File, File) {
     let (input, keyboard) = pipe().unwrap();
     let (screen, output) = pipe().unwrap();
     (Rig::new(Files::pair(input, output).unwrap()), keyboard.into(), screen.into())
-}
-
-fn listening(folder: &TempDir) -> (Rig, std::path::PathBuf) {
-    let path = folder.path().join("console");
-    (Rig::new(Socket::new(UnixListener::bind(&path).unwrap()).unwrap()), path)
 }
 
 fn exactly(from: &mut impl Read, len: usize) -> Vec<u8> {
@@ -239,77 +235,6 @@ fn others_who_have_the_same_file_open_find_it_as_it_was() {
 }
 
 #[test]
-fn a_client_gets_what_was_written_before_and_a_second_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut rig, path) = listening(&folder);
-    rig.say(DATA, b"booting\n", 8);
-    rig.end(TX);
-    let mut client = UnixStream::connect(&path).unwrap();
-    assert_eq!(exactly(&mut client, 8), b"booting\n");
-    let mut second = UnixStream::connect(&path).unwrap();
-    let mut sentence = String::new();
-    second.read_to_string(&mut sentence).unwrap();
-    assert_eq!(sentence, "this console has a client already\n");
-    rig.room(DATA, 64);
-    client.write_all(b"hello\n").unwrap();
-    assert_eq!(rig.end(RX), 6);
-    drop(client);
-    rig.room(DATA, 64);
-    let mut third = UnixStream::connect(&path).unwrap();
-    third.write_all(b"it is me\n").unwrap();
-    assert_eq!(rig.end(RX), 9);
-    rig.say(DATA, b"hello you\n", 10);
-    assert_eq!(exactly(&mut third, 10), b"hello you\n");
-    assert_eq!(rig.count("refused"), 1);
-}
-
-#[test]
-fn what_a_client_typed_before_it_went_is_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut rig, path) = listening(&folder);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"poweroff\n").unwrap();
-    drop(client);
-    std::thread::sleep(Duration::from_millis(20));
-    rig.room(DATA, 4);
-    rig.room(DATA + 4, 64);
-    assert_eq!((rig.end(RX), rig.end(RX)), (4, 5));
-    assert_eq!(rig.memory(DATA, 9), b"poweroff\n");
-}
-
-#[test]
-fn a_client_that_types_no_more_still_reads() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut rig, path) = listening(&folder);
-    rig.room(DATA, 64);
-    rig.room(DATA, 64);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"uname\n").unwrap();
-    client.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(rig.end(RX), 6);
-    rig.say(DATA, b"Linux\n", 6);
-    assert_eq!(exactly(&mut client, 6), b"Linux\n");
-    drop(client);
-    let mut next = UnixStream::connect(&path).unwrap();
-    next.write_all(b"!").unwrap();
-    assert_eq!(rig.end(RX), 1);
-}
-
-#[test]
-fn the_latest_of_what_nobody_listened_to_is_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut rig, path) = listening(&folder);
-    let text = pattern(3 * KEPT + 17);
-    for (at, chunk) in text.chunks(KEPT + 1000).enumerate() {
-        rig.say(DATA + (at * 2 * KEPT) as u64, chunk, 30_000);
-        rig.end(TX);
-    }
-    let mut client = UnixStream::connect(&path).unwrap();
-    assert!(exactly(&mut client, KEPT) == text[text.len() - KEPT..]);
-    assert_eq!(rig.count("bytes_lost"), (2 * KEPT + 17) as u64);
-}
-
-#[test]
 fn another_size_is_told_and_characters_of_an_emergency_are_shown() {
     let (mut rig, _keyboard, mut screen) = piped();
     let mut space = [0; 12];
@@ -423,50 +348,4 @@ fn a_driver_that_comes_again_finds_a_console_that_works() {
         assert_eq!(rig.end(RX), 1);
         assert_eq!(rig.memory(DATA, 1), [round]);
     }
-}
-
-/// Nothing wakes the thread of the devices once it has done what there is to do.
-fn expect_sleep(attendance: &Attendance<Plain>, when: &str) {
-    const NIGHT: Duration = Duration::from_millis(20);
-    let slept = (0..100).any(|_| {
-        let begin = Instant::now();
-        attendance.turn(Some(NIGHT)).unwrap();
-        begin.elapsed() >= NIGHT
-    });
-    assert!(slept, "{when}");
-}
-
-#[test]
-fn what_cannot_go_on_wakes_nobody() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("console");
-    let dma = Plain::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap());
-    let device = device(&dma, Socket::new(UnixListener::bind(&path).unwrap()).unwrap());
-    let attendance = Attendance::new(vec![Arc::clone(&device)]).unwrap();
-    let mut driver = Driver::new(Arc::clone(&device));
-    driver.bring_up(0x1000, 64);
-    let mut rig = Rig { dma, device, driver, threads: None };
-    expect_sleep(&attendance, "nothing has happened");
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"typed").unwrap();
-    expect_sleep(&attendance, "there are no buffers");
-    rig.say(DATA, &pattern(2 << 20), 2 << 20);
-    expect_sleep(&attendance, "the client does not read");
-    rig.rest();
-    exactly(&mut client, KEPT);
-    expect_sleep(&attendance, "it rests");
-    rig.device.resume();
-    drop(client);
-    expect_sleep(&attendance, "the client has gone, and what it typed is not read");
-    assert_eq!(rig.poll(TX), Some(0), "what nobody hears does not hold up");
-    rig.room(DATA, 64);
-    expect_sleep(&attendance, "it is read");
-    assert_eq!(rig.poll(RX), Some(5));
-    let client = UnixStream::connect(&path).unwrap();
-    client.shutdown(std::net::Shutdown::Write).unwrap();
-    rig.room(DATA, 64);
-    expect_sleep(&attendance, "the client types no more");
-    rig.driver.write(0x70, 0);
-    drop(client);
-    expect_sleep(&attendance, "there is no driver");
 }
