@@ -90,7 +90,7 @@ pub use collapse::CollapserConfig;
 #[cfg(not(loom))]
 pub use dedup::DedupConfig;
 #[cfg(not(loom))]
-pub use service::{Guest, GuestConfig, GuestMm, ImageRam, Pinner, Service};
+pub use service::{Guest, GuestConfig, GuestMm, ImageRam, Pinner, Reclaimer, Service};
 #[cfg(not(loom))]
 pub use vm_memory::GuestView;
 

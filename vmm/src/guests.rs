@@ -29,7 +29,7 @@ pub struct Guest {
 }
 
 /// Every built-in guest.
-pub const ALL: [Guest; 8] = [
+pub const ALL: [Guest; 10] = [
     Guest {
         name: "hello",
         summary: "says who it is and ends the way it is asked to",
@@ -199,11 +199,30 @@ pub const ALL: [Guest; 8] = [
             Key { name: "rng.index", values: "0|N", meaning: "which device" },
         ],
     },
+    Guest {
+        name: "balloon",
+        summary: "gives pages to a virtio balloon and reports free ones, finds zeroes in all of them, and takes them again",
+        elf: include_bytes!(env!("SLAT_GUEST_BALLOON")),
+        keys: &[Key {
+            name: "balloon.pages",
+            values: "1024|N",
+            meaning: "to give, and as many to report; by default the balloon's target, if that is more",
+        }],
+    },
+    Guest {
+        name: "pmem",
+        summary: "reads virtio persistent memory, writes to it, checks that all else stayed, and flushes it",
+        elf: include_bytes!(env!("SLAT_GUEST_PMEM")),
+        keys: &[
+            Key { name: "pmem.write", values: "0|N", meaning: "pages to write to" },
+            Key { name: "pmem.index", values: "0|N", meaning: "which device" },
+        ],
+    },
 ];
 
 /// The built-in guest called `name`.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    static GUESTS: [Guest; 8] = ALL;
+    static GUESTS: [Guest; 10] = ALL;
     GUESTS.iter().find(|guest| guest.name == name)
 }
 

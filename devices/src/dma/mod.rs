@@ -7,10 +7,13 @@
 //! [`Pinning`] is what runs: each page is pinned while a burst or a request uses it, and no longer. Beside it, to say what
 //! that costs and saves: [`Standing`] pins all RAM for good, as pass-through does, and [`Plain`] pins nothing at all, which
 //! only memory that nobody moves can do.
+//!
+//! [`Reclaiming`] is for what a guest gives back: memory that no device touches.
 
 mod iovecs;
 mod pinning;
 mod plain;
+mod reclaiming;
 mod segments;
 mod standing;
 mod transfer;
@@ -23,6 +26,7 @@ pub use guest_mm::prot::Access;
 pub use iovecs::Iovecs;
 pub use pinning::Pinning;
 pub use plain::{Plain, PlainHold, PlainView};
+pub use reclaiming::{Given, Reclaiming, Refused};
 pub use segments::{gather, part, scatter};
 pub use standing::{Standing, StandingHold, StandingView};
 pub use transfer::Transfer;

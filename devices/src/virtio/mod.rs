@@ -1,7 +1,7 @@
 //! virtio devices (OASIS virtio 1.2).
 //!
 //! ```text
-//! F3   blk  net  console  rng  vsock                the models, the same files in each:
+//! F3   balloon  blk  net  console  pmem  rng  vsock   the models, the same files in each:
 //!                                                     mod.rs      the model        wire.rs   what the driver sees
 //!                                                     host.rs     the host's side  state.rs  what is saved
 //!                                                     tests.rs
@@ -12,6 +12,7 @@
 //! ```
 
 pub mod backlog;
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod device;
@@ -20,6 +21,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod model;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rate;
 pub mod rng;

@@ -28,7 +28,7 @@ use crate::stats::Stats;
 use crate::sync::Arc;
 use crate::unmap::{self, GiveBackError, GivenBack, TakeBackError, UnmapError};
 
-use super::{Pinner, WriteError};
+use super::{Pinner, Reclaimer, WriteError};
 
 /// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
 /// were right.
@@ -156,6 +156,11 @@ impl<P: Protocol> Guest<P> {
     /// The right to pin its memory, for device threads that come and go by themselves.
     pub fn pinner(&self) -> Pinner<P> {
         Pinner::new(Shared::clone(&self.space))
+    }
+
+    /// The right to give its memory back, likewise.
+    pub fn reclaimer(&self) -> Reclaimer<P> {
+        Reclaimer::new(Shared::clone(&self.space))
     }
 
     /// Its memory, for the faces beside this one.

@@ -3,6 +3,7 @@
 mod config;
 mod guest;
 mod pinner;
+mod reclaimer;
 
 use std::path::Path;
 use std::sync::{Arc as Shared, Weak};
@@ -25,6 +26,7 @@ use crate::sync::{Arc, Lock, Rank};
 pub use config::{GuestConfig, GuestError, ImageRam, WriteError};
 pub use guest::Guest;
 pub use pinner::Pinner;
+pub use reclaimer::Reclaimer;
 
 /// The guest memory service of a process.
 pub type GuestMm = Service<Sound>;

@@ -48,10 +48,7 @@ struct Layout {
 fn json(config: &MachineConfig) -> String {
     let checked = Checked {
         config,
-        layout: Layout {
-            ram: config.memory.ram().collect(),
-            overcommit: config.memory.overcommit(),
-        },
+        layout: Layout { ram: config.memory.ram().collect(), overcommit: config.overcommit() },
     };
     let mut text =
         serde_json::to_string_pretty(&checked).expect("keys are strings and no value can fail");
@@ -100,7 +97,7 @@ impl Display for Report<'_> {
         }
         row(f, "pool", &memory.pool)?;
         fact(f, "", format_args!("{} whole blocks of 2 MiB", memory.pool.value.get() >> 21))?;
-        let ratio = memory.overcommit();
+        let ratio = self.0.overcommit();
         let meaning = if ratio > 1.0 {
             "overcommit: the machine stops when the pool is used up"
         } else {

@@ -31,6 +31,11 @@ impl Host {
         Host { phys_bits: phys_bits.clamp(32, 52) }
     }
 
+    /// The address behind the last that a guest's memory can have: the tables of the memory service map 48 bits.
+    pub fn address_limit(self) -> u64 {
+        1 << self.phys_bits.min(48)
+    }
+
     /// The most RAM that a guest's address space has room for, the hole left out.
     pub fn ram_limit(self) -> Bytes {
         Bytes::new((1 << self.phys_bits) - (HOLE_END - HOLE_START))
@@ -62,6 +67,21 @@ pub fn ram_ranges(size: Bytes) -> impl Iterator<Item = RamRange> + Clone {
         .map(|(start, length)| RamRange { start, length: Bytes::new(length) })
 }
 
+/// Where memory lies that is no RAM: pieces of these sizes behind a RAM of `ram` and the hole, each from a multiple of 1 GiB
+/// on, as what maps it likes best. A piece that would end behind the last address of all is the last one.
+pub fn pmem_ranges(
+    ram: Bytes,
+    sizes: impl IntoIterator<Item = Bytes>,
+) -> impl Iterator<Item = RamRange> {
+    const GIB: u64 = 1 << 30;
+    let mut end = ram_ranges(ram).last().map_or(0, RamRange::end).max(HOLE_END);
+    sizes.into_iter().map_while(move |length| {
+        let start = end.checked_next_multiple_of(GIB)?;
+        end = start.checked_add(length.get())?;
+        Some(RamRange { start, length })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +92,22 @@ mod tests {
         assert_eq!(layout(Bytes::mib(64)), [(0, 64 << 20)]);
         assert_eq!(layout(Bytes::gib(3)), [(0, HOLE_START)]);
         assert_eq!(layout(Bytes::gib(5)), [(0, HOLE_START), (HOLE_END, 6 << 30)]);
+    }
+
+    #[test]
+    fn what_is_no_ram_lies_behind_it_by_the_gib() {
+        let layout = |ram, sizes: &[u64]| {
+            let sizes = sizes.iter().map(|&mib| Bytes::mib(mib));
+            pmem_ranges(ram, sizes).map(|r| (r.start >> 20, r.end() >> 20)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            layout(Bytes::mib(64), &[2, 1026, 4]),
+            [(4096, 4098), (5120, 6146), (7168, 7172)]
+        );
+        assert_eq!(layout(Bytes::gib(4), &[2]), [(5120, 5122)]);
+        assert_eq!(layout(Bytes::gib(5), &[2]), [(6144, 6146)]);
+        let all = pmem_ranges(Bytes::mib(64), [Bytes::new(1 << 62); 9]).count();
+        assert_eq!(all, 3, "what there is no address for is left out");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use super::devices::{DeviceKind, Pmem, Sharing};
 use super::{Bytes, Device, EMULATION_SAFE, Feature, Guard, Origin, RamRange, ram_ranges};
 
 /// A value, and who set it.
@@ -129,6 +130,10 @@ keywords! {
         Console = "console",
         /// Reads bytes from an entropy device and checks them.
         Rng = "rng",
+        /// Gives memory to a balloon, and takes it again.
+        Balloon = "balloon",
+        /// Reads and writes persistent memory.
+        Pmem = "pmem",
     }
 }
 
@@ -208,6 +213,42 @@ pub struct MachineConfig {
     pub devices: Vec<Device>,
 }
 
+impl MachineConfig {
+    /// The devices that are memory, with their names.
+    pub fn pmem(&self) -> impl Iterator<Item = (&str, &Pmem)> + Clone {
+        self.devices.iter().filter_map(|device| match &device.kind {
+            DeviceKind::Pmem(pmem) => Some((device.name.as_str(), pmem)),
+            _ => None,
+        })
+    }
+
+    /// Bytes of persistent memory that the guest may have pages of its own for.
+    fn private_pmem(&self) -> u64 {
+        let private = self.pmem().filter(|(_, pmem)| pmem.sharing.value == Sharing::Private);
+        private.map(|(_, pmem)| pmem.file.value.bytes.get()).sum()
+    }
+
+    /// Bytes of files that lie in the pool once, whoever has them.
+    fn images(&self) -> u64 {
+        let template = self.memory.template.as_ref();
+        let template = template.map_or(0, |template| template.value.bytes.get());
+        template + self.pmem().map(|(_, pmem)| pmem.file.value.bytes.get()).sum::<u64>()
+    }
+
+    /// What of the pool is for this machine alone, if it writes to all that it may: whole blocks.
+    pub fn own_pool(&self) -> Bytes {
+        // Cannot overflow: all of it has addresses in one guest.
+        let ram = self.memory.size.value.get().next_multiple_of(Bytes::mib(2).get());
+        Bytes::new(ram + self.private_pmem())
+    }
+
+    /// RAM, files and copies of them promised for each byte of pool there is: above 1 is overcommit.
+    pub fn overcommit(&self) -> f64 {
+        let promised = self.memory.size.value.get() + self.private_pmem() + self.images();
+        promised as f64 / self.memory.pool.value.get() as f64
+    }
+}
+
 /// `[machine]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
@@ -247,12 +288,6 @@ impl Memory {
     /// Where the RAM lies, around the MMIO hole.
     pub fn ram(&self) -> impl Iterator<Item = RamRange> + Clone + use<> {
         ram_ranges(self.size.value)
-    }
-
-    /// RAM and template promised for each byte there is: above 1 is overcommit.
-    pub fn overcommit(&self) -> f64 {
-        let template = self.template.as_ref().map_or(0, |template| template.value.bytes.get());
-        (self.size.value.get() + template) as f64 / self.pool.value.get() as f64
     }
 }
 

@@ -29,7 +29,7 @@ pub use devices::{
 pub use error::{ConfigError, Origin, Problem};
 pub use features::{EMULATION_SAFE, FEATURES, Feature, Register};
 pub use guard::Guard;
-pub use host::{HOLE_END, HOLE_START, Host, RamRange, ram_ranges};
+pub use host::{HOLE_END, HOLE_START, Host, RamRange, pmem_ranges, ram_ranges};
 pub use machine::{
     Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, Dedup, HostPath, Image,
     Irqchip, Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Serial, Setting,

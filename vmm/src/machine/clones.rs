@@ -89,15 +89,14 @@ struct Running {
 const SIGNAL_WAIT: Duration = Duration::from_millis(20);
 
 impl Clones<'_> {
-    /// Room for the template, and for all that each of them can write; what the config says, if it does.
+    /// Room for the template and other files, once, and for all that each of them can write; what the config says, if it does.
     pub fn pool(&self) -> Setting<Bytes> {
         let memory = &self.config.memory;
         if memory.pool.origin != crate::config::Origin::Default {
             return memory.pool;
         }
         // Both sizes are far below 2^64, and the count has 32 bits; more than there can be is refused as such.
-        let block = Bytes::mib(2).get();
-        let own = memory.size.value.get().next_multiple_of(block);
+        let own = self.config.own_pool().get();
         let shared = memory.pool.value.get() - own;
         let all = own.saturating_mul(self.count.into()).saturating_add(shared);
         Setting { value: Bytes::new(all), origin: memory.pool.origin }

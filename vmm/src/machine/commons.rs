@@ -1,10 +1,13 @@
-//! What machines on one memory service have in common: a pool, and the template that their RAM lies over.
+//! What machines on one memory service have in common: a pool, the template that their RAM lies over, and other files that are
+//! memory of theirs.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mm::addr::PageSize;
 use guest_mm::audit::AuditError;
-use guest_mm::image::Image;
+use guest_mm::image::{Image, ImageError};
 use guest_mm::pool::{BackingChoice, BackingKind, PoolUsage};
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::{Guest, GuestConfig, ImageRam, Service, Sharing};
@@ -13,10 +16,12 @@ use crate::config::{self, Backing, Bytes, Memory};
 
 use super::MachineError;
 
-/// A service, and the template on it if there is one.
+/// A service, and the images on it.
 #[derive(Debug)]
 pub struct Commons<P: Protocol = Sound> {
     template: Option<Arc<Image>>,
+    /// The others, by their files.
+    images: Mutex<BTreeMap<PathBuf, Arc<Image>>>,
     service: Service<P>,
 }
 
@@ -43,7 +48,21 @@ impl<P: Protocol> Commons<P> {
         let service = Service::new(choice, pool.get(), pages(config))?;
         let template = config.template.as_ref();
         let template = template.map(|file| service.open_image(&file.value.path)).transpose()?;
-        Ok(Commons { template, service })
+        Ok(Commons { template, images: Mutex::default(), service })
+    }
+
+    /// The image in the file at `path`, which stays: its pages are in the pool once, for all machines.
+    ///
+    /// # Errors
+    /// The file is none.
+    pub(super) fn image(&self, path: &Path) -> Result<Arc<Image>, ImageError> {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = images.get(path) {
+            return Ok(Arc::clone(image));
+        }
+        let image = self.service.open_image(path)?;
+        images.insert(path.to_owned(), Arc::clone(&image));
+        Ok(image)
     }
 
     /// The template.
@@ -67,7 +86,7 @@ impl<P: Protocol> Commons<P> {
     }
 
     /// Adds a guest whose RAM is what `guest.ram` says: over the template from its first page on, range behind range,
-    /// where there is one.
+    /// where there is one. What it has over other images stays as it is.
     pub(super) fn add_guest(&self, guest: GuestConfig) -> Result<Guest<P>, MachineError> {
         let Some(image) = &self.template else { return Ok(self.service.add_guest(guest)?) };
         let mut first = 0;
@@ -77,17 +96,17 @@ impl<P: Protocol> Commons<P> {
             first += range.frames();
             ram
         });
-        let over = over.collect();
+        let over = over.chain(guest.over.iter().cloned()).collect();
         Ok(self.service.add_guest(GuestConfig { ram: Vec::new(), over, ..guest })?)
     }
 
-    /// Checks the books of the pool, with the template and without. No machine is left.
+    /// Checks the books of the pool, with the images and without. No machine is left.
     ///
     /// # Errors
     /// The first wrong book.
     pub fn close(self) -> Result<(), AuditError> {
         self.service.audit()?;
-        drop(self.template);
+        drop((self.template, self.images));
         self.service.audit()
     }
 }

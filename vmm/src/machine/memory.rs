@@ -9,7 +9,7 @@ use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::service::WriteError;
-use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig};
+use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, ImageRam};
 use vm_memory::GuestAddress;
 
 use crate::boot::BootImage;
@@ -49,13 +49,26 @@ impl<P: Protocol> ServedRam<P> {
         config: &Memory,
         on_stop: OnStop,
     ) -> Result<ServedRam<P>, MachineError> {
+        ServedRam::beside(commons, config, Vec::new(), on_stop)
+    }
+
+    /// The same, and beside the RAM the memory that `images` are.
+    ///
+    /// # Errors
+    /// As [`ServedRam::on`].
+    pub(super) fn beside(
+        commons: &Arc<Commons<P>>,
+        config: &Memory,
+        images: Vec<ImageRam>,
+        on_stop: OnStop,
+    ) -> Result<ServedRam<P>, MachineError> {
         let ram = config
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
             .collect::<Result<_, _>>()?;
         let guest = commons.add_guest(GuestConfig {
             ram,
-            over: Vec::new(),
+            over: images,
             on_missing: None,
             policy: FaultPolicy { pages: pages(config) },
             fault_threads: config.fault_threads.value.into(),

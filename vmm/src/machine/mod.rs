@@ -214,7 +214,8 @@ impl Machine {
                 stage.end(Ending::Memory(error.clone()));
                 threads.kick();
             };
-            let ram = ServedRam::on(commons, &config.memory, Box::new(on_stop))?;
+            let images = virtio::images(config, commons)?;
+            let ram = ServedRam::beside(commons, &config.memory, images, Box::new(on_stop))?;
             Arc::new(ram.collapsed_as(&config.collapse)?.merged_as(&config.dedup)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;

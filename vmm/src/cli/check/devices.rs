@@ -24,8 +24,10 @@ pub(super) fn devices(f: &mut fmt::Formatter<'_>, devices: &[Device]) -> fmt::Re
             }
             DeviceKind::Hvc(hvc) => hvc_rows(f, hvc)?,
             DeviceKind::Balloon(balloon) => balloon_rows(f, balloon)?,
-            DeviceKind::Pmem(Pmem { file, sharing }) => {
+            DeviceKind::Pmem(Pmem { file, sharing, range }) => {
                 backing_file(f, file)?;
+                let place = format!("{:#x}..{:#x}", range.start, range.end());
+                fact(f, "", format_args!("{place} (behind RAM)"))?;
                 row(f, "sharing", sharing)?;
             }
             DeviceKind::Vsock(Vsock { cid, socket }) => {

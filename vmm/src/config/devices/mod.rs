@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 pub use mac::Mac;
 
 use super::machine::{HostPath, Rate, Setting, keywords};
-use super::{Bytes, Origin};
+use super::{Bytes, Origin, RamRange};
 
 keywords! {
     /// The kinds of devices, by the words that their tables begin with.
@@ -230,11 +230,11 @@ pub struct Balloon {
 }
 
 keywords! {
-    /// `pmem.NAME.sharing`: whose the guest's writes are.
+    /// `pmem.NAME.sharing`: who has the memory.
     Sharing {
-        /// The guest's alone, and gone with it.
+        /// The guest has pages of its own as soon as it writes to them. They go with it.
         Private = "private",
-        /// The file's.
+        /// All guests that have it see the same pages, which none of them may write to.
         Shared = "shared",
     }
 }
@@ -242,10 +242,12 @@ keywords! {
 /// `[pmem.NAME]`: a file as memory of the guest's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pmem {
-    /// A file of a multiple of 2 MiB, not 0; writable if it is shared.
+    /// A file of a multiple of 2 MiB, not 0. It is never written.
     pub file: Setting<BackingFile>,
-    /// Whose the guest's writes are.
+    /// Who has the memory.
     pub sharing: Setting<Sharing>,
+    /// Where it lies in the guest: behind RAM, at a multiple of 1 GiB.
+    pub range: RamRange,
 }
 
 /// `[vsock.NAME]`: sockets between guest and host.

@@ -48,8 +48,24 @@ pub(super) fn resolve(document: &Document, host: Host) -> Result<MachineConfig, 
         None => None,
     };
     let (file, control) = (HostPath(raw.file.clone()), Control { socket });
-    let devices = devices::devices(document, &memory, &console)?;
-    Ok(MachineConfig { file, machine, memory, collapse, dedup, boot, console, control, devices })
+    let devices = devices::devices(document, &memory, &console, host)?;
+    let mut config =
+        MachineConfig { file, machine, memory, collapse, dedup, boot, console, control, devices };
+    if config.memory.pool.origin == Origin::Default {
+        config.memory.pool.value = room_for_all(&config);
+    }
+    Ok(config)
+}
+
+/// The pool that never runs out: all that the guest can write to, and the files that it is made of, once for all that lie over
+/// them.
+fn room_for_all(config: &MachineConfig) -> Bytes {
+    // Cannot overflow: all sizes are far below 2^64.
+    let in_blocks = |size: Bytes| size.checked_round_up(BLOCK).unwrap_or(size).get();
+    let template = config.memory.template.as_ref();
+    let template = template.map_or(0, |template| in_blocks(template.value.bytes));
+    let files: u64 = config.pmem().map(|(_, pmem)| in_blocks(pmem.file.value.bytes)).sum();
+    Bytes::new(config.own_pool().get() + template + files)
 }
 
 fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
@@ -60,7 +76,7 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
                 origin: Origin::Default,
                 key: Some("boot.guest".into()),
                 problem: Problem::Missing(
-                    "set boot.guest to hello, touch, smp, clone, blk, net, console or rng, or boot.kernel to the path of a kernel",
+                    "set boot.guest to hello, touch, smp, clone, blk, net, console, rng, balloon or pmem, or boot.kernel to the path of a kernel",
                 ),
             });
         }
@@ -205,10 +221,10 @@ fn memory(raw: &Raw, host: Host) -> Result<Memory, ConfigError> {
         keyword(w, Backing::ALL, Backing::as_str)
     })?;
     let template = template::template(raw, size.value, backing.value)?;
-    // The template's pages are in the pool too, once for all that lie over it.
-    let shared = template.as_ref().map_or(0, |template| in_blocks(template.value.bytes).get());
-    let all = Bytes::new(in_blocks(size.value).get() + shared);
-    let pool = setting(raw, &schema::POOL, all, |w| fits(bytes(w, &schema::POOL)?).map(in_blocks))?;
+    // By default there is room for everything, which is known when all devices are.
+    let least = in_blocks(size.value);
+    let pool =
+        setting(raw, &schema::POOL, least, |w| fits(bytes(w, &schema::POOL)?).map(in_blocks))?;
     let smallest = match backing.value {
         Backing::Hugetlb => PageSize::Size2M,
         _ => PageSize::Size4K,

@@ -7,9 +7,11 @@
 //! ```
 
 mod address;
+mod balloon;
 mod disk;
 mod hvc;
 mod net;
+mod pmem;
 mod rng;
 mod vsock;
 
@@ -34,6 +36,7 @@ use super::{MachineError, event};
 
 pub(super) use address::on_command_line;
 use address::{address, interrupt};
+pub(super) use pmem::images;
 
 /// A model, and what the hypervisor's side needs of it.
 type Boxed = Box<dyn Model<Pinning>>;
@@ -81,7 +84,7 @@ impl Virtio {
         let (mut devices, mut extras) = (Vec::new(), Extras::default());
         for (index, device) in (0..).zip(&config.devices) {
             let dma = Pinning::new(ram.guest().pinner());
-            let model = extras.model(devices.len(), device, &dma)?;
+            let model = extras.model(devices.len(), device, ram, &dma)?;
             let line = has_irqchip.then(|| event("an interrupt")).transpose()?;
             if let Some(line) = &line {
                 vm.connect_irq(line, interrupt(index))?;
@@ -150,6 +153,7 @@ impl Extras {
         &mut self,
         index: usize,
         device: &config::Device,
+        ram: &ServedRam,
         dma: &Pinning,
     ) -> Result<Boxed, MachineError> {
         let name = &device.name;
@@ -173,10 +177,8 @@ impl Extras {
                 self.files.push(file);
                 Ok(model)
             }
-            other => Err(MachineError::System {
-                what: "a device",
-                source: std::io::Error::other(format!("{} is not there", other.family())),
-            }),
+            DeviceKind::Balloon(balloon) => balloon::model(balloon, ram),
+            DeviceKind::Pmem(pmem) => Ok(pmem::model(pmem)),
         }
     }
 }

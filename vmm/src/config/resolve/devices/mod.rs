@@ -13,7 +13,7 @@ mod vsock;
 use crate::config::devices::{Device, DeviceKind, Family};
 use crate::config::machine::{Console, Memory};
 use crate::config::raw::{DeviceTable, Document};
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, Host, Problem};
 
 /// What a machine's bus has room for.
 const MOST: usize = 16;
@@ -23,6 +23,7 @@ pub(super) fn devices(
     document: &Document,
     memory: &Memory,
     console: &Console,
+    host: Host,
 ) -> Result<Vec<Device>, ConfigError> {
     let tables = &document.devices;
     if let Some(one_too_many) = tables.get(MOST) {
@@ -39,7 +40,7 @@ pub(super) fn devices(
             Family::Rng => DeviceKind::Rng(rng::rng(keys)?),
             Family::Hvc => DeviceKind::Hvc(hvc::hvc(table, console, &devices)?),
             Family::Balloon => DeviceKind::Balloon(balloon::balloon(keys, memory)?),
-            Family::Pmem => DeviceKind::Pmem(pmem::pmem(table)?),
+            Family::Pmem => DeviceKind::Pmem(pmem::pmem(table, memory, &devices, host)?),
             Family::Vsock => DeviceKind::Vsock(vsock::vsock(table)?),
         };
         devices.push(Device { name: table.name.clone(), origin: table.origin, kind });

@@ -1,9 +1,10 @@
 //! `[pmem.NAME]`
 
-use crate::config::devices::{Pmem, Sharing};
+use crate::config::devices::{Device, DeviceKind, Pmem, Sharing};
+use crate::config::machine::{Backing, Memory};
 use crate::config::raw::DeviceTable;
 use crate::config::schema;
-use crate::config::{Bytes, ConfigError};
+use crate::config::{Bytes, ConfigError, Host, Problem, RamRange, pmem_ranges};
 
 use super::super::read::{keyword, setting};
 use super::backing_file::{Needs, backing_file};
@@ -12,18 +13,44 @@ use super::read::required;
 /// What a guest maps persistent memory by.
 const UNIT: Bytes = Bytes::mib(2);
 
-pub(super) fn pmem(table: &DeviceTable) -> Result<Pmem, ConfigError> {
+/// The memory of `table`, behind that of `before`.
+pub(super) fn pmem(
+    table: &DeviceTable,
+    memory: &Memory,
+    before: &[Device],
+    host: Host,
+) -> Result<Pmem, ConfigError> {
     let raw = &table.keys;
     let sharing = setting(raw, &schema::PMEM_SHARING, Sharing::Private, |w| {
         keyword(w, Sharing::ALL, Sharing::as_str)
     })?;
-    let needs = Needs {
-        writable_or: (sharing.value == Sharing::Shared).then_some("sharing = \"private\""),
-        block_device: false,
-        unit: UNIT,
-    };
+    let needs = Needs { writable_or: None, block_device: false, unit: UNIT };
     let file = required(table, &schema::PMEM_FILE, "set it to the path of a file", |written| {
+        if memory.backing.value == Backing::Hugetlb {
+            return Err(
+                "memory.backing is hugetlb, which has no 4 KiB pages, as a file's need them (try \"auto\")".into()
+            );
+        }
         backing_file(raw, &schema::PMEM_FILE, written, &needs)
     })?;
-    Ok(Pmem { file, sharing })
+    let range = place(memory, before, file.value.bytes);
+    let range = range.filter(|range| range.end() <= host.address_limit());
+    let Some(range) = range else {
+        let reason = format!(
+            "{} behind memory.size, {}, are more than addresses of {} bits reach",
+            file.value.bytes, memory.size.value, host.phys_bits
+        );
+        return Err(table.fail_at(&schema::PMEM_FILE, Problem::TooMany(reason)));
+    };
+    Ok(Pmem { file, sharing, range })
+}
+
+/// Where `bytes` lie behind what `before` has, if there is a place.
+fn place(memory: &Memory, before: &[Device], bytes: Bytes) -> Option<RamRange> {
+    let sizes = before.iter().filter_map(|device| match &device.kind {
+        DeviceKind::Pmem(pmem) => Some(pmem.file.value.bytes),
+        _ => None,
+    });
+    let count = sizes.clone().count();
+    pmem_ranges(memory.size.value, sizes.chain([bytes])).nth(count)
 }
