@@ -41,7 +41,7 @@ pub(super) struct Found {
 pub(super) fn scattered() -> Result<Served, BenchError> {
     let broken = (BLOCKS * PAGES).div_ceil(PAGES - 1);
     let holders = broken + BLOCKS + 1;
-    let served = Served::bare(FIRST + BLOCKS + holders, FIRST + holders)?;
+    let served = Served::bare(FIRST + BLOCKS + holders, FIRST + holders, PageSize::Size4K)?;
     let fill = |first: u64, pages: u64| {
         let range = GfnRange::new(Gfn::new(first), pages).map_err(failed)?;
         served.guest.populate(range).map_err(failed)

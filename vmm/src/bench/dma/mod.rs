@@ -7,9 +7,11 @@ mod bridge;
 mod served;
 mod tap;
 
+use std::fs::File;
 use std::time::Duration;
 
 use devices::dma::Dma;
+use guest_mm::addr::PageSize;
 
 use super::table::median;
 use super::{BenchError, Goal, Rounds, Row, Table};
@@ -58,7 +60,7 @@ const KINDS: [Kind; 5] = [
         goal: Goal::None,
     },
     Kind {
-        name: "2 MiB reads in order, 4 under way",
+        name: "2 MiB reads in order, 4 under way, RAM in 4 KiB pages",
         work: work(2 << 20, 4, true),
         requests: 256,
         // What cannot be told from nothing.
@@ -66,14 +68,21 @@ const KINDS: [Kind; 5] = [
     },
 ];
 
+const BLOCKS_OF_RAM: Kind = Kind {
+    name: "2 MiB reads in order, 4 under way, RAM in 2 MiB pages",
+    work: work(2 << 20, 4, true),
+    requests: 256,
+    goal: Goal::RatioAtMost(1.02),
+};
+
 /// Measures it.
 ///
 /// # Errors
 /// [`BenchError`]: there are no figures.
 pub fn dma(rounds: Rounds, progress: &dyn Fn(&str)) -> Result<Table, BenchError> {
     let file = memory_file("slat-bench-disk", DISK)?;
-    let served = Served::new()?;
-    let others = Served::new()?;
+    let served = Served::new(PageSize::Size4K)?;
+    let others = Served::new(PageSize::Size4K)?;
     let (plain, memory) = plain()?;
     let mut table = Table::new("dma");
     {
@@ -89,11 +98,31 @@ pub fn dma(rounds: Rounds, progress: &dyn Fn(&str)) -> Result<Table, BenchError>
         bare(rounds, &mut pinned, &mut Bare::new(served.seen()?, &file)?, &mut table)?;
     }
     drop((served, others, plain, memory));
+    blocks_of_ram(rounds, &file, &mut table, progress)?;
     progress("from TAP to TAP");
     taps(rounds, &mut table)?;
     progress("collapse under load");
     under_load(rounds, &mut table)?;
     Ok(table)
+}
+
+/// The same for RAM in blocks: a request of 2 MiB is one pin.
+fn blocks_of_ram(
+    rounds: Rounds,
+    file: &File,
+    table: &mut Table,
+    progress: &dyn Fn(&str),
+) -> Result<(), BenchError> {
+    progress(BLOCKS_OF_RAM.name);
+    let served = Served::new(PageSize::Size2M)?;
+    let others = Served::new(PageSize::Size2M)?;
+    let (plain, memory) = plain()?;
+    let mut pinned = Bench::new(&served.pinning(), served.seen()?, file)?;
+    let mut standing = Bench::new(&others.standing(RAM)?, others.seen()?, file)?;
+    let mut unpinned = Bench::new(&plain, memory, file)?;
+    let found = measure(rounds, &BLOCKS_OF_RAM, (&mut pinned, &mut standing, &mut unpinned))?;
+    rows(table, &BLOCKS_OF_RAM, &found);
+    Ok(())
 }
 
 /// Requests pinned one by one, for good, and not at all.
@@ -221,7 +250,7 @@ fn taps(rounds: Rounds, table: &mut Table) -> Result<(), BenchError> {
 
 fn cables(rounds: Rounds) -> Result<Result<[Row; 2], std::io::Error>, BenchError> {
     let frames = if rounds == Rounds::Quick { 5_000 } else { 40_000 };
-    let served = Served::new()?;
+    let served = Served::new(PageSize::Size4K)?;
     let (plain, memory) = plain()?;
     let (one, other) = match (Bridge::new(), Bridge::new()) {
         (Ok(one), Ok(other)) => (one, other),

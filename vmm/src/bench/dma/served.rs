@@ -49,17 +49,20 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// `RAM`, all of it there, in pages of 4 KiB.
-    pub(super) fn new() -> Result<Served, BenchError> {
-        let served = Served::bare(RAM / BLOCK, RAM / BLOCK)?;
+    /// `RAM`, all of it there, in pages of `pages`.
+    pub(super) fn new(pages: PageSize) -> Result<Served, BenchError> {
+        let served = Served::bare(RAM / BLOCK, RAM / BLOCK, pages)?;
         let ram = GfnRange::new(Gfn::new(0), RAM / 4096).map_err(failed)?;
         served.guest.populate(ram).map_err(failed)?;
         Ok(served)
     }
 
-    /// `blocks` of RAM, none of it there, on a pool of `pool_blocks`.
-    pub(super) fn bare(blocks: u64, pool_blocks: u64) -> Result<Served, BenchError> {
-        let pages = PageSize::Size4K;
+    /// `blocks` of RAM, none of it there, on a pool of `pool_blocks`, for faults of `pages`.
+    pub(super) fn bare(
+        blocks: u64,
+        pool_blocks: u64,
+        pages: PageSize,
+    ) -> Result<Served, BenchError> {
         let ram = GfnRange::new(Gfn::new(0), blocks * PageSize::Size2M.frames()).map_err(failed)?;
         let service =
             GuestMm::new(BackingChoice::Auto, pool_blocks * BLOCK, pages).map_err(failed)?;
@@ -152,6 +155,9 @@ pub(super) struct Work {
     pub(super) buffers: u64,
 }
 
+/// No request takes so long.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// What a disk did.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Done {
@@ -202,6 +208,8 @@ impl<D: Dma> Bench<D> {
     pub(super) fn run(&mut self, work: Work, requests: u32) -> Result<Done, BenchError> {
         let (start, cpu) = (Instant::now(), processor());
         let (mut begun, mut done) = (0, 0);
+        // Who has nothing to do waits: the processor is the kernel's, whose threads read the file.
+        let mut wait = Duration::ZERO;
         while done < requests {
             let wanted = requests.min(done + u32::from(work.depth));
             if begun < wanted {
@@ -210,10 +218,12 @@ impl<D: Dma> Bench<D> {
                 }
                 self.driver.kick(0);
             }
-            self.attendance.turn(Some(Duration::ZERO)).map_err(BenchError::System)?;
+            self.attendance.turn(Some(wait)).map_err(BenchError::System)?;
+            let before = done;
             while self.driver.poll(&self.memory, 0).is_some() {
                 done += 1;
             }
+            wait = if done == before { PATIENCE } else { Duration::ZERO };
         }
         let requests = f64::from(requests);
         let seconds = start.elapsed().as_secs_f64() / requests;
