@@ -116,8 +116,8 @@ fn a_guest_finds_a_file_behind_its_ram_and_writes_to_pages_of_its_own() {
         (&["memory.size=5G", "memory.pool=256M"], 6144, 64),
         (&["machine.vcpus=2", "memory.guard=[\"0x3000000+4K\"]"], 4096, 64),
         (&[&other, "pmem.b.sharing=shared"], 4096, 64),
-        (&["pmem.data.sharing=shared", "boot.cmdline=\"\""], 4096, 0),
-        (&[&other, "pmem.b.sharing=shared", "boot.cmdline=\"pmem.index=1\""], 5120, 0),
+        (&["pmem.data.sharing=shared", "boot.cmdline="], 4096, 0),
+        (&[&other, "pmem.b.sharing=shared", "boot.cmdline=pmem.index=1"], 5120, 0),
     ] {
         let (output, report) = run(&config, &[&[&*file], sets].concat());
         assert_eq!(output.code, Some(0), "{sets:?}: {output:?}");
