@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tests::require_userfaultfd;
 
-use rig::kinds::{BLK, CONSOLE, Kind, RNG, VSOCK};
+use rig::kinds::{BLK, CONSOLE, CONSOLE_RX, Kind, NET, NET_RX, RNG, VSOCK, VSOCK_RX};
 use rig::{NEEDS_RESET, Rig, program};
 
 /// Inputs of a corpus at most.
@@ -122,8 +122,7 @@ fn fuzz(target: &str, kind: &'static Kind) {
     if !require_userfaultfd() {
         return;
     }
-    let long = std::env::var_os("SLAT_LONG").is_some();
-    let end = Instant::now() + Duration::from_secs(if long { 60 } else { 2 });
+    let end = Instant::now() + time();
     let mut at = Target { kind, rig: None, programs: 0 };
     let (folder, mut inputs) = corpus(target);
     let known: HashSet<u64> = inputs.iter().map(|input| at.run(input)).collect();
@@ -169,4 +168,72 @@ fn rng_survives_any_driver() {
 #[test]
 fn vsock_survives_any_driver() {
     fuzz("vsock", &VSOCK);
+}
+
+#[test]
+fn net_survives_any_driver() {
+    fuzz("net", &NET);
+}
+
+#[test]
+fn net_rx_survives_any_driver() {
+    fuzz("net_rx", &NET_RX);
+}
+
+#[test]
+fn console_rx_survives_any_driver() {
+    fuzz("console_rx", &CONSOLE_RX);
+}
+
+#[test]
+fn vsock_rx_survives_any_driver() {
+    fuzz("vsock_rx", &VSOCK_RX);
+}
+
+/// The registers, with a disk behind them: programs that only read and write those.
+#[test]
+fn the_transport_survives_any_driver() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let end = Instant::now() + time();
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    let mut rounds = 0;
+    while Instant::now() < end {
+        let mut rig = Rig::new(&BLK);
+        for _ in 0..2000 {
+            // Most of a driver's life is in a few registers, and most values are small.
+            let register =
+                [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xa0];
+            let at = match dice.roll(4) {
+                0 => dice.roll(0x1000) as u64 / 4 * 4,
+                _ => register[dice.roll(register.len())],
+            };
+            let value = match dice.roll(4) {
+                0 => dice.roll(usize::MAX) as u32,
+                1 => 1 << dice.roll(32),
+                _ => dice.roll(16) as u32,
+            };
+            match dice.roll(3) {
+                0 => {
+                    rig.victim.read(at);
+                }
+                _ => rig.victim.write(at, value),
+            }
+            if dice.roll(16) == 0 {
+                rig.turn();
+            }
+            rounds += 1;
+        }
+        assert!(rig.neighbour_reads());
+        rig.bring_up();
+        assert_eq!(rig.victim.status() & NEEDS_RESET, 0);
+        assert_eq!(rig.end(), "clean");
+    }
+    println!("the transport: {rounds} accesses");
+}
+
+/// What a target has.
+fn time() -> Duration {
+    Duration::from_secs(if std::env::var_os("SLAT_LONG").is_some() { 60 } else { 2 })
 }

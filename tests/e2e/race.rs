@@ -129,7 +129,14 @@ fn what_is_no_race_is_refused_with_what_is_one() {
         let output = SLAT.run(["race"].iter().chain(args));
         assert_refused(&args.join(" "), &output, &[says]);
     }
-    for args in [&["run"][..], &["run", "pin-vs-collapse", "--mode", "x"], &["show"], &[]] {
+    for args in [
+        &["run"][..],
+        &["run", "pin-vs-collapse", "--mode", "x"],
+        &["run", "pin-vs-collapse", "--drive", "disk"],
+        &["run", "pin-vs-collapse", "--guest", "--drive", "x"],
+        &["show"],
+        &[],
+    ] {
         let output = SLAT.run(["race"].iter().chain(args));
         assert_eq!(output.code, Some(2), "{args:?}: {output:?}");
     }

@@ -1,7 +1,7 @@
 //! The storm `pin-vs-collapse`: devices write by DMA to memory that is collapsed, split and scattered under them, and a guest
-//! with two vCPUs checks every word of it.
+//! with two vCPUs checks every word of it. The devices are threads that do nothing but pin, or disks with their drivers.
 //!
-//! `SLAT_LONG=1` lets the sound storm blow for a minute; without it, for five seconds.
+//! `SLAT_LONG=1` lets the sound storms blow for a minute; without it, for five seconds.
 
 use std::env;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use guest_mm::protocol::Sound;
 use guest_mm::protocol::historical::PinWithoutPde;
 use tests::require_guests;
-use vmm::race::{Options, Report, Until, storm};
+use vmm::race::{Drive, Options, Report, Until, storm};
 
 /// Set to 1, it asks for the long form of a test that has one.
 const LONG: &str = "SLAT_LONG";
@@ -33,6 +33,24 @@ fn show(report: &Report) {
     println!("{text}");
 }
 
+/// That `report` is of a storm without damage, and of one that would have done some.
+fn assert_sound(report: &Report, what: &str) {
+    show(report);
+    assert!(report.is_sound(), "{what}: {report:#?}");
+    let guest = report.guest.expect("a sound storm has a verdict");
+    for (count, least, what) in [
+        (report.collapses.promoted, 10, "promotions"),
+        (report.collapses.copied, 10, "copies"),
+        (report.splits, 10, "splits"),
+        (report.scattered, 10, "pages out of place"),
+        (report.traffic.writes, 1000, "DMA writes"),
+        (guest.seen, 1000, "DMA writes that the guest saw"),
+        (guest.passes, 3, "passes of the guest"),
+    ] {
+        assert!(count >= least, "only {count} {what}: {report:#?}");
+    }
+}
+
 #[test]
 fn a_storm_of_dma_and_collapses_loses_nothing_with_the_protocol_that_ships() {
     if !require_guests() {
@@ -43,22 +61,24 @@ fn a_storm_of_dma_and_collapses_loses_nothing_with_the_protocol_that_ships() {
         let until = Until::Time(length());
         let report = storm::<Sound>(&Options { vcpus, until, ..Options::default() })
             .expect("the storm can blow");
-        show(&report);
-        assert!(report.is_sound(), "{vcpus} vCPUs: {report:#?}");
-        // Or it would have shown nothing.
-        let guest = report.guest.expect("a sound storm has a verdict");
-        for (count, least, what) in [
-            (report.collapses.promoted, 10, "promotions"),
-            (report.collapses.copied, 10, "copies"),
-            (report.splits, 10, "splits"),
-            (report.scattered, 10, "pages out of place"),
-            (report.traffic.writes, 1000, "DMA writes"),
-            (guest.seen, 1000, "DMA writes that the guest saw"),
-            (guest.passes, 3, "passes of the guest"),
-        ] {
-            assert!(count >= least, "only {count} {what}: {report:#?}");
-        }
+        assert_sound(&report, &format!("{vcpus} vCPUs"));
     }
+}
+
+/// What pins is what a machine's disks run, and their rings are moved, too.
+#[test]
+fn a_storm_of_disk_requests_and_collapses_loses_nothing_with_the_protocol_that_ships() {
+    if !require_guests() {
+        return;
+    }
+    let _alone = alone();
+    let options =
+        Options { drive: Drive::Disk, until: Until::Time(length()), ..Options::default() };
+    let report = storm::<Sound>(&options).expect("the storm can blow");
+    assert_sound(&report, "disks");
+    let (requests, rings) = (report.traffic.requests, report.collapses.rings);
+    assert!(requests >= 1000, "only {requests} requests: {report:#?}");
+    assert!(rings >= 10, "only {rings} blocks with rings were collapsed: {report:#?}");
 }
 
 /// Linux had this bug from 2012 to 2022 (70cbc3cc78a99): the page directory was not looked at again once the pin was in place.
@@ -76,4 +96,18 @@ fn without_the_second_look_at_the_page_directory_a_dma_write_is_lost() {
     if let Some(loss) = report.traffic.first_loss {
         assert!(loss.found < loss.expected, "not a lost write: {loss}");
     }
+}
+
+/// A disk is seldom at a pin, and often elsewhere. What it loses may also be a descriptor, and then anything goes wrong.
+#[test]
+fn without_the_second_look_at_the_page_directory_a_disk_loses_what_it_read() {
+    if !require_guests() {
+        return;
+    }
+    let _alone = alone();
+    let until = Until::FirstLoss { at_most: Duration::from_secs(60) };
+    let options = Options { drive: Drive::Disk, until, ..Options::default() };
+    let report = storm::<PinWithoutPde>(&options).expect("the storm can blow");
+    show(&report);
+    assert!(report.lost() > 0, "nothing was lost: {report:#?}");
 }

@@ -1,33 +1,42 @@
 //! Memory that is pinned page by page, for as long as it is used.
 
+use std::fmt;
+
 use guest_mm::addr::{Gpa, GpaRange};
 use guest_mm::pin::OwnedPinBatch;
 use guest_mm::prot::Access;
+use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::{GuestView, Pinner};
 use vm_memory::VolatileSlice;
 
 use super::{Dma, DmaError, Hold, Segment};
 
 /// Pins while a device uses memory: see [`Pinner`].
-#[derive(Clone, Debug)]
-pub struct Pinning(Pinner);
+#[derive(Debug)]
+pub struct Pinning<P: Protocol = Sound>(Pinner<P>);
 
-impl Pinning {
+impl<P: Protocol> Pinning<P> {
     /// Access by `pinner`.
-    pub fn new(pinner: Pinner) -> Pinning {
+    pub fn new(pinner: Pinner<P>) -> Pinning<P> {
         Pinning(pinner)
     }
 }
 
-impl Dma for Pinning {
-    type View<'v> = GuestView<'v>;
-    type Hold = OwnedPinBatch;
+impl<P: Protocol> Clone for Pinning<P> {
+    fn clone(&self) -> Self {
+        Pinning(self.0.clone())
+    }
+}
 
-    fn view(&self) -> GuestView<'_> {
+impl<P: Protocol + fmt::Debug> Dma for Pinning<P> {
+    type View<'v> = GuestView<'v, P>;
+    type Hold = OwnedPinBatch<P>;
+
+    fn view(&self) -> GuestView<'_, P> {
         self.0.view()
     }
 
-    fn hold(&self) -> OwnedPinBatch {
+    fn hold(&self) -> OwnedPinBatch<P> {
         self.0.batch()
     }
 }
@@ -37,7 +46,7 @@ fn range(segment: Segment) -> Result<GpaRange, String> {
     GpaRange::new(Gpa::new(segment.addr), segment.len.into()).map_err(|error| error.to_string())
 }
 
-impl Hold for OwnedPinBatch {
+impl<P: Protocol + fmt::Debug> Hold for OwnedPinBatch<P> {
     fn take(&mut self, segments: &[Segment], access: Access) -> Result<(), DmaError> {
         let error = |segment: &Segment, reason| DmaError {
             addr: segment.addr,

@@ -1,8 +1,10 @@
 //! Each kind of device, as an attacker finds it.
+#![allow(unsafe_code, reason = "a network's host side moves memory by address")]
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
 use devices::dma::Pinning;
@@ -13,6 +15,8 @@ use devices::virtio::console::Console;
 use devices::virtio::console::host::Files;
 use devices::virtio::console::wire::Size;
 use devices::virtio::model::Model;
+use devices::virtio::net::host::{Host as Network, Offloads, Unmoved};
+use devices::virtio::net::{Config, Net};
 use devices::virtio::rate::Limiter;
 use devices::virtio::rng::Rng;
 use devices::virtio::rng::host::{Source, URANDOM};
@@ -25,16 +29,19 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// The queue that is attacked: one that is served when it is kicked.
     pub(crate) queue: u16,
-    pub(crate) make: fn(&Pinning) -> (Box<dyn Model<Pinning>>, Host),
+    pub(crate) make: fn(&Pinning) -> Made,
     /// Something comes from the host.
     pub(crate) input: fn(&mut Host, u8),
 }
+
+/// A model, and what it stands on.
+pub(crate) type Made = (Box<dyn Model<Pinning>>, Host);
 
 /// What a device stands on; it goes when the device has gone.
 pub(crate) type Host = Box<dyn std::any::Any>;
 
 /// All of them.
-pub(crate) const KINDS: &[&Kind] = &[&BLK, &CONSOLE, &RNG, &VSOCK];
+pub(crate) const KINDS: &[&Kind] = &[&BLK, &NET, &CONSOLE, &RNG, &VSOCK];
 
 /// A sector of the disk.
 pub(crate) const SECTOR: [u8; 512] = [0x5a; 512];
@@ -42,10 +49,16 @@ pub(crate) const SECTOR: [u8; 512] = [0x5a; 512];
 pub(crate) const BLK: Kind = Kind { name: "blk", queue: 0, make: blk, input: |_, _| {} };
 
 pub(crate) const CONSOLE: Kind = Kind { name: "console", queue: 1, make: console, input: typed };
+pub(crate) const NET: Kind = Kind { name: "net", queue: 1, make: net, input: frames };
+/// The other way round.
+pub(crate) const NET_RX: Kind = Kind { queue: 0, ..NET };
+/// Typed input.
+pub(crate) const CONSOLE_RX: Kind = Kind { queue: 0, ..CONSOLE };
+pub(crate) const VSOCK_RX: Kind = Kind { queue: 0, ..VSOCK };
 pub(crate) const RNG: Kind = Kind { name: "rng", queue: 0, make: rng, input: |_, _| {} };
 pub(crate) const VSOCK: Kind = Kind { name: "vsock", queue: 1, make: vsock, input: connects };
 
-fn blk(dma: &Pinning) -> (Box<dyn Model<Pinning>>, Host) {
+fn blk(dma: &Pinning) -> Made {
     let mut file = NamedTempFile::new().expect("a temporary file");
     file.write_all(&SECTOR.repeat(2048)).expect("room for it");
     let shape =
@@ -56,7 +69,7 @@ fn blk(dma: &Pinning) -> (Box<dyn Model<Pinning>>, Host) {
     (Box::new(model.expect("a disk")), Box::new(file))
 }
 
-fn console(dma: &Pinning) -> (Box<dyn Model<Pinning>>, Host) {
+fn console(dma: &Pinning) -> Made {
     let (keyboard, input) = UnixStream::pair().expect("sockets");
     let output = File::create("/dev/null").expect("it is there");
     let port = Files::pair(input.into(), output.into()).expect("files that do not block");
@@ -72,7 +85,73 @@ fn typed(host: &mut Host, byte: u8) {
     }
 }
 
-fn rng(dma: &Pinning) -> (Box<dyn Model<Pinning>>, Host) {
+/// A cable: a pair of sockets.
+#[derive(Debug)]
+struct Cable(UnixDatagram);
+
+impl Network for Cable {
+    fn pairs(&self) -> u16 {
+        1
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads { checksum: true, tso4: true, tso6: true, uso: false }
+    }
+
+    fn leave(&mut self, _offloads: Offloads) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn use_pairs(&mut self, _pairs: u16) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn event(&self, _pair: u16) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    unsafe fn send(&mut self, _pair: u16, buffers: &[libc::iovec]) -> Result<(), Unmoved> {
+        // SAFETY: the memory is valid until this returns; that is the caller's obligation.
+        let sent =
+            unsafe { libc::writev(self.0.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32) };
+        moved(sent).map(|_| ())
+    }
+
+    unsafe fn receive(&mut self, _pair: u16, buffers: &[libc::iovec]) -> Result<usize, Unmoved> {
+        // SAFETY: likewise.
+        moved(unsafe { libc::readv(self.0.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32) })
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        Some(1500)
+    }
+}
+
+fn moved(result: isize) -> Result<usize, Unmoved> {
+    usize::try_from(result).map_err(|_| match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => Unmoved::NotYet,
+        error => Unmoved::Frame(error),
+    })
+}
+
+fn net(dma: &Pinning) -> Made {
+    let (ours, theirs) = UnixDatagram::pair().expect("sockets");
+    ours.set_nonblocking(true).expect("a socket");
+    theirs.set_nonblocking(true).expect("a socket");
+    let config = Config { mac: [2, 0, 0, 0, 0, 1], queues: 1, queue_size: 256, offloads: true };
+    let model = Net::new(dma, config, Box::new(Cable(ours)));
+    (Box::new(model.expect("a network device")), Box::new(theirs))
+}
+
+/// A frame comes, of a length that `byte` says; what the guest sent is taken.
+fn frames(host: &mut Host, byte: u8) {
+    if let Some(wire) = host.downcast_mut::<UnixDatagram>() {
+        let _ = wire.send(&vec![byte; 12 + usize::from(byte) * 100]);
+        let _ = wire.recv(&mut [0; 4096]);
+    }
+}
+
+fn rng(dma: &Pinning) -> Made {
     let source = Source::open(Path::new(URANDOM)).expect("it is there");
     let model = Rng::new(dma, source, Limiter::new(None, None));
     (Box::new(model.expect("an entropy device")), Box::new(()))
@@ -85,7 +164,7 @@ struct Programs {
     listener: UnixListener,
 }
 
-fn vsock(dma: &Pinning) -> (Box<dyn Model<Pinning>>, Host) {
+fn vsock(dma: &Pinning) -> Made {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("v");
     let listen = |path: &Path| UnixListener::bind(path).expect("a socket");

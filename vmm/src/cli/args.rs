@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::race::Mode;
+use crate::race::{Drive, Mode};
 
 /// A KVM microVM monitor on a guest memory service.
 #[derive(Debug, Parser)]
@@ -258,6 +258,7 @@ Examples:
   slat race run pin-vs-collapse --variant pin-without-pde --times 100
   slat race run pin-vs-collapse --variant pin-without-pde --mode storm
   slat race run pin-vs-collapse --guest --seconds 60          a KVM guest checks every word
+  slat race run pin-vs-collapse --guest --drive disk          by requests to virtio disks
   slat race run continue-vs-zap --variant install-after-unlock --mode model")]
 pub struct RaceRunArgs {
     /// The race.
@@ -282,6 +283,10 @@ pub struct RaceRunArgs {
     /// A storm in which a KVM guest is witness, where the race has one.
     #[arg(long)]
     pub guest: bool,
+
+    /// The devices of that storm.
+    #[arg(long, value_enum, value_name = "DRIVE", default_value = "pins", requires = "guest")]
+    pub drive: Drive,
 
     /// Print one JSON object instead of text.
     #[arg(long)]

@@ -80,7 +80,7 @@ fn run_one(args: &RaceRunArgs) -> Result<ExitCode, Failure> {
         None => Subject::Sound,
         Some(name) => Subject::Variant(race.variant(name)?),
     };
-    let witness = if args.guest { Witness::Guest } else { Witness::Host };
+    let witness = if args.guest { Witness::Guest(args.drive) } else { Witness::Host };
     // A guest looks on in storms only.
     let default = if args.guest { Mode::Storm } else { Mode::Replay };
     let order = Order {

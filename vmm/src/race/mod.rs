@@ -38,5 +38,7 @@ mod world;
 pub use catalog::{RACES, find, page};
 pub use error::LabError;
 pub use lab::{Announce, Mode, Order, Outcome, Subject, Witness, run};
-pub use storm::{Collapses, Loss, Options, Report, StormError, Traffic, Until, Verdict, storm};
+pub use storm::{
+    Collapses, Drive, Loss, Options, Report, StormError, Traffic, Until, Verdict, storm,
+};
 pub use variant::{Race, Variant};

@@ -57,6 +57,8 @@ pub struct Blk<D: Dma> {
     limiter: Limiter,
     timer: Timer,
     watching: bool,
+    /// What time would let go waits for the driver's next kick.
+    paused: bool,
     /// Queues whose next request waits for a slot or for time, a bit for each.
     held_up: u32,
     chain: Chain,
@@ -89,6 +91,7 @@ impl<D: Dma> Blk<D> {
             limiter,
             timer: Timer::new()?,
             watching: false,
+            paused: false,
             held_up: 0,
             chain: Chain::default(),
             asked: Asked::default(),
@@ -152,11 +155,20 @@ impl<D: Dma> Model<D> for Blk<D> {
             _ => self.timer.quiet(),
         }
         self.collect(io)?;
-        self.serve_held_up(io)
+        if self.paused { Ok(()) } else { self.serve_held_up(io) }
     }
 
     fn in_flight(&self) -> Option<InFlight> {
         self.slots.in_flight()
+    }
+
+    fn pause(&mut self, _watch: &Watch) {
+        self.paused = true;
+    }
+
+    /// Every queue is kicked behind this, those that were held up too.
+    fn resume(&mut self, _watch: &Watch) {
+        self.paused = false;
     }
 
     fn reset(&mut self, _watch: &Watch) {

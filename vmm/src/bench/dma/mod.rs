@@ -3,7 +3,9 @@
 
 mod bare;
 mod blocks;
+mod bridge;
 mod served;
+mod tap;
 
 use std::time::Duration;
 
@@ -13,7 +15,9 @@ use super::table::median;
 use super::{BenchError, Goal, Rounds, Row, Table};
 
 use bare::Bare;
+use bridge::Bridge;
 use served::{Bench, DISK, Done, RAM, Served, Work, memory_file, plain};
+use tap::Cable;
 
 /// Requests of one kind: their name, what they are, and how many a round has.
 struct Kind {
@@ -85,6 +89,8 @@ pub fn dma(rounds: Rounds, progress: &dyn Fn(&str)) -> Result<Table, BenchError>
         bare(rounds, &mut pinned, &mut Bare::new(served.seen()?, &file)?, &mut table)?;
     }
     drop((served, others, plain, memory));
+    progress("from TAP to TAP");
+    taps(rounds, &mut table)?;
     progress("collapse under load");
     under_load(rounds, &mut table)?;
     Ok(table)
@@ -196,6 +202,61 @@ fn bare<D: Dma>(
         .with_ratio(median(&mut ratios), Goal::RatioAtLeast(0.85)),
     );
     Ok(())
+}
+
+/// Frames from one device to another. Where there is no bridge to be had, the rows are left out, and it is said why.
+fn taps(rounds: Rounds, table: &mut Table) -> Result<(), BenchError> {
+    // A thread of its own: its network namespace is.
+    let measured = std::thread::spawn(move || cables(rounds)).join();
+    let rows = match measured.expect("the thread does not panic")? {
+        Ok(rows) => rows,
+        Err(reason) => {
+            eprintln!("from TAP to TAP: not measured, {reason}");
+            return Ok(());
+        }
+    };
+    table.rows.extend(rows);
+    Ok(())
+}
+
+fn cables(rounds: Rounds) -> Result<Result<[Row; 2], std::io::Error>, BenchError> {
+    let frames = if rounds == Rounds::Quick { 5_000 } else { 40_000 };
+    let served = Served::new()?;
+    let (plain, memory) = plain()?;
+    let (one, other) = match (Bridge::new(), Bridge::new()) {
+        (Ok(one), Ok(other)) => (one, other),
+        (Err(error), _) | (_, Err(error)) => return Ok(Err(error)),
+    };
+    let mut pinned = Cable::new(&served.pinning(), served.seen()?, one.taps)?;
+    let mut unpinned = Cable::new(&plain, memory, other.taps)?;
+    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=rounds.count() {
+        let (pinned, unpinned) = (pinned.run(frames)?, unpinned.run(frames)?);
+        if round > 0 {
+            ratios.push(pinned.seconds / unpinned.seconds);
+            ours.push(pinned);
+            theirs.push(unpinned);
+        }
+    }
+    let rate = |done: &[Done]| f64::from(tap::FRAME) * 8.0 / middle(done).seconds / 1e9;
+    let us = |done: &[Done]| middle(done).seconds * 1e6;
+    Ok(Ok([
+        Row::alone(
+            "TAP to TAP, frames of 1514 bytes, pinned for each",
+            "Gbit/s",
+            rate(&ours),
+            Goal::None,
+        ),
+        Row::against(
+            "TAP to TAP: time of a frame",
+            "us",
+            us(&ours),
+            "nothing pinned",
+            us(&theirs),
+            Goal::None,
+        )
+        .with_ratio(median(&mut ratios), Goal::None),
+    ]))
 }
 
 /// What a collapser and a balloon can do meanwhile.

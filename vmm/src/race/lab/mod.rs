@@ -15,7 +15,7 @@ use super::replay::replay;
 use super::rounds::{Weather, rounds};
 use super::stage::Line;
 use super::variant::{Observation, Play, Race, Variant};
-use super::{Options, Until, loom};
+use super::{Drive, Options, Until, loom};
 
 pub use outcome::Outcome;
 
@@ -36,8 +36,8 @@ pub enum Mode {
 pub enum Witness {
     /// The threads of the storm.
     Host,
-    /// A KVM guest, too.
-    Guest,
+    /// A KVM guest, too, with devices of this kind.
+    Guest(Drive),
 }
 
 /// The engine that is run.
@@ -79,11 +79,11 @@ pub struct Announce<'a> {
 /// # Errors
 /// [`LabError`]: it could not begin.
 pub fn run(order: &Order, announce: &mut Announce<'_>) -> Result<Outcome, LabError> {
-    if order.witness == Witness::Guest {
+    if let Witness::Guest(drive) = order.witness {
         if order.mode != Mode::Storm {
             return Err(LabError::NotAStorm);
         }
-        return watched(order, announce);
+        return watched(order, drive, announce);
     }
     match (order.mode, order.subject) {
         (Mode::Model, Subject::Sound) => {
@@ -256,7 +256,7 @@ fn stormed(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
 }
 
 /// The storm that a guest looks at.
-fn watched(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> {
+fn watched(order: &Order, drive: Drive, announce: &Announce<'_>) -> Result<Outcome, LabError> {
     let (observation, subject): (Option<Observation>, _) = match order.subject {
         Subject::Sound => (order.race.witness, "the sound protocol"),
         Subject::Variant(variant) => (variant.witness, variant.name),
@@ -271,7 +271,7 @@ fn watched(order: &Order, announce: &Announce<'_>) -> Result<Outcome, LabError> 
     let seconds = order.limit.as_secs();
     (announce.progress)(&format!("a guest, its devices and collapses, for up to {seconds} s"));
     let _engine = order.engine();
-    let report = observe(&Options { until, ..Options::default() })?;
+    let report = observe(&Options { drive, until, ..Options::default() })?;
     let damage =
         report.damage().map(|what| Damage::new(order.expected().unwrap_or("damage"), what));
     let operations = report.traffic.pins + report.collapses.promoted + report.collapses.copied;

@@ -1,4 +1,4 @@
-//! A device: it owns one slot of every page, and knows what it wrote to each.
+//! A device that pins by itself: with as little around it as there can be, so that nearly all it does is to pin.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::sleep;
@@ -12,9 +12,8 @@ use guest_mm::protocol::Protocol;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::heckler::Attendance;
-use super::place::{BLOCK, PAGE, Place};
-use super::report::{Loss, Traffic};
-use super::sky::Sky;
+use super::place::{BLOCK, PAGE};
+use super::slots::{Log, Slots};
 use crate::race::dice::Dice;
 
 /// Ranges of a batch.
@@ -26,23 +25,9 @@ const HOLD: Duration = Duration::from_micros(100);
 /// One device.
 #[derive(Debug)]
 pub(super) struct Device<'a, P: Protocol> {
-    number: u64,
     guest: &'a Guest<P>,
-    place: Place,
-    sky: &'a Sky,
+    slots: Slots<'a>,
     dice: Dice,
-    /// The number written last. No two writes of a device are alike, so a page in another's place shows.
-    next: u64,
-    /// What was written last to each page.
-    last: Vec<u64>,
-    traffic: Traffic,
-}
-
-/// What a device knows when it has stopped.
-#[derive(Debug)]
-pub(super) struct Log {
-    pub(super) last: Vec<u64>,
-    pub(super) traffic: Traffic,
 }
 
 /// Pages one after the other, in one block, none of them loose.
@@ -53,21 +38,14 @@ struct Pages {
 }
 
 impl<'a, P: Protocol> Device<'a, P> {
-    pub(super) fn new(
-        number: u64,
-        guest: &'a Guest<P>,
-        place: Place,
-        sky: &'a Sky,
-        dice: Dice,
-    ) -> Device<'a, P> {
-        let (last, traffic) = (vec![0; place.nr_pages() as usize], Traffic::default());
-        Device { number, guest, place, sky, dice, next: 0, last, traffic }
+    pub(super) fn new(guest: &'a Guest<P>, slots: Slots<'a>, dice: Dice) -> Device<'a, P> {
+        Device { guest, slots, dice }
     }
 
     /// Reads and writes until the storm is over.
     pub(super) fn work(mut self, attendance: &Attendance<'_>) -> Result<Log, PinError> {
         let mut batch = self.guest.pin_batch();
-        while !self.sky.is_clear() {
+        while !self.slots.is_clear() {
             // Mostly single pages: the gap that a protocol has to close is at the start of a pin.
             match self.dice.pick(0..256) {
                 0..224 => self.one(1..2, attendance)?,
@@ -77,7 +55,7 @@ impl<'a, P: Protocol> Device<'a, P> {
             }
         }
         drop(batch);
-        Ok(Log { last: self.last, traffic: self.traffic })
+        Ok(self.slots.into_log(None))
     }
 
     /// Pins a range of a length in `lengths`.
@@ -115,19 +93,16 @@ impl<'a, P: Protocol> Device<'a, P> {
         access: Access,
         slices: impl Iterator<Item = VolatileSlice<'s>>,
     ) {
-        self.traffic.pins += 1;
+        self.slots.traffic.pins += 1;
         let mut page = pages.first;
         for slice in slices {
             for at in (0..slice.len()).step_by(PAGE as usize) {
                 let slot = slice
-                    .get_atomic_ref::<AtomicU64>(at + 8 * self.number as usize)
+                    .get_atomic_ref::<AtomicU64>(at + self.slots.offset() as usize)
                     .expect("a pinned page holds its slots");
-                self.look(page, slot.load(Relaxed));
+                self.slots.look(page, slot.load(Relaxed));
                 if access == Access::Write {
-                    self.next += 1;
-                    slot.store(self.next, Relaxed);
-                    self.last[page as usize] = self.next;
-                    self.traffic.writes += 1;
+                    slot.store(self.slots.write(page), Relaxed);
                 }
                 page += 1;
             }
@@ -135,28 +110,15 @@ impl<'a, P: Protocol> Device<'a, P> {
         assert_eq!(page, pages.first + pages.count, "a pin has other pages than were asked for");
     }
 
-    /// Checks that the number in the slot of `page` is the one that this device wrote there last.
-    fn look(&mut self, page: u64, found: u64) {
-        self.traffic.reads += 1;
-        let expected = std::mem::replace(&mut self.last[page as usize], found);
-        if found != expected {
-            self.traffic.lost += 1;
-            let gpa = self.place.page(page).as_u64() + 8 * self.number;
-            let (device, seconds) = (self.number, self.sky.seconds());
-            self.traffic.first_loss.get_or_insert(Loss { gpa, device, expected, found, seconds });
-            self.sky.thunder();
-        }
-    }
-
     fn pages(&mut self, lengths: std::ops::Range<u64>) -> Pages {
-        let block = self.dice.pick(0..self.place.nr_blocks());
+        let block = self.dice.pick(0..self.slots.place().nr_blocks());
         let count = self.dice.pick(lengths);
         let first = self.dice.pick(0..BLOCK - count);
         Pages { first: block * BLOCK + first, count }
     }
 
     fn range(&self, pages: Pages) -> GpaRange {
-        GpaRange::new(self.place.page(pages.first), pages.count * PAGE)
+        GpaRange::new(self.slots.place().page(pages.first), pages.count * PAGE)
             .expect("the storm's memory is far below the tables' end")
     }
 

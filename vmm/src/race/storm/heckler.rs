@@ -1,4 +1,4 @@
-//! Takes devices off their CPU at random points.
+//! Takes devices off their CPU at random points, most of them at a pin.
 //!
 //! The gap that a protocol has to close is a few instructions long, and a collapse takes a thousand times as long: only a device
 //! that is interrupted inside of the gap meets one there. A busy host does that now and then, and this does it all the time: a
@@ -20,6 +20,9 @@ use super::sky::Sky;
 const STALL_NS: i64 = 1_000_000;
 /// Between two signals.
 const PAUSE: Duration = Duration::from_micros(10);
+
+/// One round in so many interrupts devices wherever they are, the others where they pin.
+const ANYWHERE: usize = 4;
 
 /// The signal: one that is otherwise ignored, and not the one that kicks vCPUs.
 const SIGNAL: i32 = libc::SIGURG;
@@ -112,11 +115,18 @@ impl Audience {
         if seats.is_empty() {
             return;
         }
-        let number = turn % seats.len();
-        seen.resize(seats.len(), 0);
-        let steps = seats[number].steps.load(Relaxed);
-        if seen[number] != steps {
-            seen[number] = steps;
+        let count = seats.len();
+        seen.resize(count, 0);
+        let is_back = |&number: &usize| seats[number].steps.load(Relaxed) != seen[number];
+        let is_aiming = |number: &usize| seats[*number].aim.load(Relaxed) != 0;
+        // Who does much beside its pins is mostly to be interrupted at those.
+        let anywhere = (turn / count).is_multiple_of(ANYWHERE);
+        let aiming =
+            || (turn..turn + count).map(|n| n % count).find(|n| is_back(n) && is_aiming(n));
+        let found = if anywhere { None } else { aiming() };
+        let number = found.unwrap_or(turn % count);
+        if is_back(&number) {
+            seen[number] = seats[number].steps.load(Relaxed);
             // It is there: to leave, it would need the lock. Failing, it is left in peace.
             let _ = seats[number].kill(SIGNAL);
         }

@@ -3,19 +3,22 @@
 //!
 //! ```text
 //!   device.rs    pins, checks what it wrote last, writes, lets go      witness.rs   the guest's side, and the end
-//!   weather.rs   collapses, splits, scatters                           place.rs     where what lies
-//!   heckler.rs   takes devices off their CPU at random points          report.rs    what came of it
-//!   sky.rs       when it is over
+//!   disk.rs      the same by requests to a disk and its driver         place.rs     where what lies
+//!   slots.rs     what a device wrote last, and where                   report.rs    what came of it
+//!   weather.rs   collapses, splits, scatters                           sky.rs       when it is over
+//!   heckler.rs   takes devices off their CPU at random points
 //! ```
 //!
 //! A write that goes to a frame that a collapse has copied already is lost. Its device finds an older number at its next visit,
 //! or it is found at rest; and the guest sees a number go backwards or its own words change.
 
 mod device;
+mod disk;
 mod heckler;
 mod place;
 mod report;
 mod sky;
+mod slots;
 mod weather;
 mod witness;
 
@@ -27,6 +30,7 @@ use std::thread::{ScopedJoinHandle, scope};
 use std::time::Duration;
 
 use guest_mm::fault::FaultError;
+use guest_mm::pin::PinError;
 use guest_mm::protocol::Protocol;
 
 use crate::config::{ConfigError, Host, MachineConfig};
@@ -38,11 +42,13 @@ use crate::vcpu::Ending;
 
 use super::damage::said;
 use super::dice::Dice;
-use device::{Device, Log};
+use device::Device;
+use disk::Disk;
 use heckler::Audience;
 use place::Place;
 pub use report::{Collapses, Loss, Report, Traffic, Verdict};
 use sky::{Sky, wait_for};
+use slots::{Log, Slots};
 use weather::Weather;
 
 /// How long the guest may take for its first and for its last pass.
@@ -55,6 +61,8 @@ pub struct Options {
     pub vcpus: u8,
     /// Devices, a thread each; at most 128.
     pub devices: u64,
+    /// What they are.
+    pub drive: Drive,
     /// Blocks under test.
     pub blocks: u64,
     /// How long.
@@ -66,8 +74,17 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let until = Until::Time(Duration::from_secs(5));
-        Options { vcpus: 2, devices: 4, blocks: 8, until, seed: 1 }
+        Options { vcpus: 2, devices: 4, drive: Drive::Pins, blocks: 8, until, seed: 1 }
     }
+}
+
+/// What the devices of a storm are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Drive {
+    /// Threads that pin, write and let go, and do nothing else.
+    Pins,
+    /// Disks, each with its driver and rings: the way of a machine's DMA.
+    Disk,
 }
 
 /// When a storm ends.
@@ -99,6 +116,15 @@ pub enum StormError {
     Rig(#[from] RigError),
     /// The system.
     #[error("the storm could not be set up: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Why a device stopped.
+#[derive(Debug, thiserror::Error)]
+enum DeviceError {
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
     System(#[from] std::io::Error),
 }
 
@@ -188,7 +214,7 @@ struct Blown {
     scattered: u64,
 }
 
-impl<P: Protocol> Storm<'_, P> {
+impl<P: Protocol + fmt::Debug> Storm<'_, P> {
     /// From the guest's first pass to its last.
     fn blow(&self) -> Blown {
         let (guest, place) = (self.ram.guest(), self.place);
@@ -215,11 +241,8 @@ impl<P: Protocol> Storm<'_, P> {
         scope(|scope| {
             let devices: Vec<_> = (0..options.devices)
                 .map(|number| {
-                    let device = Device::new(number, guest, place, sky, dice(number));
-                    scope.spawn(move || {
-                        let attendance = audience.attend();
-                        self.attempt("a device", || device.work(&attendance))
-                    })
+                    let (slots, dice) = (Slots::new(number, place, sky), dice(number));
+                    scope.spawn(move || self.attempt("a device", || self.device(slots, dice)))
                 })
                 .collect();
             // The streams of the devices have their numbers.
@@ -233,13 +256,28 @@ impl<P: Protocol> Storm<'_, P> {
             sky.watch(options.until, || self.brake.is_pulled() || self.has_failed());
             let seconds = sky.seconds();
             sky.clear_up();
-            let logs = devices.into_iter().filter_map(ended).collect();
+            let logs: Vec<_> = devices.into_iter().filter_map(ended).collect();
+            for why in logs.iter().filter_map(|log| log.stranded.as_ref()) {
+                self.fail("a disk", why);
+            }
             let mut collapses = ended(collapser).unwrap_or_default();
             let splits = ended(splitter).unwrap_or_default();
             let (scattered, repairs) = ended(scatterer).unwrap_or_default();
             collapses.merge(repairs);
             Blown { seconds, logs, collapses, splits, scattered }
         })
+    }
+
+    /// A device, from its start to its end.
+    fn device(&self, slots: Slots<'_>, dice: Dice) -> Result<Log, DeviceError> {
+        let guest = self.ram.guest();
+        match self.options.drive {
+            Drive::Pins => Ok(Device::new(guest, slots, dice).work(&self.audience.attend())?),
+            Drive::Disk => {
+                let disk = Disk::new(guest, slots, dice)?;
+                Ok(disk.work(&self.audience.attend()))
+            }
+        }
     }
 
     fn report(&self, blown: Blown, ran: Option<&Ran>) -> Report {

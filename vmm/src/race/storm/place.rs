@@ -5,6 +5,7 @@
 //!   block 1            its last page is the control page
 //!   2 ..               blocks under test; the last page of each is loose: nobody's, taken away and put back elsewhere
 //!   then               the guest's notes
+//!   then               a block for each disk: rings, headers and the rest of its sectors; its last page is loose, too
 //!   then               filler: populated and taken away, so that the pool is exhausted again and again
 //! ```
 //!
@@ -12,12 +13,14 @@
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 
-use super::Options;
+use super::{Drive, Options};
 
 /// Pages of a block.
 pub(super) const BLOCK: u64 = 512;
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
+/// Bytes of a slot: a number.
+pub(super) const SLOT: u64 = 8;
 /// Blocks before those under test.
 const BEFORE: u64 = 2;
 /// Blocks of the pool that are free at rest.
@@ -34,17 +37,25 @@ pub(super) const PASSES: u64 = 1;
 pub(super) struct Place {
     blocks: u64,
     notes: u64,
+    disks: u64,
 }
 
 impl Place {
     pub(super) fn new(options: &Options) -> Place {
         let blocks = options.blocks;
-        Place { blocks, notes: (blocks * BLOCK * options.devices * 8).div_ceil(BLOCK * PAGE) }
+        let notes = (blocks * BLOCK * options.devices * SLOT).div_ceil(BLOCK * PAGE);
+        let disks = if options.drive == Drive::Disk { options.devices } else { 0 };
+        Place { blocks, notes, disks }
     }
 
     /// Blocks under test.
     pub(super) fn nr_blocks(self) -> u64 {
         self.blocks
+    }
+
+    /// Blocks that the weather moves: those under test, and the disks'.
+    pub(super) fn nr_moved(self) -> u64 {
+        self.blocks + self.disks
     }
 
     /// Pages under test, loose ones included.
@@ -78,14 +89,19 @@ impl Place {
         Gpa::new((BEFORE * BLOCK + index) * PAGE)
     }
 
-    /// Block `index` of those under test.
-    pub(super) fn block(self, index: u64) -> GfnRange {
-        run((BEFORE + index) * BLOCK, BLOCK)
+    /// The block of disk `number`.
+    pub(super) fn disk(self, number: u64) -> Gpa {
+        Gpa::new(self.moved_start(self.blocks + number) * PAGE)
     }
 
-    /// The loose page of block `index`.
+    /// Block `index` of those that are moved.
+    pub(super) fn block(self, index: u64) -> GfnRange {
+        run(self.moved_start(index), BLOCK)
+    }
+
+    /// The loose page of block `index` of those that are moved.
     pub(super) fn loose(self, index: u64) -> GfnRange {
-        run((BEFORE + index + 1) * BLOCK - 1, 1)
+        run(self.moved_start(index) + BLOCK - 1, 1)
     }
 
     /// All that has to be there before the guest runs, for the guest takes no page while the pool is exhausted.
@@ -98,8 +114,14 @@ impl Place {
         run(self.filler_start(), FILLER * BLOCK)
     }
 
+    /// The first page of block `index` of those that are moved; the guest wants its notes right behind the first kind.
+    fn moved_start(self, index: u64) -> u64 {
+        let notes = if index < self.blocks { 0 } else { self.notes };
+        (BEFORE + notes + index) * BLOCK
+    }
+
     fn filler_start(self) -> u64 {
-        (BEFORE + self.blocks + self.notes) * BLOCK
+        self.moved_start(self.nr_moved())
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Report {
 impl Report {
     /// Numbers of devices that went missing, whoever noticed.
     pub fn lost(&self) -> u64 {
-        self.traffic.lost + self.lost_at_rest + self.unacknowledged
+        self.traffic.lost + self.traffic.stranded + self.lost_at_rest + self.unacknowledged
     }
 
     /// What went wrong, if anything did.
@@ -63,14 +63,20 @@ impl Report {
 /// What devices did.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Traffic {
-    /// Pins, a batch being one.
+    /// Pins, a batch being one; what a disk pins for a request is a batch.
     pub pins: u64,
+    /// Requests to disks.
+    pub requests: u64,
+    /// Bytes that these moved.
+    pub bytes: u64,
     /// Numbers read and checked.
     pub reads: u64,
     /// Numbers written: the DMA writes.
     pub writes: u64,
     /// Numbers that were not there any more.
     pub lost: u64,
+    /// Disks that a request got no answer from, or a wrong one: a ring, a header or a status has lost a write.
+    pub stranded: u64,
     /// The first of these.
     pub first_loss: Option<Loss>,
 }
@@ -78,9 +84,12 @@ pub struct Traffic {
 impl Traffic {
     pub(super) fn add(&mut self, other: Traffic) {
         self.pins += other.pins;
+        self.requests += other.requests;
+        self.bytes += other.bytes;
         self.reads += other.reads;
         self.writes += other.writes;
         self.lost += other.lost;
+        self.stranded += other.stranded;
         let losses = [self.first_loss.take(), other.first_loss];
         self.first_loss =
             losses.into_iter().flatten().min_by(|a, b| a.seconds.total_cmp(&b.seconds));
@@ -132,6 +141,8 @@ pub struct Collapses {
     pub promoted: u64,
     /// To another block.
     pub copied: u64,
+    /// Of both, blocks with a disk's rings.
+    pub rings: u64,
     /// Huge already.
     pub already_huge: u64,
     /// Absent pages that were filled for it.
@@ -154,6 +165,7 @@ impl Collapses {
     pub(super) fn merge(&mut self, other: Collapses) {
         self.promoted += other.promoted;
         self.copied += other.copied;
+        self.rings += other.rings;
         self.already_huge += other.already_huge;
         self.holes_filled += other.holes_filled;
         for (why, count) in other.skipped {

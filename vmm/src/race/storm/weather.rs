@@ -64,7 +64,7 @@ impl<P: Protocol> Weather<'_, P> {
     pub(super) fn collapse(self, mut dice: Dice) -> Result<Collapses, CollapseError> {
         let mut collapses = Collapses::default();
         while !self.sky.is_clear() {
-            let block = dice.pick(0..self.place.nr_blocks());
+            let block = dice.pick(0..self.place.nr_moved());
             self.collapse_one(block, &mut dice, &mut collapses)?;
             sleep(BREATH);
         }
@@ -83,14 +83,18 @@ impl<P: Protocol> Weather<'_, P> {
         let policy = CollapsePolicy { max_holes, ..CollapsePolicy::default() };
         let done = self.guest.collapse(self.place.block(index), policy)?;
         collapses.add(&done);
-        Ok(done.promoted + done.copied > 0)
+        let changed = done.promoted + done.copied;
+        if index >= self.place.nr_blocks() {
+            collapses.rings += changed;
+        }
+        Ok(changed > 0)
     }
 
     /// Splits whatever is huge; how many blocks were.
     pub(super) fn split(self, mut dice: Dice) -> Result<u64, SplitError> {
         let mut splits = 0;
         while !self.sky.is_clear() {
-            let block = self.place.block(dice.pick(0..self.place.nr_blocks()));
+            let block = self.place.block(dice.pick(0..self.place.nr_moved()));
             let split = self.guest.split(block, PageSize::Size4K)?;
             if split == 0 {
                 sleep(NOTHING_TO_DO);
@@ -105,19 +109,18 @@ impl<P: Protocol> Weather<'_, P> {
     pub(super) fn scatter(self, mut dice: Dice) -> Result<(u64, Collapses), ScatterError> {
         let (mut scattered, mut collapses) = (0, Collapses::default());
         let mut looks = Looks::default();
-        for index in 0..self.place.nr_blocks() {
+        for index in 0..self.place.nr_moved() {
             self.displace(index)?;
             scattered += 1;
         }
         while !self.sky.is_clear() {
-            let any = dice.pick(0..self.place.nr_blocks());
-            for index in self.audience.stuck(&mut looks).into_iter().chain([any]) {
-                if self.collapse_one(index, &mut dice, &mut collapses)? {
-                    self.displace(index)?;
-                    scattered += 1;
-                } else {
-                    sleep(NOTHING_TO_DO);
-                }
+            let any = dice.pick(0..self.place.nr_moved());
+            let index = self.audience.stuck(&mut looks).unwrap_or(any);
+            if self.collapse_one(index, &mut dice, &mut collapses)? {
+                self.displace(index)?;
+                scattered += 1;
+            } else {
+                sleep(NOTHING_TO_DO);
             }
             if dice.one_in(EXHAUSTION) {
                 // Fails when nothing is left, and that is the aim.

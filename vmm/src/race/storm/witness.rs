@@ -13,9 +13,9 @@ use vm_memory::VolatileMemory;
 
 use crate::rig::{Ran, told};
 
-use super::device::Log;
 use super::place::{BLOCK, PAGE, PASSES, Place, STOP};
 use super::report::Verdict;
+use super::slots::Log;
 
 /// How its last line begins.
 const LAST_LINE: &str = "touch: pages=";
