@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use tests::require_userfaultfd;
 
-use rig::kinds::{BLK, CONSOLE, CONSOLE_RX, Kind, NET, NET_RX, RNG, VSOCK, VSOCK_RX};
+use rig::kinds::{
+    BALLOON, BALLOON_FREE, BLK, CONSOLE, CONSOLE_RX, Kind, NET, NET_RX, PMEM, RNG, VSOCK, VSOCK_RX,
+};
 use rig::{NEEDS_RESET, Rig, program};
 
 /// Inputs of a corpus at most.
@@ -236,4 +238,19 @@ fn the_transport_survives_any_driver() {
 /// What a target has.
 fn time() -> Duration {
     Duration::from_secs(if std::env::var_os("SLAT_LONG").is_some() { 60 } else { 2 })
+}
+
+#[test]
+fn balloon_survives_any_driver() {
+    fuzz("balloon", &BALLOON);
+}
+
+#[test]
+fn balloon_survives_any_report() {
+    fuzz("balloon_free", &BALLOON_FREE);
+}
+
+#[test]
+fn pmem_survives_any_driver() {
+    fuzz("pmem", &PMEM);
 }

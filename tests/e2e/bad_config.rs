@@ -342,8 +342,10 @@ fn the_shipped_configs_are_fine() {
         let path = entry.expect("configs/ can be listed").path();
         let lacks =
             |config: &str, file: &str| path.ends_with(config) && !folder.join(file).exists();
-        let needs_download =
-            lacks("debian.toml", "debian/vmlinuz") || lacks("template.toml", "template.img");
+        let needs_download = lacks("debian.toml", "debian/vmlinuz")
+            || lacks("template.toml", "template.img")
+            || lacks("pmem.toml", "pmem.img")
+            || lacks("blk.toml", "disk.img");
         if path.extension().is_none_or(|extension| extension != "toml") || needs_download {
             continue;
         }

@@ -6,8 +6,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
-use devices::dma::Pinning;
+use devices::dma::{Pinning, Reclaiming};
+use devices::virtio::balloon::host::{Given, Reclaim, Refused};
+use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::blk::Blk;
 use devices::virtio::blk::host::{Engine, host, open};
 use devices::virtio::blk::wire::Shape;
@@ -17,11 +20,15 @@ use devices::virtio::console::wire::Size;
 use devices::virtio::model::Model;
 use devices::virtio::net::host::{Host as Network, Offloads, Unmoved};
 use devices::virtio::net::{Config, Net};
+use devices::virtio::pmem::Pmem;
+use devices::virtio::pmem::host::Ephemeral;
+use devices::virtio::pmem::wire::Region;
 use devices::virtio::rate::Limiter;
 use devices::virtio::rng::Rng;
 use devices::virtio::rng::host::{Source, URANDOM};
 use devices::virtio::vsock::Vsock;
 use devices::virtio::vsock::host::Host as Sockets;
+use guest_mm::Guest;
 use tempfile::{NamedTempFile, TempDir};
 
 /// A kind of device.
@@ -29,7 +36,7 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// The queue that is attacked: one that is served when it is kicked.
     pub(crate) queue: u16,
-    pub(crate) make: fn(&Pinning) -> Made,
+    pub(crate) make: fn(&Pinning, &Guest) -> Made,
     /// Something comes from the host.
     pub(crate) input: fn(&mut Host, u8),
 }
@@ -41,11 +48,16 @@ pub(crate) type Made = (Box<dyn Model<Pinning>>, Host);
 pub(crate) type Host = Box<dyn std::any::Any>;
 
 /// All of them.
-pub(crate) const KINDS: &[&Kind] = &[&BLK, &NET, &CONSOLE, &RNG, &VSOCK];
+pub(crate) const KINDS: &[&Kind] = &[&BLK, &NET, &CONSOLE, &RNG, &VSOCK, &BALLOON, &PMEM];
 
 /// A sector of the disk.
 pub(crate) const SECTOR: [u8; 512] = [0x5a; 512];
 
+pub(crate) const BALLOON: Kind =
+    Kind { name: "balloon", queue: 0, make: balloon, input: |_, _| {} };
+/// Free pages, behind the queue of statistics.
+pub(crate) const BALLOON_FREE: Kind = Kind { queue: 3, ..BALLOON };
+pub(crate) const PMEM: Kind = Kind { name: "pmem", queue: 0, make: pmem, input: |_, _| {} };
 pub(crate) const BLK: Kind = Kind { name: "blk", queue: 0, make: blk, input: |_, _| {} };
 
 pub(crate) const CONSOLE: Kind = Kind { name: "console", queue: 1, make: console, input: typed };
@@ -58,7 +70,7 @@ pub(crate) const VSOCK_RX: Kind = Kind { queue: 0, ..VSOCK };
 pub(crate) const RNG: Kind = Kind { name: "rng", queue: 0, make: rng, input: |_, _| {} };
 pub(crate) const VSOCK: Kind = Kind { name: "vsock", queue: 1, make: vsock, input: connects };
 
-fn blk(dma: &Pinning) -> Made {
+fn blk(dma: &Pinning, _: &Guest) -> Made {
     let mut file = NamedTempFile::new().expect("a temporary file");
     file.write_all(&SECTOR.repeat(2048)).expect("room for it");
     let shape =
@@ -69,7 +81,7 @@ fn blk(dma: &Pinning) -> Made {
     (Box::new(model.expect("a disk")), Box::new(file))
 }
 
-fn console(dma: &Pinning) -> Made {
+fn console(dma: &Pinning, _: &Guest) -> Made {
     let (keyboard, input) = UnixStream::pair().expect("sockets");
     let output = File::create("/dev/null").expect("it is there");
     let port = Files::pair(input.into(), output.into()).expect("files that do not block");
@@ -134,7 +146,7 @@ fn moved(result: isize) -> Result<usize, Unmoved> {
     })
 }
 
-fn net(dma: &Pinning) -> Made {
+fn net(dma: &Pinning, _: &Guest) -> Made {
     let (ours, theirs) = UnixDatagram::pair().expect("sockets");
     ours.set_nonblocking(true).expect("a socket");
     theirs.set_nonblocking(true).expect("a socket");
@@ -151,7 +163,7 @@ fn frames(host: &mut Host, byte: u8) {
     }
 }
 
-fn rng(dma: &Pinning) -> Made {
+fn rng(dma: &Pinning, _: &Guest) -> Made {
     let source = Source::open(Path::new(URANDOM)).expect("it is there");
     let model = Rng::new(dma, source, Limiter::new(None, None));
     (Box::new(model.expect("an entropy device")), Box::new(()))
@@ -164,7 +176,7 @@ struct Programs {
     listener: UnixListener,
 }
 
-fn vsock(dma: &Pinning) -> Made {
+fn vsock(dma: &Pinning, _: &Guest) -> Made {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("v");
     let listen = |path: &Path| UnixListener::bind(path).expect("a socket");
@@ -189,4 +201,43 @@ fn connects(host: &mut Host, byte: u8) {
     if clients.len() > 20 {
         clients.remove(usize::from(byte) % 20);
     }
+}
+
+/// Gives back everything but what the disk beside it needs: that is another device's affair.
+#[derive(Debug)]
+struct Fenced(Reclaiming);
+
+impl Fenced {
+    fn check(first: u64, frames: u64) -> Result<(), Refused> {
+        let fence = super::NEIGHBOUR >> 12..super::DATA >> 12;
+        let overlaps = first < fence.end && fence.start < first + frames;
+        if overlaps { Err(Refused::NotRam) } else { Ok(()) }
+    }
+}
+
+impl Reclaim for Fenced {
+    fn granule(&self) -> u64 {
+        self.0.granule()
+    }
+
+    fn give_back(&self, first: u64, frames: u64) -> Result<Given, Refused> {
+        Fenced::check(first, frames)?;
+        self.0.give_back(first, frames)
+    }
+
+    fn take_back(&self, first: u64, frames: u64) -> Result<u64, Refused> {
+        self.0.take_back(first, frames)
+    }
+}
+
+fn balloon(_: &Pinning, guest: &Guest) -> Made {
+    let statistics = Some(Duration::from_millis(1));
+    let shape = balloon::Shape { target: 9, deflate_on_oom: true, reporting: true, statistics };
+    let host = Box::new(Fenced(Reclaiming::new(guest.reclaimer())));
+    (Box::new(Balloon::new(shape, host).expect("a timer")), Box::new(()))
+}
+
+fn pmem(_: &Pinning, _: &Guest) -> Made {
+    let region = Region { start: 1 << 32, size: 2 << 20 };
+    (Box::new(Pmem::new(region, Box::new(Ephemeral))), Box::new(()))
 }

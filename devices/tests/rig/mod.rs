@@ -69,13 +69,13 @@ impl Rig {
         guest.mark(page(MISSING), Marker::Missing).expect("a missing page");
         let pinner = guest.pinner();
         let dma = Pinning::new(pinner.clone());
-        let (model, host) = (kind.make)(&dma);
+        let (model, host) = (kind.make)(&dma, &guest);
         let device = |name, model| {
             let device = Device::new(name, dma.clone(), model, Interrupt::default());
             Arc::new(device.expect("a device"))
         };
         let device_ = device(kind.name, model);
-        let (disk, other_host) = (kinds::BLK.make)(&dma);
+        let (disk, other_host) = (kinds::BLK.make)(&dma, &guest);
         let neighbour = device("neighbour", disk);
         let attendance = Attendance::new(vec![Arc::clone(&device_), Arc::clone(&neighbour)]);
         let mut rig = Rig {

@@ -114,7 +114,7 @@ impl Balloon {
         self.pages.failure.as_deref()
     }
 
-    /// What the driver told last of its memory, by name; nothing if it has not.
+    /// What a driver told last of its memory, by name; nothing if none has.
     pub fn statistics(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.state.statistics.by_name()
     }
@@ -318,7 +318,7 @@ impl<D: Dma> Model<D> for Balloon {
         self.running = false;
         self.timer.clear();
         // What the driver has given is its own again: it is filled when it is touched.
-        self.state = State { target: self.state.target, ..State::default() };
+        (self.state.actual, self.state.held) = (0, None);
         self.features = 0;
     }
 

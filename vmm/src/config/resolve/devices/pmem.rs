@@ -1,10 +1,10 @@
 //! `[pmem.NAME]`
 
 use crate::config::devices::{Device, DeviceKind, Pmem, Sharing};
-use crate::config::machine::{Backing, Memory};
+use crate::config::machine::{Backing, Memory, Setting};
 use crate::config::raw::DeviceTable;
 use crate::config::schema;
-use crate::config::{Bytes, ConfigError, Host, Problem, RamRange, pmem_ranges};
+use crate::config::{Bytes, ConfigError, Host, RamRange, pmem_ranges};
 
 use super::super::read::{keyword, setting};
 use super::backing_file::{Needs, backing_file};
@@ -25,24 +25,27 @@ pub(super) fn pmem(
         keyword(w, Sharing::ALL, Sharing::as_str)
     })?;
     let needs = Needs { writable_or: None, block_device: false, unit: UNIT };
-    let file = required(table, &schema::PMEM_FILE, "set it to the path of a file", |written| {
+    let missing = "set it to the path of a file";
+    let found = required(table, &schema::PMEM_FILE, missing, |written| {
         if memory.backing.value == Backing::Hugetlb {
             return Err(
                 "memory.backing is hugetlb, which has no 4 KiB pages, as a file's need them (try \"auto\")".into()
             );
         }
-        backing_file(raw, &schema::PMEM_FILE, written, &needs)
+        let file = backing_file(raw, &schema::PMEM_FILE, written, &needs)?;
+        let range = place(memory, before, file.bytes);
+        let range = range.filter(|range| range.end() <= host.address_limit());
+        let none = || {
+            format!(
+                "its {} behind memory.size, {}, are more than addresses of {} bits reach",
+                file.bytes, memory.size.value, host.phys_bits
+            )
+        };
+        let range = range.ok_or_else(none)?;
+        Ok((file, range))
     })?;
-    let range = place(memory, before, file.value.bytes);
-    let range = range.filter(|range| range.end() <= host.address_limit());
-    let Some(range) = range else {
-        let reason = format!(
-            "{} behind memory.size, {}, are more than addresses of {} bits reach",
-            file.value.bytes, memory.size.value, host.phys_bits
-        );
-        return Err(table.fail_at(&schema::PMEM_FILE, Problem::TooMany(reason)));
-    };
-    Ok(Pmem { file, sharing, range })
+    let Setting { value: (file, range), origin } = found;
+    Ok(Pmem { file: Setting { value: file, origin }, sharing, range })
 }
 
 /// Where `bytes` lie behind what `before` has, if there is a place.

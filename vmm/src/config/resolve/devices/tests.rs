@@ -151,6 +151,47 @@ fn what_cannot_be_written_is_refused_unless_it_is_only_read() {
     );
 }
 
+/// Where each lies, and the pool that has room for all.
+#[test]
+fn persistent_memory_lies_behind_ram_and_the_pool_has_room_for_it() {
+    let folder = Folder::new();
+    let text =
+        "memory.size = '4G'\n[pmem.p]\nfile = 'huge'\n[pmem.q]\nfile = 'huge'\nsharing = 'shared'";
+    let config = folder.parse(text).unwrap();
+    let places: Vec<u64> = config.pmem().map(|(_, pmem)| pmem.range.start >> 30).collect();
+    assert_eq!(places, [5, 6]);
+    assert_eq!(
+        config.memory.pool.value,
+        Bytes::new((4 << 30) + (12 << 20)),
+        "the private one twice"
+    );
+    assert!((config.overcommit() - 1.0).abs() < 1e-9);
+    let config = folder.parse(&format!("memory.pool = '2G'\n{text}")).unwrap();
+    assert_eq!(config.memory.pool.value, Bytes::gib(2));
+    assert!(config.overcommit() > 2.0);
+}
+
+#[test]
+fn persistent_memory_that_no_address_reaches_is_refused_by_its_key() {
+    let folder = Folder::new();
+    let text = "boot.guest = 'hello'\nmemory.size = '61G'\nmemory.pool = '1G'\n[pmem.p]\nfile = 'huge'\n\
+                [pmem.q]\nfile = 'huge'";
+    let parse = |phys_bits| {
+        MachineConfig::parse(text, &folder.0.path().join("x.toml"), &[], Host { phys_bits })
+    };
+    assert_eq!(parse(37).unwrap().pmem().count(), 2);
+    let refused = parse(36).unwrap_err().to_string();
+    assert!(refused.contains("pmem.q.file"), "{refused}");
+    assert!(
+        refused.contains(
+            "its 4 MiB behind memory.size, 61 GiB, are more than addresses of 36 bits reach"
+        ),
+        "{refused}"
+    );
+    let hugetlb = folder.refusal("memory.backing = 'hugetlb'\n[pmem.p]\nfile = 'huge'");
+    assert!(hugetlb.contains("pmem.p.file") && hugetlb.contains("hugetlb"), "{hugetlb}");
+}
+
 #[test]
 fn a_serial_is_the_name_as_far_as_it_fits() {
     let folder = Folder::new();
