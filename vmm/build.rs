@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const GUESTS: [&str; 8] = ["hello", "touch", "smp", "clone", "blk", "net", "console", "rng"];
+const GUESTS: [&str; 9] =
+    ["hello", "touch", "smp", "clone", "blk", "net", "console", "rng", "vsock"];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");

@@ -129,6 +129,8 @@ keywords! {
         Console = "console",
         /// Reads bytes from an entropy device and checks them.
         Rng = "rng",
+        /// Talks to programs of the host over a socket device.
+        Vsock = "vsock",
     }
 }
 
