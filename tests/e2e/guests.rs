@@ -22,8 +22,9 @@ const RUN: &[&str] = &[
     "touch.toml",
 ];
 
-/// Those of guests that drive virtio devices are run by `virtio_guests.rs`.
-const RUN_WITH_DEVICES: &[&str] = &["blk.toml"];
+/// Those of guests that drive virtio devices are run by `virtio_guests.rs` and its neighbours.
+const RUN_WITH_DEVICES: &[&str] =
+    &["blk.toml", "console.toml", "net.toml", "rng.toml", "vsock.toml"];
 
 /// Frames of a 2 MiB block.
 const BLOCK: u64 = 512;

@@ -31,6 +31,8 @@ struct Asker {
     number: u64,
     phase: Phase,
     wrong: u64,
+    /// The host refused or ended it.
+    cut: bool,
 }
 
 /// Sends `bytes` on each of `connections` to `port`, `size` in a packet; whether all came back as they were.
@@ -46,7 +48,7 @@ pub(crate) fn ask(
     let mut askers = Vec::with_capacity(connections);
     for (number, own) in (0..connections as u64).zip(FIRST_PORT..) {
         let link = line.connect(own, port)?;
-        askers.push(Asker { link, number, phase: Phase::Asked, wrong: 0 });
+        askers.push(Asker { link, number, phase: Phase::Asked, wrong: 0, cut: false });
     }
     let (mut data, mut buffer) = (Vec::new(), vec![0; size]);
     while askers.iter().any(|asker| asker.phase != Phase::Over) {
@@ -64,12 +66,14 @@ pub(crate) fn ask(
     let sum = |of: fn(&Asker) -> u64| askers.iter().map(of).sum::<u64>();
     let (sent, received) = (sum(|asker| asker.link.sent), sum(|asker| asker.link.received));
     let wrong = sum(|asker| asker.wrong);
+    let cut = sum(|asker| asker.cut.into());
     // The last line is for programs: keys are only ever added.
     println!(
-        "vsock: connections={connections} sent={sent} received={received} wrong={wrong} cycles={cycles} bytes_per_s={}",
+        "vsock: connections={connections} sent={sent} received={received} wrong={wrong} cut={cut} cycles={cycles} \
+         bytes_per_s={}",
         frequency.per_second(sent + received, cycles).unwrap_or(0),
     );
-    Ok(wrong == 0 && askers.iter().all(|asker| asker.link.received == bytes))
+    Ok(wrong == 0 && cut == 0 && askers.iter().all(|asker| asker.link.received == bytes))
 }
 
 impl Asker {
@@ -111,10 +115,10 @@ impl Asker {
             VsockEventType::CreditRequest => line.tell_room(&mut self.link)?,
             VsockEventType::CreditUpdate => {}
             VsockEventType::Disconnected { reason: DisconnectReason::Reset } => {
-                if self.phase == Phase::Asked {
-                    println!("vsock: connection {} was refused", self.number);
-                } else if self.phase != Phase::Closing {
-                    println!("vsock: connection {} was reset", self.number);
+                self.cut = self.phase != Phase::Closing;
+                if self.cut {
+                    let what = if self.phase == Phase::Asked { "refused" } else { "reset" };
+                    println!("vsock: connection {} was {what}", self.number);
                 }
                 self.phase = Phase::Over;
             }
