@@ -16,12 +16,13 @@ cd "$root"
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 die() { printf '\nrun.sh: %s\n' "$*" >&2; exit 1; }
 
-# Packages by the tool that is missed. gcc links; the rest is for configs/get-debian.sh.
+# Packages by the tool that is missed. gcc links, iproute2 is for configs/with-tap.sh; the rest for configs/get-debian.sh.
 install_missing() {
   local packages=()
   command -v cc >/dev/null || packages+=(gcc libc6-dev)
   command -v dpkg-deb >/dev/null || packages+=(dpkg)
   command -v cpio >/dev/null || packages+=(cpio)
+  command -v ip >/dev/null || packages+=(iproute2)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
   ((${#packages[@]})) || return 0
   if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then

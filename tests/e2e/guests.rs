@@ -22,8 +22,16 @@ const RUN: &[&str] = &[
     "touch.toml",
 ];
 
-/// Those of guests that drive virtio devices are run by `virtio_guests.rs` and `memory_devices.rs`.
-const RUN_WITH_DEVICES: &[&str] = &["balloon.toml", "blk.toml", "pmem.toml"];
+/// Those of guests that drive virtio devices are run by `virtio_guests.rs`, its neighbours and `memory_devices.rs`.
+const RUN_WITH_DEVICES: &[&str] = &[
+    "balloon.toml",
+    "blk.toml",
+    "console.toml",
+    "net.toml",
+    "pmem.toml",
+    "rng.toml",
+    "vsock.toml",
+];
 
 /// Frames of a 2 MiB block.
 const BLOCK: u64 = 512;

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tests::{Output, Report, Scratch, Slat, require_guests, skip, tree};
+use tests::{
+    Output, Report, Running, Scratch, Slat, require_guests, require_taps, skip, tree, with_taps,
+};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(120));
 
@@ -162,6 +164,46 @@ fn blk_takes_the_disk_that_it_is_told_among_others() {
     );
 }
 
+/// The shipped config; and a source that is none is found out.
+#[test]
+fn rng_reads_what_looks_random_and_finds_out_what_does_not() {
+    if !require_guests() {
+        return;
+    }
+    let config = tree::root().join("configs/rng.toml");
+    for more in [&[][..], &["memory.pages=2m"], &["boot.cmdline=rng.size=1M rng.bytes=2M"]] {
+        let (output, report) = run(&config, more);
+        assert_ended(&output, 0, &[" wrong=0 repeated=0 "]);
+        let counted = ["bytes", "requests"].map(|key| {
+            assert_eq!(report.number(&format!("devices.0.counts.{key}")), told(&output, key));
+            told(&output, key)
+        });
+        assert!(counted[0] >= 1 << 20, "{counted:?}");
+        assert_eq!(report.number("devices.0.breaks"), 0);
+    }
+    let (output, _) = run(&config, &["rng.seed.source=/dev/zero"]);
+    assert_ended(&output, 1, &["rng: ones and zeroes are not even\n", " wrong=3 ", " ones=0 "]);
+    let scratch = Scratch::new();
+    let bytes: Vec<u8> = (0..2u32 << 20).map(|i| (i >> 3) as u8).collect();
+    let source = format!("rng.seed.source={}", scratch.write("source", bytes).display());
+    let (output, _) = run(&config, &[&source]);
+    assert_ended(&output, 1, &["rng: a request was answered with the bytes of the one before it"]);
+}
+
+/// A second's worth comes at once, and the rest as the limit has it.
+#[test]
+fn rng_gives_no_more_in_a_second_than_the_limit() {
+    if !require_guests() {
+        return;
+    }
+    let config = tree::root().join("configs/rng.toml");
+    let sets = ["rng.seed.rate_bytes=256K", "boot.cmdline=rng.bytes=768K"];
+    let (output, report) = run(&config, &sets);
+    assert_ended(&output, 0, &["rng: bytes=786432 ", " wrong=0 "]);
+    assert!(output.took >= Duration::from_millis(1900), "{output:?}");
+    assert!(report.number("devices.0.counts.held_up") > 0);
+}
+
 /// A device that is missing is named, with those that are there; what the command line lists and is none is reported.
 #[test]
 fn a_missing_device_is_named() {
@@ -174,6 +216,7 @@ fn a_missing_device_is_named() {
         ("net", "Network", "net.echo=1"),
         ("console", "Console", ""),
         ("rng", "EntropySource", ""),
+        ("vsock", "Socket", "vsock.port=1"),
     ] {
         let boot = format!("[boot]\nguest = \"{guest}\"\ncmdline = \"{keys}\"\n");
         let (output, _) = run(&scratch.write("none.toml", &boot), &[]);
@@ -235,5 +278,59 @@ fn values_that_make_no_sense_are_refused() {
         );
         let (output, _) = run(&scratch.write("blk.toml", text), &[]);
         assert_ended(&output, 2, &[says]);
+    }
+}
+
+/// Devices of every kind at once, served by two threads, on small pages, huge ones, and small ones that become huge: whichever the
+/// guest uses does its work, and no page stays pinned.
+#[test]
+fn devices_of_every_kind_are_in_one_machine() {
+    if !require_guests() {
+        return;
+    }
+    let tap = require_taps();
+    let scratch = Scratch::new();
+    let folder = scratch.path().display();
+    let text = format!(
+        "[machine]\ndevice_threads = 2\n[disk.one]\nfile = \"{}\"\n{}[rng.seed]\n[hvc.main]\nport = \"file:{folder}/hvc\"\n\
+         [vsock.main]\nsocket = \"{folder}/vsock\"\n[disk.two]\nfile = \"{}\"\n[boot]\nguest = \"blk\"\n",
+        disk(&scratch, "one", 8).display(),
+        if tap { "[net.uplink]\ntap = \"tap0\"\n" } else { "" },
+        disk(&scratch, "two", 8).display(),
+    );
+    let config = scratch.write("all.toml", text);
+    let pages = [
+        &["memory.pages=4k"][..],
+        &["memory.pages=2m"],
+        &["collapse.background=true", "collapse.max_holes=511", "collapse.scan_rate=unlimited"],
+    ];
+    let jobs = [
+        ("blk", "blk.ops=3000 blk.depth=16 blk.pattern=random", " wrong=0 errors=0 "),
+        ("blk", "blk.index=1 blk.ops=3000 blk.size=64K", " wrong=0 errors=0 "),
+        ("rng", "", " wrong=0 "),
+        ("net", "net.ping=10.0.0.1", "net: pings=4 received=4 wrong=0 "),
+    ];
+    for more in pages {
+        for (guest, cmdline, says) in jobs.iter().filter(|(guest, ..)| tap || *guest != "net") {
+            let report = scratch.path().join("report.json");
+            let mut command = match tap {
+                true => with_taps(&[], SLAT.exe()),
+                false => SLAT.command([""; 0]),
+            };
+            command.arg("run").arg(&config).arg("--json-report").arg(&report);
+            let boot = [format!("boot.guest={guest}"), format!("boot.cmdline={cmdline}")];
+            for set in boot.iter().map(String::as_str).chain(more.iter().copied()) {
+                command.args(["--set", set]);
+            }
+            let output = Running::start(command, Duration::from_secs(120)).finish();
+            assert_ended(&output, 0, &[says]);
+            let report = Report::read(&report);
+            assert_eq!(report.text("audit"), "clean", "{guest} {more:?}: {output:?}");
+            let devices = report.at("devices").as_array().map_or(0, Vec::len);
+            assert_eq!(devices, if tap { 6 } else { 5 });
+            for index in 0..devices {
+                assert_eq!(report.number(&format!("devices.{index}.breaks")), 0, "{output:?}");
+            }
+        }
     }
 }

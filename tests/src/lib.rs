@@ -8,6 +8,7 @@ mod report;
 mod running;
 mod skip;
 mod slat;
+mod taps;
 pub mod tree;
 
 pub use impostor::impostor;
@@ -16,6 +17,7 @@ pub use report::Report;
 pub use running::Running;
 pub use skip::{require_guests, require_kvm, require_userfaultfd, skip, skip_unless_refused};
 pub use slat::{Output, Slat};
+pub use taps::{require_taps, with_taps};
 
 use std::fs;
 use std::path::{Path, PathBuf};

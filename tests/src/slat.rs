@@ -52,6 +52,11 @@ impl Slat {
         command
     }
 
+    /// Where the program is.
+    pub const fn exe(self) -> &'static str {
+        self.exe
+    }
+
     /// Starts `command`, which is this program's, with this limit. Panics if it cannot be started.
     pub fn start(self, command: Command) -> Running {
         Running::start(command, self.limit)

@@ -29,7 +29,7 @@ pub struct Guest {
 }
 
 /// Every built-in guest.
-pub const ALL: [Guest; 10] = [
+pub const ALL: [Guest; 11] = [
     Guest {
         name: "hello",
         summary: "says who it is and ends the way it is asked to",
@@ -218,11 +218,37 @@ pub const ALL: [Guest; 10] = [
             Key { name: "pmem.index", values: "0|N", meaning: "which device" },
         ],
     },
+    Guest {
+        name: "vsock",
+        summary: "over a virtio socket device, checks that a program of the host sends back what it gets, or does so itself",
+        elf: include_bytes!(env!("SLAT_GUEST_VSOCK")),
+        keys: &[
+            Key { name: "vsock.port", values: "PORT", meaning: "connect to that port of the host" },
+            Key { name: "vsock.listen", values: "PORT", meaning: "wait there for the host" },
+            Key {
+                name: "vsock.connections",
+                values: "1|1..64",
+                meaning: "to make, all at once; to serve before the end",
+            },
+            Key {
+                name: "vsock.bytes",
+                values: "1M|BYTES",
+                meaning: "to send on each, with vsock.port=",
+            },
+            Key { name: "vsock.size", values: "4096|1..64K", meaning: "bytes of a packet" },
+            Key {
+                name: "vsock.seconds",
+                values: "0|N",
+                meaning: "fail if it is not over after so long; 0: never",
+            },
+            Key { name: "vsock.index", values: "0|N", meaning: "which device" },
+        ],
+    },
 ];
 
 /// The built-in guest called `name`.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    static GUESTS: [Guest; 10] = ALL;
+    static GUESTS: [Guest; 11] = ALL;
     GUESTS.iter().find(|guest| guest.name == name)
 }
 

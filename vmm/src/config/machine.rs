@@ -134,6 +134,8 @@ keywords! {
         Balloon = "balloon",
         /// Reads and writes persistent memory.
         Pmem = "pmem",
+        /// Talks to programs of the host over a socket device.
+        Vsock = "vsock",
     }
 }
 
