@@ -79,7 +79,7 @@ fn an_interface_that_does_not_fit_is_named() {
     ] {
         let (command, _scratch) = command(&[], sets);
         let output = Running::start(command, LIMIT).finish();
-        assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output:?}");
+        assert_eq!((output.code, output.stdout.as_str()), (Some(2), ""), "{output:?}");
         assert!(output.stderr.starts_with("error: net.uplink.tap "), "{output:?}");
         assert!(output.stderr.contains(says), "{output:?}");
         assert_eq!(output.stderr.lines().count(), 1, "{output:?}");

@@ -46,6 +46,8 @@ pub(super) struct Connection {
     pub(super) interest: Interest,
     /// Operations that the guest is to be told of, a bit for each.
     pending: u8,
+    /// What the guest got last was no data: then data goes before other operations, which a guest may ask for without end.
+    pub(super) data_next: bool,
     /// It is among those that have something for the guest.
     pub(super) queued: bool,
 
@@ -88,6 +90,7 @@ impl Connection {
             stream,
             interest,
             pending: 0,
+            data_next: false,
             queued: false,
             backlog: Backlog::new(BUFFER as usize),
             forwarded: 0,

@@ -77,7 +77,10 @@ impl<D: Dma> Vsock<D> {
         }
         while let Some(slot) = self.table.next() {
             let Some(connection) = self.table.get(slot) else { continue };
-            let mut header = connection.take_op().map(|op| connection.header(cid, op, 0));
+            let data_first = connection.data_next && connection.can_send();
+            let op = if data_first { None } else { connection.take_op() };
+            let mut header = op.map(|op| connection.header(cid, op, 0));
+            connection.data_next = header.is_some();
             if header.is_none() && connection.can_send() {
                 if room == 0 {
                     let (queue, head) = (RX, self.chain.head);

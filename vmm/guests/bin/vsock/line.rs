@@ -46,6 +46,10 @@ impl Line {
 
     /// What happens next, with the data that came; nothing, if nothing has happened yet.
     pub(crate) fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<VsockEvent>, Failure> {
+        // Whatever happens: it may be the same over and over.
+        if self.end.is_some_and(Deadline::passed) {
+            return Err(Failure::Wrong("this is not over in vsock.seconds"));
+        }
         data.clear();
         let event = self.driver.poll(|event, body| {
             data.extend_from_slice(body);
@@ -59,8 +63,6 @@ impl Line {
                     "a packet came that is not from the host to this guest",
                 ));
             }
-        } else if self.end.is_some_and(Deadline::passed) {
-            return Err(Failure::Wrong("this is not over in vsock.seconds"));
         } else {
             core::hint::spin_loop();
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use super::super::wire::{Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::{BUFFER, FIRST_PORT};
@@ -226,6 +227,28 @@ fn a_guest_that_does_not_read_holds_up_its_own_connection_only() {
     rig.expect(Op::CreditRequest, 1, 9);
     rig.send(Op::CreditUpdate, 1, 9);
     assert!(rig.read(1, 9, 1000) == text[4000..]);
+}
+
+/// A driver that asks for credit as soon as it was told of it gets its data as well.
+#[test]
+fn a_guest_that_asks_for_credit_without_end_gets_data_in_turn() {
+    let mut rig = Rig::hungry();
+    let listener = rig.listen(9);
+    rig.feed(1);
+    rig.send(Op::Request, 1, 9);
+    let first = rig.wait("the response", Rig::poll_only);
+    assert_eq!(first.op(), Op::Response);
+    let mut stream = listener.accept().unwrap().0;
+    stream.write_all(&pattern(200_000, 13)).unwrap();
+    let mut data = 0;
+    for _ in 0..20 {
+        rig.send(Op::CreditRequest, 1, 9);
+        // It is heard before there is a buffer for an answer.
+        std::thread::sleep(Duration::from_millis(3));
+        rig.feed(1);
+        data += usize::from(rig.wait("a packet", Rig::poll_only).op() == Op::Rw);
+    }
+    assert!((9..=11).contains(&data), "{data} of 20 packets had data");
 }
 
 #[test]
