@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use rt::boot_params::Boot;
+use rt::boot_params::{Boot, Range};
 use rt::permutation::hash;
 use rt::virtio::{Device, Devices, Failure, Memory};
 use rt::{exit, println};
@@ -122,7 +122,7 @@ fn run(boot: &Boot) -> Result<u8, Failure> {
     let reported = if reporting.is_some() { count } else { 0 };
 
     let new = |_| Page([const { AtomicU64::new(0) }; 512]);
-    let mut given: Vec<Page> = (0..count).map(new).collect();
+    let given: Vec<Page> = (0..count).map(new).collect();
     let mut free: Vec<Page> = (0..reported).map(new).collect();
     given.iter().chain(&free).for_each(fill);
     name(&mut inflate, &mut device, &given)?;
@@ -130,7 +130,7 @@ fn run(boot: &Boot) -> Result<u8, Failure> {
         report(queue, &mut device, &mut free)?;
     }
     if let Some(queue) = &mut statistics {
-        tell(queue, &mut device, boot.ram().map(|ram| ram.len()).sum())?;
+        tell(queue, &mut device, boot.ram().map(Range::len).sum())?;
     }
     tell_actual(&mut device, count as u32)?;
     // What the device gave to the host comes back as it is touched.

@@ -140,12 +140,9 @@ fn what_cannot_be_written_is_refused_unless_it_is_only_read() {
     if File::options().write(true).open(&*path).is_ok() {
         return ::tests::skip("permissions of files mean nothing to this user");
     }
-    for (text, says) in
-        [("[disk.d]\nfile = 'huge'", "cannot be written: permission denied (try readonly = true)")]
-    {
-        let refused = folder.refusal(text);
-        assert!(refused.contains(says), "{says:?} is not in {refused}");
-    }
+    let refused = folder.refusal("[disk.d]\nfile = 'huge'");
+    let says = "cannot be written: permission denied (try readonly = true)";
+    assert!(refused.contains(says), "{says:?} is not in {refused}");
     folder.devices(
         "[disk.d]\nfile = 'huge'\nreadonly = true\n[pmem.p]\nfile = 'huge'\nsharing = 'shared'",
     );
@@ -174,7 +171,7 @@ fn persistent_memory_lies_behind_ram_and_the_pool_has_room_for_it() {
 #[test]
 fn persistent_memory_that_no_address_reaches_is_refused_by_its_key() {
     let folder = Folder::new();
-    let text = "boot.guest = 'hello'\nmemory.size = '61G'\nmemory.pool = '1G'\n[pmem.p]\nfile = 'huge'\n\
+    let text = "boot.guest = 'hello'\nmemory.size = '62G'\nmemory.pool = '1G'\n[pmem.p]\nfile = 'huge'\n\
                 [pmem.q]\nfile = 'huge'";
     let parse = |phys_bits| {
         MachineConfig::parse(text, &folder.0.path().join("x.toml"), &[], Host { phys_bits })
@@ -184,7 +181,7 @@ fn persistent_memory_that_no_address_reaches_is_refused_by_its_key() {
     assert!(refused.contains("pmem.q.file"), "{refused}");
     assert!(
         refused.contains(
-            "its 4 MiB behind memory.size, 61 GiB, are more than addresses of 36 bits reach"
+            "its 4 MiB behind memory.size, 62 GiB, are more than addresses of 36 bits reach"
         ),
         "{refused}"
     );
