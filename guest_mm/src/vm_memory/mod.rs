@@ -87,7 +87,7 @@ impl<'g, P: Protocol> GuestView<'g, P> {
     #[inline]
     fn found(&self, gpa: Gpa, bytes: u64, access: Access) -> Option<VolatileSlice<'_>> {
         let offset = gpa.frame_offset() as u64;
-        if bytes == 0 || offset + bytes > FRAME_BYTES {
+        if bytes == 0 || bytes > FRAME_BYTES - offset {
             return None;
         }
         let frame = self.near.find(gpa.gfn(), access)?;
