@@ -94,6 +94,18 @@ const CASES: &[Case] = &[
         }
         rig.offer(&[0], 1);
     }),
+    case("an indirect chain longer than the queue", Broken, |rig| {
+        let entries = u32::from(SIZE) + 1;
+        rig.describe(0, Buffer::readable(DATA, 16 * entries), INDIRECT, 0);
+        for index in 0..entries {
+            let at = DATA + 16 * u64::from(index);
+            rig.put(at, DATA + 4096);
+            rig.put(at + 8, 16_u32);
+            rig.put(at + 12, if index + 1 < entries { NEXT as u16 } else { 0 });
+            rig.put(at + 14, (index + 1) as u16);
+        }
+        rig.offer(&[0], 1);
+    }),
     case("an indirect table outside of RAM", Broken, |rig| {
         rig.describe(0, Buffer::readable(RAM, 32), INDIRECT, 0);
         rig.offer(&[0], 1);

@@ -3,6 +3,9 @@
 
 use vm_memory::VolatileSlice;
 
+/// Pieces that room is kept for.
+const ROOM: usize = 512;
+
 /// A list of pieces of memory as `readv(2)` takes it. They are valid for as long as the [`super::Hold`] that they are of
 /// holds them; nothing here reads or writes them.
 #[derive(Debug, Default)]
@@ -13,9 +16,10 @@ pub struct Iovecs(Vec<libc::iovec>);
 unsafe impl Send for Iovecs {}
 
 impl Iovecs {
-    /// No pieces; the room stays.
+    /// No pieces; room for a usual number stays.
     pub fn clear(&mut self) {
         self.0.clear();
+        self.0.shrink_to(ROOM);
     }
 
     /// Adds the memory of `slice`.
@@ -44,6 +48,11 @@ impl Iovecs {
     /// The pieces.
     pub fn as_slice(&self) -> &[libc::iovec] {
         &self.0
+    }
+
+    /// The first `count` of them, or all.
+    pub fn first(&self, count: usize) -> &[libc::iovec] {
+        &self.0[..count.min(self.0.len())]
     }
 
     /// Their bytes.

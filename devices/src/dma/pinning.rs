@@ -41,6 +41,9 @@ impl<P: Protocol + fmt::Debug> Dma for Pinning<P> {
     }
 }
 
+/// Ranges and runs that room is kept for: a guest that once had a large request does not keep the host's memory.
+const ROOM: usize = 512;
+
 /// The bytes of `segment`.
 fn range(segment: Segment) -> Result<GpaRange, String> {
     GpaRange::new(Gpa::new(segment.addr), segment.len.into()).map_err(|error| error.to_string())
@@ -72,5 +75,6 @@ impl<P: Protocol + fmt::Debug> Hold for OwnedPinBatch<P> {
 
     fn release(&mut self) {
         self.unpin();
+        self.shrink_to(ROOM);
     }
 }

@@ -152,7 +152,7 @@ impl Queue {
     pub fn next<M: GuestMemory>(&mut self, memory: &M, chain: &mut Chain) -> Result<bool, Broken> {
         chain.readable.clear();
         chain.writable.clear();
-        let queue = self.index;
+        let (queue, size) = (self.index, self.ring.size());
         // The iterator does not tell an empty ring from one that cannot be read. A chain that came since it looked is seen by
         // a second one.
         let mut looks = 0;
@@ -172,7 +172,13 @@ impl Queue {
         chain.head = descriptors.head_index();
         let bad = |reason| Broken::Chain { queue, head: chain.head, reason };
         let mut cut_off = true;
+        let mut length = 0;
         for descriptor in &mut descriptors {
+            length += 1;
+            // 2.7.5.3.1: not in an indirect table either. What a request takes of the host is bounded by this.
+            if length > size {
+                return Err(bad("is longer than its queue"));
+            }
             cut_off = descriptor.has_next();
             let segment = Segment { addr: descriptor.addr().0, len: descriptor.len() };
             if segment.len == 0 {

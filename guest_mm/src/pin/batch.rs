@@ -122,6 +122,13 @@ macro_rules! faces {
                 self.members.pin(&self.space, wanted, patience)
             }
 
+            /// Gives up room beyond `ranges` ranges and runs, when nothing is pinned.
+            pub fn shrink_to(&mut self, ranges: usize) {
+                self.members.members.shrink_to(ranges);
+                self.members.more.shrink_to(ranges);
+                self.members.room.shrink_to(ranges);
+            }
+
             /// How many ranges are pinned.
             pub fn len(&self) -> usize {
                 self.members.members.len()

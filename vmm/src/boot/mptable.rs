@@ -1,8 +1,8 @@
 //! The MP table: how a kernel without ACPI learns of its CPUs, of the I/O APIC and of where ISA interrupts arrive.
 //!
 //! Intel MultiProcessor Specification 1.4, chapter 4. One page: the floating pointer at the start of the EBDA, the
-//! configuration table right after it. What it describes is what KVM's in-kernel interrupt controllers are: ISA interrupt
-//! n arrives at I/O APIC pin n.
+//! configuration table right after it. What it describes is what KVM's in-kernel interrupt controllers are: interrupt n
+//! arrives at I/O APIC pin n.
 
 use super::BootError;
 use super::layout::{EBDA, EBDA_SIZE};
@@ -40,7 +40,9 @@ const REVISION: u8 = 4;
 const POINTER_LEN: usize = 16;
 const HEADER_LEN: usize = 44;
 const ISA_BUS: u8 = 0;
-const ISA_INTERRUPTS: u8 = 16;
+/// Pins of the I/O APIC. Those of the ISA bus are 16; virtio devices may have the others, and a kernel connects no pin that is
+/// not listed.
+const PINS: u8 = 24;
 
 // Entry types, table 4-3.
 const PROCESSOR: u8 = 0;
@@ -139,7 +141,7 @@ fn entries(cpus: CpuCount) -> (Vec<u8>, u16) {
     entry[4..].copy_from_slice(&IO_APIC.to_le_bytes());
     push(&entry);
 
-    for irq in 0..ISA_INTERRUPTS {
+    for irq in 0..PINS {
         push(&interrupt(IO_INTERRUPT, INT, irq, io_apic, irq));
     }
     // The PIC's output arrives at the boot CPU's LINT0, NMI at LINT1 of all.
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_isa_interrupt_arrives_at_the_pin_of_its_number() {
+    fn each_interrupt_arrives_at_the_pin_of_its_number() {
         let bytes = build(CpuCount::new(1).unwrap());
         let entries = walk(&bytes);
         let pins: Vec<_> = entries
@@ -219,7 +221,7 @@ mod tests {
             .filter(|(kind, _)| *kind == IO_INTERRUPT)
             .map(|(_, e)| (e[5], e[6], e[7]))
             .collect();
-        let expected: Vec<_> = (0..16).map(|irq| (irq, 1, irq)).collect();
+        let expected: Vec<_> = (0..24).map(|irq| (irq, 1, irq)).collect();
         assert_eq!(pins, expected);
         let mut kinds: Vec<_> = entries.iter().map(|(kind, _)| *kind).collect();
         assert!(kinds.is_sorted());

@@ -161,7 +161,7 @@ impl Stage {
         if self.ending.set(ending).is_ok() {
             // A bell that cannot be rung would need 2^64 rings.
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-            self.gate.open();
+            self.gate.retire();
         }
     }
 

@@ -16,6 +16,8 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct State {
     shut: bool,
+    /// The run has ended: it is not shut any more.
+    over: bool,
     /// Threads that run vCPUs.
     vcpus: usize,
     /// Those of them that wait here.
@@ -38,11 +40,17 @@ impl Gate {
     }
 
     /// Shuts it, and waits until every vCPU is here; `kick` gets them out of the guest. Whether all came before `deadline`:
-    /// if not, it is open again.
+    /// if not, it is open again. It stays open when the run has ended.
     pub fn shut(&self, deadline: Instant, kick: impl Fn()) -> bool {
-        self.state().shut = true;
-        // Release: who sees it shut looks under the lock.
-        self.shut.store(true, Ordering::Release);
+        {
+            let mut state = self.state();
+            if state.over {
+                return false;
+            }
+            state.shut = true;
+            // Release: who sees it shut looks under the lock.
+            self.shut.store(true, Ordering::Release);
+        }
         kick();
         let mut state = self.state();
         while state.shut && state.waiting < state.vcpus {
@@ -60,9 +68,16 @@ impl Gate {
 
     /// Lets everyone pass.
     pub fn open(&self) {
-        self.state().shut = false;
+        let mut state = self.state();
+        state.shut = false;
         self.shut.store(false, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// Lets everyone pass, for good: the run has ended.
+    pub(super) fn retire(&self) {
+        self.state().over = true;
+        self.open();
     }
 }
 
@@ -128,6 +143,15 @@ mod tests {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_gate_of_a_run_that_has_ended_stays_open() {
+        let gate = Gate::default();
+        let passer = gate.join();
+        gate.retire();
+        assert!(!gate.shut(Instant::now() + Duration::from_secs(10), || {}));
+        passer.pass();
     }
 
     #[test]

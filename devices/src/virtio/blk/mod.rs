@@ -127,7 +127,7 @@ impl<D: Dma> Model<D> for Blk<D> {
     }
 
     fn start(&mut self, features: u64, io: &mut Io<'_, '_, D>) -> Result<(), Broken> {
-        self.features = features;
+        (self.features, self.paused) = (features, false);
         if self.watching {
             return Ok(());
         }

@@ -16,6 +16,9 @@ use super::host::Operation;
 use super::slots::Slot;
 use super::wire::{Kind, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Range, SECTOR, Status};
 
+/// Pieces that one system call takes (`UIO_MAXIOV`). The rest follows, as behind any short transfer.
+const MAX_PIECES: usize = 1024;
+
 /// Why a queue is not served to its end.
 enum Stop {
     Wait,
@@ -218,8 +221,9 @@ impl<D: Dma> Blk<D> {
         // 1. `slot.hold` holds the memory of `slot.buffers`; a slot is freed only when its operation was reaped
         //    (`collect`), and dropped behind `self.host`. The list itself is on the heap, and is changed only when
         //    nothing is under way in its slot.
-        let begun =
-            unsafe { self.host.begin(slot.number, operation, offset, slot.buffers.as_slice()) };
+        let begun = unsafe {
+            self.host.begin(slot.number, operation, offset, slot.buffers.first(MAX_PIECES))
+        };
         match begun {
             Ok(()) => Ok(None),
             Err(error) => Err(Broken::Host(format!("the disk's file cannot be used: {error}"))),
@@ -241,7 +245,14 @@ impl<D: Dma> Blk<D> {
                     self.slots.free(slot);
                     continue;
                 }
-                match self.end(&mut slot, ended.result)? {
+                let end = match self.end(&mut slot, ended.result) {
+                    Ok(end) => end,
+                    Err(error) => {
+                        self.slots.free(slot);
+                        return Err(error);
+                    }
+                };
+                match end {
                     None => {
                         self.slots.put(slot);
                         again = true;
@@ -320,7 +331,9 @@ impl<D: Dma> Blk<D> {
             .filter(|queue| self.held_up & 1 << queue != 0)
             .collect::<Vec<_>>()
         {
-            while self.serve(queue, io)? == Progress::More {}
+            if self.serve(queue, io)? == Progress::More {
+                io.again(queue);
+            }
         }
         Ok(())
     }

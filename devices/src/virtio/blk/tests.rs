@@ -295,6 +295,21 @@ fn a_state_of_another_kind_or_size_is_refused_by_name() {
     }
 }
 
+/// A read that has to wait for the disk ends in the name of the thread that began it, and not in that of a worker of the
+/// kernel's: an event that tells of workers alone would be silent.
+#[test]
+fn a_read_that_waits_for_the_disk_is_answered_without_another_kick() {
+    let mut rig = Rig::new(USUAL);
+    let file = rig.file.as_file();
+    file.sync_all().unwrap();
+    for at in 0..20 {
+        // Nothing happens where the file lies in memory.
+        let _ = rustix::fs::fadvise(&rig.file, 0, None, rustix::fs::Advice::DontNeed);
+        assert_eq!(rig.ask(IN, at * 64, &[Buffer::writable(DATA, 4096)]), (0, 4097));
+        assert!(rig.memory(DATA, 4096) == rig.disk()[at as usize * 64 * 512..][..4096]);
+    }
+}
+
 #[test]
 fn a_reset_leaves_nothing_under_way_and_the_disk_works_again() {
     let mut rig = Rig::new(USUAL);

@@ -17,6 +17,11 @@ pub const SECTOR: u64 = 512;
 pub const ID_BYTES: usize = 20;
 /// Bytes of a request's header.
 const HEADER: u64 = 16;
+/// Segments of a request's data at most, whatever the queue's size: with the bound on bytes, what a request takes of the
+/// host, its pins above all.
+const MAX_SEGMENTS: u16 = 254;
+/// Bytes of a request's data at most.
+const MAX_BYTES: u64 = 64 << 20;
 /// Bytes of a range to discard.
 pub const RANGE_BYTES: u64 = 16;
 /// Ranges that one request may discard.
@@ -74,7 +79,8 @@ impl Shape {
         let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.sectors.to_le_bytes());
         // seg_max: header and status take a descriptor each.
-        put(12, &u32::from(self.queue_size.saturating_sub(2).max(1)).to_le_bytes());
+        let segments = self.queue_size.saturating_sub(2).clamp(1, MAX_SEGMENTS);
+        put(12, &u32::from(segments).to_le_bytes());
         put(20, &BLOCK.to_le_bytes());
         put(34, &self.queues.to_le_bytes());
         if self.discard && !self.read_only {
@@ -182,6 +188,13 @@ impl Asked {
         let (data, status) = last.split_at(last.len - 1);
         self.sink.extend(data);
         self.status = status.map_or(last.addr, |status| status.addr);
+        // The header's and the status' descriptors may have data in them.
+        if self.source.len().max(self.sink.len()) > usize::from(MAX_SEGMENTS) + 1 {
+            return Err(format!("has more than {MAX_SEGMENTS} segments, which is told as seg_max"));
+        }
+        if self.bytes() > MAX_BYTES {
+            return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));
+        }
         Ok(())
     }
 }

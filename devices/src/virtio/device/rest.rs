@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_queue::QueueT;
 
 use crate::dma::Dma;
@@ -146,6 +147,8 @@ impl<D: Dma> Device<D> {
             queue.restore(saved.into()).map_err(|error| misfit(error.to_string()))?;
         }
         core.registers = state.registers;
+        let needs_reset = state.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+        core.broken = needs_reset.then(|| "it was broken when it was saved".into());
         self.interrupt.restore(state.interrupt);
         core.paused = true;
         if core.is_running() {

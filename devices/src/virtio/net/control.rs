@@ -70,6 +70,7 @@ impl<D: Dma> Net<D> {
             // Its kicks so far meant nothing.
             self.receive(pair, io)?;
             self.watch_in(pair, io)?;
+            io.again(2 * pair + 1);
         }
         Ok(Ack::Ok)
     }

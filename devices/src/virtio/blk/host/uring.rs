@@ -27,6 +27,9 @@ impl std::fmt::Debug for UringFile {
     }
 }
 
+/// Between two tries to wait for what is under way.
+const NAP: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// The one file that the ring knows.
 const FILE: types::Fixed = types::Fixed(0);
 
@@ -41,8 +44,8 @@ impl UringFile {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let submitter = ring.submitter();
         submitter.register_files(&[file.as_raw_fd()])?;
-        // Only for what does not end at once: the rest is seen without it.
-        submitter.register_eventfd_async(event.as_raw_fd())?;
+        // Not `REGISTER_EVENTFD_ASYNC`: that is silent about a read that waited for the disk, as it ends in this thread's name.
+        submitter.register_eventfd(event.as_raw_fd())?;
         Ok(UringFile { ring, event, begun: 0, under_way: 0, _file: file })
     }
 }
@@ -142,9 +145,16 @@ impl Drop for UringFile {
         while self.under_way > 0 {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The ring does not work any more, nor does what is in it.
-                Err(_) => return,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => std::thread::sleep(NAP),
+                    // The kernel may write to the memory of what is under way at any time, and whoever drops this is about
+                    // to give it to others.
+                    _ => {
+                        eprintln!("error: a disk's requests cannot be waited for: {error}");
+                        std::process::abort();
+                    }
+                },
             }
             while self.reap().is_some() {}
         }
