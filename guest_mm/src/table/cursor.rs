@@ -198,7 +198,7 @@ impl<'t, P: Protocol> Cursor<'t, P> {
         Published::new(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
     }
 
-    /// As [`Cursor::map`], without a look at what is there: what [`Protocol::H3_RECHECK_HUGE`] rules out.
+    /// As [`Cursor::map`], without a look at what is there: what [`Steps::H3_RECHECK_HUGE`] rules out.
     pub(crate) fn map_blindly(&mut self, gfn: Gfn, leaf: Leaf) -> Published<'_> {
         self.state.live += 1;
         self.publish(gfn, Entry::Leaf(leaf));

@@ -44,7 +44,7 @@ impl Published<'_> {
         mirror.promote(self.run, self.prot)
     }
 
-    /// Lets go of the lock first: what [`crate::protocol::Protocol::F5_INSTALL_UNDER_LOCK`] rules out.
+    /// Lets go of the lock first: what [`crate::protocol::Steps::F5_INSTALL_UNDER_LOCK`] rules out.
     pub(crate) fn after_unlock(self) -> Late {
         Late(self.run, self.prot)
     }
@@ -117,7 +117,7 @@ impl Zap<'_> {
         mirror.replace(Run { gfn, frame: leaf.frame, frames }, leaf.prot)
     }
 
-    /// Flushes nothing: what [`crate::protocol::Protocol::T3_LEAF_BEFORE_EMPTYING`] rules out.
+    /// Flushes nothing: what [`crate::protocol::Steps::T3_LEAF_BEFORE_EMPTYING`] rules out.
     pub(crate) fn forget(mut self) {
         self.flushed = true;
     }
