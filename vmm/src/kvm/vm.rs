@@ -100,3 +100,49 @@ impl Vm {
         self.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use ::tests::require_kvm;
+    use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    /// The interrupts that the PICs have noticed. They keep an edge, whether or not it is let through.
+    fn noticed(vm: &Vm) -> u16 {
+        let irr = |chip_id| {
+            let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
+            vm.fd.get_irqchip(&mut chip).expect("it has one");
+            // SAFETY: KVM has filled in the part of the union that `chip_id` names.
+            unsafe { chip.chip.pic.irr }
+        };
+        u16::from_le_bytes([irr(KVM_IRQCHIP_PIC_MASTER), irr(KVM_IRQCHIP_PIC_SLAVE)])
+    }
+
+    #[test]
+    fn an_event_raises_the_interrupt_that_it_is_connected_to() {
+        if !require_kvm() {
+            return;
+        }
+        let kvm = crate::kvm::open().expect("KVM is there");
+        // SAFETY: there are no slots.
+        let vm = unsafe { Vm::new(&kvm, &[]) }.expect("a VM");
+        vm.add_irqchip().expect("interrupt controllers");
+        for line in [5, 7, 10, 14] {
+            let event = EventFd::new(EFD_NONBLOCK).expect("an event");
+            vm.connect_irq(&event, line).expect("the line is there");
+            assert_eq!(noticed(&vm) & 1 << line, 0);
+            event.write(1).expect("an event can be signalled");
+            // A worker of the kernel's passes it on.
+            let begin = Instant::now();
+            while noticed(&vm) & 1 << line == 0 {
+                assert!(begin.elapsed() < Duration::from_secs(10), "line {line}");
+                sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
