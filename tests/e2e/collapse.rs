@@ -104,7 +104,10 @@ fn a_collapser_can_be_paused_and_goes_on_where_it_was() {
         assert_eq!(paused["paused"], true);
         // Two rounds of 32 blocks.
         std::thread::sleep(Duration::from_millis(70));
-        assert_eq!(told(&socket, &[]), paused, "it rests");
+        // A round that was over when it was paused may be counted behind that; nothing is looked at.
+        let work =
+            |answer: &Value| ["scanned", "promoted", "copied"].map(|key| count(&answer[key]));
+        assert_eq!(work(&told(&socket, &[])), work(&paused), "it rests");
         let text = collapse(&socket, &["--pause"]).stdout;
         assert!(text.contains("the collapser is paused"), "{text}");
         assert_eq!(told(&socket, &["--resume"])["paused"], false);
