@@ -20,7 +20,8 @@ pub fn part(segments: &[Segment], mut from: u64, mut len: u64, part: &mut Vec<Se
     }
 }
 
-/// Copies the beginning of `segments` to `into`; how many bytes that were, fewer if there are no more.
+/// Copies the beginning of `segments` to `into`; how many bytes that were, fewer if there are no more. What lies behind that
+/// is not looked at.
 ///
 /// # Errors
 /// [`DmaError`] where the memory cannot be used.
@@ -32,6 +33,9 @@ pub fn gather<M: GuestMemory>(
     let mut filled = 0;
     for segment in segments {
         let rest = &mut into[filled..];
+        if rest.is_empty() {
+            break;
+        }
         let len = rest.len().min(segment.len as usize);
         let read = memory.read_slice(&mut rest[..len], GuestAddress(segment.addr));
         read.map_err(|error| unusable(segment, Access::Read, &error))?;
@@ -40,7 +44,7 @@ pub fn gather<M: GuestMemory>(
     Ok(filled)
 }
 
-/// Copies `bytes` to the beginning of `segments`; how many bytes had room.
+/// Copies `bytes` to the beginning of `segments`; how many bytes had room. What lies behind that is not looked at.
 ///
 /// # Errors
 /// [`DmaError`] where the memory cannot be used.
@@ -52,6 +56,9 @@ pub fn scatter<M: GuestMemory>(
     let mut written = 0;
     for segment in segments {
         let rest = &bytes[written..];
+        if rest.is_empty() {
+            break;
+        }
         let len = rest.len().min(segment.len as usize);
         let put = memory.write_slice(&rest[..len], GuestAddress(segment.addr));
         put.map_err(|error| unusable(segment, Access::Write, &error))?;

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestAddress};
 
-use crate::dma::{Access, Dma, Hold, Segment};
+use crate::dma::{Access, Dma, DmaError, Hold, Segment, gather, scatter};
 use crate::virtio::model::{Io, Progress, TURN};
 use crate::virtio::queue::Broken;
 
@@ -69,8 +68,7 @@ impl<D: Dma> Blk<D> {
         io: &mut Io<'_, '_, D>,
     ) -> Result<Result<(), Stop>, Broken> {
         let head = self.chain.head;
-        let parsed = self.asked.parse(&self.chain, io.memory);
-        parsed.map_err(|reason| Broken::Request { queue, head, reason })?;
+        self.asked.parse(queue, &self.chain, io.memory)?;
         if let Err(wait) = self.limiter.take(self.asked.bytes()) {
             self.wake_in(wait)?;
             return Ok(Err(Stop::Wait));
@@ -111,14 +109,8 @@ impl<D: Dma> Blk<D> {
             Kind::WriteZeroes if accepted(VIRTIO_BLK_F_WRITE_ZEROES) => self.ranges(slot, kind, io),
             Kind::GetId => {
                 self.counts.others += 1;
-                let mut left = &self.id[..];
-                for segment in &self.asked.sink {
-                    let (now, rest) = left.split_at(left.len().min(segment.len as usize));
-                    let written = io.memory.write_slice(now, GuestAddress(segment.addr));
-                    written.map_err(|error| unusable(slot, error.to_string()))?;
-                    slot.moved += now.len() as u32;
-                    left = rest;
-                }
+                let written = scatter(io.memory, &self.asked.sink, &self.id);
+                slot.moved = written.map_err(|source| unusable(slot.queue, source))? as u32;
                 Ok(Some(Status::Ok))
             }
             Kind::Discard | Kind::WriteZeroes | Kind::Unknown(_) => Ok(Some(Status::Unsupported)),
@@ -148,7 +140,7 @@ impl<D: Dma> Blk<D> {
             return Ok(Some(Status::Ok));
         }
         let queue = slot.queue;
-        slot.hold.take(segments, access).map_err(|source| Broken::Memory { queue, source })?;
+        slot.hold.take(segments, access).map_err(|source| unusable(queue, source))?;
         slot.hold.list(&mut slot.buffers);
         if operation == Operation::Read {
             self.counts.reads += 1;
@@ -175,13 +167,10 @@ impl<D: Dma> Blk<D> {
         {
             return Ok(Some(Status::IoError));
         }
-        let mut text = Vec::with_capacity(bytes as usize);
-        for segment in &self.asked.source {
-            let start = text.len();
-            text.resize(start + segment.len as usize, 0);
-            let read = io.memory.read_slice(&mut text[start..], GuestAddress(segment.addr));
-            read.map_err(|error| unusable(slot, error.to_string()))?;
-        }
+        let mut text = [0; MAX_RANGES as usize * RANGE_BYTES as usize];
+        let text = &mut text[..bytes as usize];
+        gather(io.memory, &self.asked.source, text)
+            .map_err(|source| unusable(slot.queue, source))?;
         for range in text.as_chunks::<{ RANGE_BYTES as usize }>().0 {
             let Some(range) = Range::parse(*range, kind) else {
                 return Ok(Some(Status::Unsupported));
@@ -309,11 +298,11 @@ impl<D: Dma> Blk<D> {
             self.counts.failed += 1;
         }
         let (queue, head, moved) = (slot.queue, slot.head, slot.moved);
-        let written = io.memory.write_obj(status as u8, GuestAddress(slot.status));
-        let written = written.map_err(|error| unusable(&slot, error.to_string()));
+        let place = Segment { addr: slot.status, len: 1 };
+        let written = scatter(io.memory, &[place], &[status as u8]);
         // The device's claim ends before the driver hears of it.
         self.slots.free(slot);
-        written?;
+        written.map_err(|source| unusable(queue, source))?;
         self.slots.answered |= 1 << queue;
         io.queues[usize::from(queue)].add_used(io.memory, head, moved + 1)
     }
@@ -339,7 +328,7 @@ impl<D: Dma> Blk<D> {
     }
 }
 
-/// Memory beside a request's data cannot be used.
-fn unusable<H>(slot: &Slot<H>, reason: String) -> Broken {
-    Broken::Request { queue: slot.queue, head: slot.head, reason }
+/// Memory of a request cannot be used.
+fn unusable(queue: u16, source: DmaError) -> Broken {
+    Broken::Memory { queue, source }
 }

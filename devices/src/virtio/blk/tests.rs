@@ -204,6 +204,36 @@ fn sectors_behind_the_end_and_parts_of_sectors_are_errors_that_the_driver_is_tol
 }
 
 #[test]
+fn memory_that_is_not_there_is_named_by_what_was_to_be_done_with_it() {
+    let outside = RAM as u64;
+    let (header, status) = (Buffer::readable(HEADER, 16), Buffer::writable(STATUS, 1));
+    for (kind, request, says) in [
+        (IN, &[Buffer::readable(outside, 16), status][..], "Read of 16 bytes"),
+        (IN, &[header, Buffer::writable(outside, 512), status], "Write of 512 bytes"),
+        (DISCARD, &[header, Buffer::readable(outside, 32), status], "Read of 32 bytes"),
+        (GET_ID, &[header, Buffer::writable(outside, 20), status], "Write of 20 bytes"),
+        (FLUSH, &[header, Buffer::writable(outside, 1)], "Write of 1 bytes"),
+    ] {
+        let mut rig = Rig::new(USUAL);
+        let view = rig.dma.view();
+        view.write_obj(u64::from(kind), GuestAddress(HEADER)).unwrap();
+        view.write_obj(0_u64, GuestAddress(HEADER + 8)).unwrap();
+        rig.driver.add(&view, 0, request).unwrap();
+        rig.driver.kick(0);
+        let begin = Instant::now();
+        let broken = loop {
+            if let Some(broken) = rig.device.report().broken {
+                break broken;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "{says}: it was answered");
+            std::thread::yield_now();
+        };
+        let expected = format!("queue 0: {says} at guest-physical {outside:#x}: ");
+        assert!(broken.starts_with(&expected), "{broken}");
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_not_written() {
     let mut rig = Rig::new(Kindly { read_only: true, ..USUAL });
     assert_ne!(rig.driver.offered() & 1 << 5, 0, "VIRTIO_BLK_F_RO");

@@ -6,17 +6,17 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
-use crate::dma::Segment;
-use crate::virtio::queue::Chain;
+use crate::dma::{Segment, gather, part};
+use crate::virtio::queue::{Broken, Chain};
 
 /// Bytes of a sector: the unit of all numbers of this device.
 pub const SECTOR: u64 = 512;
 /// Bytes of the disk's name.
 pub const ID_BYTES: usize = 20;
 /// Bytes of a request's header.
-const HEADER: u64 = 16;
+const HEADER: usize = 16;
 /// Segments of a request's data at most, whatever the queue's size: with the bound on bytes, what a request takes of the
 /// host, its pins above all.
 const MAX_SEGMENTS: u16 = 254;
@@ -155,34 +155,29 @@ impl Asked {
     /// the last byte that may be written (2.7.4.1: how a request is cut into descriptors means nothing).
     ///
     /// # Errors
-    /// A clause: there is no header, or no status.
-    pub fn parse<M: GuestMemory>(&mut self, chain: &Chain, memory: &M) -> Result<(), String> {
-        self.source.clear();
+    /// It is no request, or its header cannot be read.
+    pub fn parse<M: GuestMemory>(
+        &mut self,
+        queue: u16,
+        chain: &Chain,
+        memory: &M,
+    ) -> Result<(), Broken> {
+        let bad = |reason| Broken::Request { queue, head: chain.head, reason };
         self.sink.clear();
-        let mut header = [0; HEADER as usize];
-        let mut filled = 0;
-        for segment in &chain.readable {
-            let missing = (header.len() - filled) as u32;
-            let (head, rest) = segment.split_at(missing);
-            if let Some(head) = head {
-                let into = &mut header[filled..filled + head.len as usize];
-                memory
-                    .read_slice(into, GuestAddress(head.addr))
-                    .map_err(|error| format!("has a header that cannot be read: {error}"))?;
-                filled += head.len as usize;
-            }
-            self.source.extend(rest);
+        let mut header = [0; HEADER];
+        let filled = gather(memory, &chain.readable, &mut header)
+            .map_err(|source| Broken::Memory { queue, source })?;
+        if filled < HEADER {
+            return Err(bad(format!("has a header of {filled} bytes, not {HEADER}")));
         }
-        if filled < header.len() {
-            return Err(format!("has a header of {filled} bytes, not {HEADER}"));
-        }
+        part(&chain.readable, HEADER as u64, u64::MAX, &mut self.source);
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         self.kind = word(0);
         self.sector = u64::from(word(12)) << 32 | u64::from(word(8));
         let Some((last, others)) = chain.writable.split_last() else {
-            return Err("has no room for its status".into());
+            return Err(bad("has no room for its status".into()));
         };
         self.sink.extend_from_slice(others);
         let (data, status) = last.split_at(last.len - 1);
@@ -190,10 +185,11 @@ impl Asked {
         self.status = status.map_or(last.addr, |status| status.addr);
         // The header's and the status' descriptors may have data in them.
         if self.source.len().max(self.sink.len()) > usize::from(MAX_SEGMENTS) + 1 {
-            return Err(format!("has more than {MAX_SEGMENTS} segments, which is told as seg_max"));
+            let reason = format!("has more than {MAX_SEGMENTS} segments, which is told as seg_max");
+            return Err(bad(reason));
         }
         if self.bytes() > MAX_BYTES {
-            return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));
+            return Err(bad(format!("is larger than {} MiB", MAX_BYTES >> 20)));
         }
         Ok(())
     }
