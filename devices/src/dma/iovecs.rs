@@ -16,6 +16,9 @@ pub struct Iovecs(Vec<libc::iovec>);
 unsafe impl Send for Iovecs {}
 
 impl Iovecs {
+    /// Pieces that one system call takes at most.
+    pub const AT_ONCE: usize = libc::UIO_MAXIOV as usize;
+
     /// No pieces; room for a usual number stays.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -50,9 +53,9 @@ impl Iovecs {
         &self.0
     }
 
-    /// The first `count` of them, or all.
-    pub fn first(&self, count: usize) -> &[libc::iovec] {
-        &self.0[..count.min(self.0.len())]
+    /// Those that one system call takes: [`Iovecs::AT_ONCE`], or all. The rest follows, as behind any short transfer.
+    pub fn at_once(&self) -> &[libc::iovec] {
+        &self.0[..self.0.len().min(Iovecs::AT_ONCE)]
     }
 
     /// Their bytes.
@@ -64,6 +67,18 @@ impl Iovecs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_gets_no_more_pieces_than_it_takes() {
+        let mut byte = [0_u8];
+        let slice = VolatileSlice::from(&mut byte[..]);
+        let mut list = Iovecs::default();
+        assert!(list.at_once().is_empty());
+        (0..Iovecs::AT_ONCE).for_each(|_| list.push(&slice));
+        assert_eq!(list.at_once().len(), list.as_slice().len());
+        list.push(&slice);
+        assert_eq!(list.at_once().len(), Iovecs::AT_ONCE);
+    }
 
     #[test]
     fn what_was_moved_is_dropped_piece_by_piece() {

@@ -6,9 +6,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{Access, DmaError, Hold, Iovecs, Segment, part};
 
-/// Pieces that the kernel takes at once (`UIO_MAXIOV`).
-const PIECES: usize = 1024;
-
 /// Moves data. It is meant to be used again, so that moving allocates nothing.
 #[derive(Debug)]
 pub struct Transfer<H: Hold> {
@@ -59,7 +56,7 @@ impl<H: Hold> Transfer<H> {
 
     /// Calls `call` with pieces that
     /// 1. are memory of the guest, valid for `access` until `call` returns: `hold` holds it meanwhile;
-    /// 2. are no more than [`PIECES`].
+    /// 2. are no more than [`Iovecs::AT_ONCE`].
     fn by(
         &mut self,
         segments: &[Segment],
@@ -69,11 +66,10 @@ impl<H: Hold> Transfer<H> {
         call: impl Fn(&[libc::iovec]) -> isize,
     ) -> Result<io::Result<usize>, DmaError> {
         part(segments, from, len, &mut self.part);
-        self.part.truncate(PIECES);
+        self.part.truncate(Iovecs::AT_ONCE);
         self.hold.take(&self.part, access)?;
         self.hold.list(&mut self.pieces);
-        let pieces = self.pieces.as_slice();
-        let pieces = &pieces[..pieces.len().min(PIECES)];
+        let pieces = self.pieces.at_once();
         let moved = loop {
             match usize::try_from(call(pieces)) {
                 Ok(moved) => break Ok(moved),

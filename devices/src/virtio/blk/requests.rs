@@ -15,9 +15,6 @@ use super::host::Operation;
 use super::slots::Slot;
 use super::wire::{Kind, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Range, SECTOR, Status};
 
-/// Pieces that one system call takes (`UIO_MAXIOV`). The rest follows, as behind any short transfer.
-const MAX_PIECES: usize = 1024;
-
 /// Why a queue is not served to its end.
 enum Stop {
     Wait,
@@ -210,9 +207,8 @@ impl<D: Dma> Blk<D> {
         // 1. `slot.hold` holds the memory of `slot.buffers`; a slot is freed only when its operation was reaped
         //    (`collect`), and dropped behind `self.host`. The list itself is on the heap, and is changed only when
         //    nothing is under way in its slot.
-        let begun = unsafe {
-            self.host.begin(slot.number, operation, offset, slot.buffers.first(MAX_PIECES))
-        };
+        let begun =
+            unsafe { self.host.begin(slot.number, operation, offset, slot.buffers.at_once()) };
         match begun {
             Ok(()) => Ok(None),
             Err(error) => Err(Broken::Host(format!("the disk's file cannot be used: {error}"))),
