@@ -15,9 +15,13 @@ use super::host::Operation;
 use super::slots::Slot;
 use super::wire::{Kind, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Range, SECTOR, Status};
 
-/// Why a queue is not served to its end.
-enum Stop {
-    Wait,
+/// What became of a request that was taken from its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// It was begun, or answered.
+    Begun,
+    /// It waits for its rate: it has to go back to the queue.
+    HeldUp,
 }
 
 impl<D: Dma> Blk<D> {
@@ -40,7 +44,7 @@ impl<D: Dma> Blk<D> {
                 if !io.queues[index].next(io.memory, &mut self.chain)? {
                     break;
                 }
-                if let Err(Stop::Wait) = self.take(queue, now, io)? {
+                if self.take(queue, now, io)? == Taken::HeldUp {
                     io.queues[index].undo();
                     self.held_up |= 1 << queue;
                     break;
@@ -57,18 +61,13 @@ impl<D: Dma> Blk<D> {
         }
     }
 
-    /// Begins the request in `self.chain`, or answers it.
-    fn take(
-        &mut self,
-        queue: u16,
-        now: Instant,
-        io: &mut Io<'_, '_, D>,
-    ) -> Result<Result<(), Stop>, Broken> {
+    /// Begins the request in `self.chain`, or answers it, if it need not wait.
+    fn take(&mut self, queue: u16, now: Instant, io: &mut Io<'_, '_, D>) -> Result<Taken, Broken> {
         let head = self.chain.head;
         self.asked.parse(queue, &self.chain, io.memory)?;
         if let Err(wait) = self.limiter.take(self.asked.bytes()) {
             self.wake_in(wait)?;
-            return Ok(Err(Stop::Wait));
+            return Ok(Taken::HeldUp);
         }
         let mut slot = self.slots.get(queue, head, self.asked.status, now);
         match self.begin(&mut slot, io) {
@@ -79,7 +78,7 @@ impl<D: Dma> Blk<D> {
                 return Err(error);
             }
         }
-        Ok(Ok(()))
+        Ok(Taken::Begun)
     }
 
     /// Begins `self.asked` in `slot`; or its answer, if there is nothing to wait for.
