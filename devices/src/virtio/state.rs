@@ -42,55 +42,48 @@ pub struct Registers {
     pub config_generation: u32,
 }
 
-/// A queue: the fields of `virtio_queue::QueueState`.
+/// A queue, at rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "they are named as in virtio-queue")]
-pub struct SavedQueue {
-    pub max_size: u16,
-    pub next_avail: u16,
-    pub next_used: u16,
-    pub event_idx_enabled: bool,
-    pub size: u16,
-    pub ready: bool,
-    pub desc_table: u64,
-    pub avail_ring: u64,
-    pub used_ring: u64,
+#[serde(transparent)]
+pub struct SavedQueue(#[serde(with = "Fields")] pub QueueState);
+
+/// What is written of a queue, in this order.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "QueueState")]
+struct Fields {
+    max_size: u16,
+    next_avail: u16,
+    next_used: u16,
+    event_idx_enabled: bool,
+    size: u16,
+    ready: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
 }
 
-impl From<QueueState> for SavedQueue {
-    fn from(state: QueueState) -> SavedQueue {
-        let QueueState { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } =
-            state;
-        let QueueState { desc_table, avail_ring, used_ring, .. } = state;
-        SavedQueue {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl From<SavedQueue> for QueueState {
-    fn from(state: SavedQueue) -> QueueState {
-        let SavedQueue { max_size, next_avail, next_used, event_idx_enabled, size, ready, .. } =
-            state;
-        let SavedQueue { desc_table, avail_ring, used_ring, .. } = state;
-        QueueState {
-            max_size,
-            next_avail,
-            next_used,
-            event_idx_enabled,
-            size,
-            ready,
-            desc_table,
-            avail_ring,
-            used_ring,
-        }
+    #[test]
+    fn a_queue_is_written_as_an_object_of_its_fields_and_read_again() {
+        let queue = SavedQueue(QueueState {
+            max_size: 256,
+            next_avail: 7,
+            next_used: 6,
+            event_idx_enabled: true,
+            size: 16,
+            ready: true,
+            desc_table: 0x1000,
+            avail_ring: 0x2000,
+            used_ring: 0x3000,
+        });
+        let text = serde_json::to_string(&queue).unwrap();
+        let expected = "{\"max_size\":256,\"next_avail\":7,\"next_used\":6,\"event_idx_enabled\":true,\
+                        \"size\":16,\"ready\":true,\"desc_table\":4096,\"avail_ring\":8192,\"used_ring\":12288}";
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<SavedQueue>(&text).unwrap(), queue);
+        assert!(serde_json::from_str::<SavedQueue>(&text.replace("\"size\":16,", "")).is_err());
     }
 }

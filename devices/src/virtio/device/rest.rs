@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_queue::QueueT;
 
 use crate::dma::Dma;
-use crate::virtio::state::{DeviceState, VERSION};
+use crate::virtio::state::{DeviceState, SavedQueue, VERSION};
 
 use super::{Device, FEATURES, NAP};
 
@@ -100,7 +100,7 @@ impl<D: Dma> Device<D> {
             device_type: core.model.device_type().0,
             registers: core.registers,
             interrupt: self.interrupt.status(),
-            queues: core.queues.iter().map(|queue| queue.state().into()).collect(),
+            queues: core.queues.iter().map(|queue| SavedQueue(queue.state())).collect(),
             model: core.model.save(),
         }
     }
@@ -136,7 +136,7 @@ impl<D: Dma> Device<D> {
             )));
         }
         core.model.restore(&state.model).map_err(misfit)?;
-        for (queue, &saved) in core.queues.iter_mut().zip(&state.queues) {
+        for (queue, &SavedQueue(saved)) in core.queues.iter_mut().zip(&state.queues) {
             if saved.max_size != queue.ring().max_size() {
                 let (then, now) = (saved.max_size, queue.ring().max_size());
                 return Err(misfit(format!(
@@ -144,7 +144,7 @@ impl<D: Dma> Device<D> {
                     queue.index()
                 )));
             }
-            queue.restore(saved.into()).map_err(|error| misfit(error.to_string()))?;
+            queue.restore(saved).map_err(|error| misfit(error.to_string()))?;
         }
         core.registers = state.registers;
         let needs_reset = state.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0;
