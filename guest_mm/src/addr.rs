@@ -58,16 +58,6 @@ impl PageSize {
         if number <= crate::geometry::LEVELS { Some(Level::new(number)) } else { None }
     }
 
-    /// The size of a leaf of `level`, or none where the format has no leaves.
-    pub const fn of_level(level: Level) -> Option<PageSize> {
-        match level.number() {
-            1 => Some(PageSize::Size4K),
-            2 => Some(PageSize::Size2M),
-            3 => Some(PageSize::Size1G),
-            _ => None,
-        }
-    }
-
     /// Frames in it.
     pub const fn frames(self) -> u64 {
         1 << (crate::geometry::FANOUT_BITS * (self.level_number() as u32 - 1))

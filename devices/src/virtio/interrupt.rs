@@ -50,11 +50,6 @@ impl Interrupt {
         self.raised.load(Ordering::Relaxed)
     }
 
-    /// The event, for the hypervisor.
-    pub fn line(&self) -> Option<&EventFd> {
-        self.line.as_ref()
-    }
-
     /// The reasons as they were saved. The interrupt is raised again for them: it may have been lost on the way.
     pub(super) fn restore(&self, status: u32) {
         self.status.store(status, Ordering::Release);

@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::dma::Dma;
 
-use super::interrupt::{CONFIG_CHANGE, Interrupt, USED_BUFFER};
+use super::interrupt::{Interrupt, USED_BUFFER};
 use super::queue::{Broken, Queue};
 use super::watch::Watch;
 
@@ -165,7 +165,9 @@ impl<D: Dma> Io<'_, '_, D> {
     /// The ring cannot be read, or the interrupt not be raised.
     pub fn signal(&mut self, queue: u16) -> Result<(), Broken> {
         if self.queues[usize::from(queue)].wants_interrupt(self.memory)? {
-            self.raise(USED_BUFFER)?;
+            let raised = self.interrupt.raise(USED_BUFFER);
+            return raised
+                .map_err(|error| Broken::Host(format!("the interrupt cannot be raised: {error}")));
         }
         Ok(())
     }
@@ -175,18 +177,5 @@ impl<D: Dma> Io<'_, '_, D> {
     pub fn again(&self, queue: u16) {
         // It is full: then it is signalled.
         let _ = self.kicks[usize::from(queue)].write(1);
-    }
-
-    /// Tells the driver that the configuration space has changed.
-    ///
-    /// # Errors
-    /// The interrupt cannot be raised.
-    pub fn config_changed(&mut self) -> Result<(), Broken> {
-        self.raise(CONFIG_CHANGE)
-    }
-
-    fn raise(&self, why: u32) -> Result<(), Broken> {
-        let raised = self.interrupt.raise(why);
-        raised.map_err(|error| Broken::Host(format!("the interrupt cannot be raised: {error}")))
     }
 }

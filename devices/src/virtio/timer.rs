@@ -30,8 +30,8 @@ impl Timer {
         self.0.as_raw_fd()
     }
 
-    fn set(&self, first: Timespec, again: Timespec) -> io::Result<()> {
-        let when = Itimerspec { it_interval: again, it_value: first };
+    fn set(&self, time: Timespec) -> io::Result<()> {
+        let when = Itimerspec { it_interval: NEVER, it_value: time };
         timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &when)?;
         Ok(())
     }
@@ -41,20 +41,12 @@ impl Timer {
     /// # Errors
     /// What the system says.
     pub fn once(&self, time: Duration) -> io::Result<()> {
-        self.set(spec(time), NEVER)
-    }
-
-    /// Lets it go off every `time`.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn every(&self, time: Duration) -> io::Result<()> {
-        self.set(spec(time), spec(time))
+        self.set(spec(time))
     }
 
     /// Sets it no more.
     pub fn clear(&self) {
-        let _ = self.set(NEVER, NEVER);
+        let _ = self.set(NEVER);
     }
 
     /// It was noticed.

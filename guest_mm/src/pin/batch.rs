@@ -84,6 +84,13 @@ impl<P: Protocol> OwnedPinBatch<P> {
     pub(crate) fn new(space: Shared<AddressSpace<P>>) -> OwnedPinBatch<P> {
         OwnedPinBatch { space, members: Members::default() }
     }
+
+    /// Gives up room beyond `ranges` ranges and runs, when nothing is pinned.
+    pub fn shrink_to(&mut self, ranges: usize) {
+        self.members.members.shrink_to(ranges);
+        self.members.more.shrink_to(ranges);
+        self.members.room.shrink_to(ranges);
+    }
 }
 
 /// What both kinds of batch can do.
@@ -120,13 +127,6 @@ macro_rules! faces {
                 patience: &Patience,
             ) -> Result<(), PinError> {
                 self.members.pin(&self.space, wanted, patience)
-            }
-
-            /// Gives up room beyond `ranges` ranges and runs, when nothing is pinned.
-            pub fn shrink_to(&mut self, ranges: usize) {
-                self.members.members.shrink_to(ranges);
-                self.members.more.shrink_to(ranges);
-                self.members.room.shrink_to(ranges);
             }
 
             /// How many ranges are pinned.

@@ -384,10 +384,6 @@ impl super::host::Host for Stuck {
     fn event(&self) -> Option<std::os::fd::RawFd> {
         None
     }
-
-    fn name(&self) -> &'static str {
-        "stuck"
-    }
 }
 
 #[test]

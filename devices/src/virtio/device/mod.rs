@@ -202,31 +202,18 @@ impl<D: Dma> Device<D> {
     }
 
     /// Calls `change` with the model, for what an operator wants of it; the driver is told of a new configuration if
-    /// `change` says so.
-    pub fn with_model<R>(&self, change: impl FnOnce(&mut dyn Model<D>) -> (R, ConfigIs)) -> R {
+    /// `change` says so. `None` if the model is no `M`.
+    pub fn with<M: Model<D>, R>(&self, change: impl FnOnce(&mut M) -> (R, ConfigIs)) -> Option<R> {
         let mut core = self.core();
-        let (result, config) = change(&mut *core.model);
+        let model: &mut dyn Any = &mut *core.model;
+        let (result, config) = change(model.downcast_mut::<M>()?);
         if config == ConfigIs::New {
             core.registers.config_generation = core.registers.config_generation.wrapping_add(1);
             if core.is_running() {
                 let _ = self.interrupt.raise(CONFIG_CHANGE);
             }
         }
-        result
-    }
-
-    /// The same, where the model is known to be an `M`; `None` if it is another.
-    pub fn with<M: Model<D>, R>(&self, change: impl FnOnce(&mut M) -> (R, ConfigIs)) -> Option<R> {
-        self.with_model(|model| {
-            let model: &mut dyn Any = model;
-            match model.downcast_mut::<M>() {
-                Some(model) => {
-                    let (result, config) = change(model);
-                    (Some(result), config)
-                }
-                None => (None, ConfigIs::Same),
-            }
-        })
+        Some(result)
     }
 
     /// Its registers' face: see [`super::mmio`].

@@ -79,9 +79,6 @@ pub trait Host: std::fmt::Debug + Send {
 
     /// The event was noticed.
     fn quiet(&mut self) {}
-
-    /// What it is, for people.
-    fn name(&self) -> &'static str;
 }
 
 /// How a file is to be read and written.

@@ -74,8 +74,4 @@ impl Host for SyncFile {
     fn event(&self) -> Option<RawFd> {
         None
     }
-
-    fn name(&self) -> &'static str {
-        "sync"
-    }
 }

@@ -133,10 +133,6 @@ impl Host for UringFile {
         // Nothing to read: the event was noticed before.
         let _ = self.event.read();
     }
-
-    fn name(&self) -> &'static str {
-        "io_uring"
-    }
 }
 
 impl Drop for UringFile {
