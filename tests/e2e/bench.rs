@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Output, Slat, require_guests, require_userfaultfd, skip_unless_refused};
+use tests::{Output, Slat, require_guests, require_userfaultfd, skip, skip_unless_refused};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(240));
 
@@ -78,6 +78,26 @@ fn bench_pin_has_a_row_for_each_figure_with_its_goal() {
         "ratio <= 20",
     ];
     assert_eq!(goals(&rows), expected);
+}
+
+#[test]
+fn bench_dma_has_a_row_for_each_figure_with_its_goal() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let output = run("dma");
+    // Where there is no bridge to be had, what goes from TAP to TAP is left out.
+    let left_out = output.stderr.starts_with("from TAP to TAP: not measured, ");
+    if left_out {
+        skip(output.stderr.trim_end());
+    }
+    let stderr = if left_out { String::new() } else { output.stderr };
+    let rows = rows("dma", &Output { stderr, ..output });
+    let expected =
+        ["ratio <= 1.05", "ratio <= 1.02", "ratio >= 0.85", "ratio <= 1.02", ">= 95", ">= 100"];
+    assert_eq!(goals(&rows), expected);
+    // Six kinds of requests by four figures each, the bare loop, and what can be done meanwhile.
+    assert_eq!(rows.len(), 6 * 4 + 1 + 4 + if left_out { 0 } else { 2 });
 }
 
 #[test]
