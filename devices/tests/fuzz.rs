@@ -32,7 +32,10 @@ fn seen(rig: &mut Rig) -> u64 {
     let mut hasher = DefaultHasher::new();
     let words = |text: String| text.replace(|c: char| c.is_ascii_hexdigit(), "");
     report.broken.map(words).hash(&mut hasher);
-    rig.victim.status().hash(&mut hasher);
+    // The features and the queue that are selected, interrupts, the status.
+    for register in [0x10, 0x34, 0x44, 0x60, 0x70] {
+        rig.victim.read(register).hash(&mut hasher);
+    }
     for (name, count) in report.counts {
         (name, count.checked_ilog2()).hash(&mut hasher);
     }
@@ -84,9 +87,13 @@ fn corpus(target: &str) -> (PathBuf, Vec<Vec<u8>>) {
     (folder, inputs)
 }
 
+/// How a string of bytes is a driver.
+type Run = fn(&mut Rig, &[u8]);
+
 /// What the fuzzing of one target works on.
 struct Target {
     kind: &'static Kind,
+    run: Run,
     rig: Option<Rig>,
     programs: usize,
 }
@@ -102,7 +109,7 @@ impl Target {
         let rig = self.rig.as_mut().expect("it was made");
         program::fresh(rig);
         let begin = Instant::now();
-        program::run(rig, input);
+        (self.run)(rig, input);
         let took = begin.elapsed();
         let show = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert!(took < Duration::from_secs(20), "{took:?} for {}", show());
@@ -121,11 +128,15 @@ impl Target {
 }
 
 fn fuzz(target: &str, kind: &'static Kind) {
+    fuzz_by(target, kind, program::run);
+}
+
+fn fuzz_by(target: &str, kind: &'static Kind, run: Run) {
     if !require_userfaultfd() {
         return;
     }
     let end = Instant::now() + time();
-    let mut at = Target { kind, rig: None, programs: 0 };
+    let mut at = Target { kind, run, rig: None, programs: 0 };
     let (folder, mut inputs) = corpus(target);
     let known: HashSet<u64> = inputs.iter().map(|input| at.run(input)).collect();
     let mut shown = known;
@@ -195,44 +206,7 @@ fn vsock_rx_survives_any_driver() {
 /// The registers, with a disk behind them: programs that only read and write those.
 #[test]
 fn the_transport_survives_any_driver() {
-    if !require_userfaultfd() {
-        return;
-    }
-    let end = Instant::now() + time();
-    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
-    let mut rounds = 0;
-    while Instant::now() < end {
-        let mut rig = Rig::new(&BLK);
-        for _ in 0..2000 {
-            // Most of a driver's life is in a few registers, and most values are small.
-            let register =
-                [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xa0];
-            let at = match dice.roll(4) {
-                0 => dice.roll(0x1000) as u64 / 4 * 4,
-                _ => register[dice.roll(register.len())],
-            };
-            let value = match dice.roll(4) {
-                0 => dice.roll(usize::MAX) as u32,
-                1 => 1 << dice.roll(32),
-                _ => dice.roll(16) as u32,
-            };
-            match dice.roll(3) {
-                0 => {
-                    rig.victim.read(at);
-                }
-                _ => rig.victim.write(at, value),
-            }
-            if dice.roll(16) == 0 {
-                rig.turn();
-            }
-            rounds += 1;
-        }
-        assert!(rig.neighbour_reads());
-        rig.bring_up();
-        assert_eq!(rig.victim.status() & NEEDS_RESET, 0);
-        assert_eq!(rig.end(), "clean");
-    }
-    println!("the transport: {rounds} accesses");
+    fuzz_by("transport", &BLK, program::registers);
 }
 
 /// What a target has.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use devices::virtio::driver::{Buffer, Driver};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{ABSENT, DATA, GUARD, MISSING, RAM, Rig};
+use super::{ABSENT, DATA, GUARD, MISSING, NEIGHBOUR, RAM, Rig};
 
 /// Bytes that are read as numbers; behind their end they are zeroes.
 struct Reader<'a>(&'a [u8]);
@@ -140,6 +140,48 @@ pub(crate) fn run(rig: &mut Rig, bytes: &[u8]) {
         }
     }
     rig.turn();
+}
+
+/// Where most of a driver's life is.
+const REGISTERS: [u64; 13] =
+    [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xa0];
+
+/// Runs the program that `bytes` are, of reads and writes of registers alone.
+pub(crate) fn registers(rig: &mut Rig, bytes: &[u8]) {
+    let mut left = Reader(bytes);
+    for _ in 0..LONGEST {
+        if left.0.is_empty() {
+            break;
+        }
+        let what = left.byte() % 16;
+        if what == 15 {
+            rig.turn();
+            continue;
+        }
+        let register = match left.byte() {
+            byte @ 0..=207 => REGISTERS[usize::from(byte) % REGISTERS.len()],
+            _ => u64::from(left.short() % 0x400) * 4,
+        };
+        if what > 10 {
+            rig.victim.read(register);
+            continue;
+        }
+        let value = match left.byte() {
+            byte @ 0..=127 => u32::from(byte % 16),
+            byte @ 128..=159 => 1 << (byte - 128),
+            160..=207 => left.address(rig) as u32,
+            _ => left.word(),
+        };
+        rig.victim.write(register, apart(value));
+    }
+    rig.turn();
+}
+
+/// `value`, moved to where no memory of the disk beside it is: rings there would be written over that disk's, as they are
+/// meant to be.
+fn apart(value: u32) -> u32 {
+    let others = NEIGHBOUR - 0x1_0000..DATA;
+    if others.contains(&value.into()) { value + (DATA - others.start) as u32 } else { value }
 }
 
 /// The device comes to rest, is saved, becomes what it was, and goes on.
