@@ -4,8 +4,6 @@
 //! after which the device is seen to behave in a new way is kept to be changed further. `SLAT_LONG=1` gives each kind a
 //! minute instead of two seconds, and `SLAT_BLESS=1` puts what was found into the corpus.
 
-mod rig;
-
 use std::collections::HashSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use tests::require_userfaultfd;
 
-use rig::kinds::{
+use crate::rig::kinds::{
     BALLOON, BALLOON_FREE, BLK, CONSOLE, CONSOLE_RX, Kind, NET, NET_RX, PMEM, RNG, VSOCK, VSOCK_RX,
 };
-use rig::{NEEDS_RESET, Rig, program};
+use crate::rig::{NEEDS_RESET, Rig, program};
 
 /// Inputs of a corpus at most.
 const KEPT: usize = 64;

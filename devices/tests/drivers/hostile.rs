@@ -3,8 +3,6 @@
 //!
 //! `docs/hostile.md` has the table that this makes. `SLAT_BLESS=1` writes it anew.
 
-mod rig;
-
 use std::fmt::Write;
 use std::path::Path;
 
@@ -12,8 +10,8 @@ use devices::virtio::driver::{Buffer, Rings};
 use guest_mm::addr::{Gfn, GfnRange};
 use tests::require_userfaultfd;
 
-use rig::kinds::{KINDS, Kind};
-use rig::{ABSENT, DATA, GUARD, MISSING, NEEDS_RESET, RAM, Rig, SIZE};
+use crate::rig::kinds::{KINDS, Kind};
+use crate::rig::{ABSENT, DATA, GUARD, MISSING, NEEDS_RESET, RAM, Rig, SIZE, VICTIM};
 
 const NEXT: u32 = 1;
 const WRITE: u32 = 2;
@@ -266,7 +264,7 @@ fn rings(rig: &mut Rig, other: fn(Rings) -> Rings) {
     let features = rig.victim.offered();
     assert!(rig.victim.negotiate(features));
     for queue in 0..rig.device.kicks().len() as u64 {
-        let mut place = Rings::at(rig::VICTIM + 0x2000 * queue, SIZE);
+        let mut place = Rings::at(VICTIM + 0x2000 * queue, SIZE);
         if queue == u64::from(rig.kind.queue) {
             place = other(good);
         }
@@ -306,8 +304,8 @@ fn hostile_drivers_break_their_device_at_most_and_the_table_says_which() {
     }
     let mut table = String::from(
         "# What becomes of a device whose driver breaks the rules\n\n\
-         Made by `cargo test -p devices --test hostile` (with `SLAT_BLESS=1` it is written). In every case, for every kind of device: a disk\n\
-         beside it goes on, a reset mends the device, and when both have gone the memory's books are clean and nothing is pinned.\n\n",
+         Made by `cargo test -p devices --test drivers hostile` (with `SLAT_BLESS=1` it is written). In every case, for every kind of device:\n\
+         a disk beside it goes on, a reset mends the device, and when both have gone the memory's books are clean and nothing is pinned.\n\n",
     );
     let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
     let rule = "---|".repeat(names.len());

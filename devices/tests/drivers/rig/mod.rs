@@ -1,7 +1,5 @@
 //! A guest's memory with two devices on it: one that is attacked, and a disk beside it that must go on.
 
-#![allow(dead_code, reason = "each test uses its part")]
-
 pub(crate) mod kinds;
 pub(crate) mod program;
 
