@@ -67,9 +67,7 @@ fn json(output: &Output) -> Value {
 
 /// The number after `key=` in the last line that a clone said.
 fn told(clone: &Value, key: &str) -> u64 {
-    let line = clone["console"].as_str().unwrap().lines().last().unwrap();
-    let value = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    value.unwrap_or_else(|| panic!("no {key} in {line}")).parse().unwrap()
+    tests::told(clone["console"].as_str().expect("what it said"), key)
 }
 
 fn number(report: &Value, pointer: &str) -> u64 {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tests::{Output, Report, Running, Scratch, Slat, require_guests, skip, tree};
+use tests::{Output, Report, Running, Scratch, Slat, assert_ended, require_guests, skip, tree};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(120));
 
@@ -49,43 +49,17 @@ fn run(config: &str, sets: &[&str]) -> (Output, Report) {
 /// The same with the memory map at the end.
 fn run_and_map(config: &str, sets: &[&str]) -> (Output, Report, Report) {
     let scratch = Scratch::new();
-    let (report, map) = (scratch.path().join("report.json"), scratch.path().join("map.json"));
-    let mut command = SLAT.command(["run"]);
-    command.arg(configs().join(config)).arg("--json-report").arg(&report);
+    let map = scratch.path().join("map.json");
+    let mut command = SLAT.machine(&configs().join(config), sets);
     command.arg("--memory-map").arg(&map);
-    for set in sets {
-        command.args(["--set", set]);
-    }
-    let output = SLAT.start(command).finish();
-    assert!(!output.timed_out, "{config} {sets:?} timed out: {output:?}");
-    assert!(report.exists(), "{config} {sets:?} left no report: {output:?}");
-    let report = Report::read(&report);
-    assert_eq!(report.text("audit"), "clean", "{config} {sets:?}: {output:?}");
-    assert_eq!(Some(report.number("exit_code") as i32), output.code, "{output:?}");
+    let (output, report) = SLAT.run_machine(command);
     (output, report, Report::read(&map))
-}
-
-fn assert_ended(output: &Output, code: i32, says: &[&str]) {
-    assert_eq!(output.code, Some(code), "{output:?}");
-    for part in says {
-        let said = output.stdout.contains(part) || output.stderr.contains(part);
-        assert!(said, "{part:?} is not said: {output:?}");
-    }
-}
-
-/// The value of `key=` in the guest's last line.
-fn told(output: &Output, key: &str) -> u64 {
-    let last = output.stdout.lines().last().unwrap_or_default();
-    let value = last.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    value
-        .and_then(|value| value.parse().ok())
-        .unwrap_or_else(|| panic!("no {key}= in {last:?}: {output:?}"))
 }
 
 /// What the memory service says has to fit what the guest says that it touched: each of these pages once, and what the
 /// guest itself lies on.
 fn assert_touched(output: &Output, report: &Report) {
-    let (pages, frames) = (told(output, "pages"), report.resident_frames());
+    let (pages, frames) = (output.told("pages"), report.resident_frames());
     let of_the_guest = frames.checked_sub(pages);
     assert!(of_the_guest.is_some_and(|frames| frames <= BLOCK), "{pages} touched, {frames} there");
     assert_eq!(report.number("memory.pool.used"), frames);
@@ -118,10 +92,10 @@ fn touch_takes_a_fault_and_a_frame_for_each_page() {
     let (output, report) = run("touch.toml", &[]);
     assert_ended(&output, 0, &[" wrong=0 ", "cpus=1"]);
     assert_touched(&output, &report);
-    assert_eq!(told(&output, "pages").div_ceil(BLOCK), 128, "all blocks of 256 MiB");
+    assert_eq!(output.told("pages").div_ceil(BLOCK), 128, "all blocks of 256 MiB");
     // Nobody else can have touched a page first, so each was a violation of its own.
     let filled = report.number("memory.filled.0");
-    assert!(filled >= told(&output, "pages"), "{filled} filled: {output:?}");
+    assert!(filled >= output.told("pages"), "{filled} filled: {output:?}");
     assert_eq!(report.number("memory.filled.1"), 0);
 }
 
@@ -241,7 +215,7 @@ fn touch_in_every_order_is_the_same_memory_in_the_end() {
         let (output, report) = run("touch.toml", &["memory.size=32M", &cmdline]);
         assert_ended(&output, 0, &[" wrong=0 "]);
         assert_touched(&output, &report);
-        seen.insert((told(&output, "pages"), report.resident_frames()));
+        seen.insert((output.told("pages"), report.resident_frames()));
     }
     assert_eq!(seen.len(), 1, "{seen:?}");
 }
@@ -266,7 +240,7 @@ fn smp_loses_no_increment_and_finds_its_cpus_in_the_mp_table() {
     }
     let (output, report) = run("smp.toml", &[]);
     assert_ended(&output, 0, &["smp: 4 cpus by the command line, 4 by the MP table", " wrong=0 "]);
-    assert_eq!(told(&output, "cpus"), 4);
+    assert_eq!(output.told("cpus"), 4);
     assert_touched(&output, &report);
     for vcpus in [2, 8] {
         let set = format!("machine.vcpus={vcpus}");

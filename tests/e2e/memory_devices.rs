@@ -5,43 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Output, Report, Scratch, Slat, assert_refused, require_guests, tree};
+use tests::{Output, Report, Scratch, Slat, assert_refused, require_guests, told, tree};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(120));
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Runs `config`, with `sets` as its overrides; its memory's books have to be right.
 fn run(config: &Path, sets: &[&str]) -> (Output, Report) {
-    let scratch = Scratch::new();
-    let report = scratch.path().join("report.json");
-    let mut command = SLAT.command(["run"]);
-    command.arg(config).arg("--json-report").arg(&report);
-    for set in sets {
-        command.args(["--set", set]);
-    }
-    let output = SLAT.start(command).finish();
-    assert!(report.exists(), "{sets:?} left no report: {output:?}");
-    let report = Report::read(&report);
-    assert_eq!(report.text("audit"), "clean", "{sets:?}: {output:?}");
-    (output, report)
-}
-
-/// The number after `key=` in the last line of `said`.
-fn told(said: &str, key: &str) -> u64 {
-    let last = said.lines().last().unwrap_or_default();
-    let value = last.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    let value = value.unwrap_or_else(|| panic!("no {key}= in {said}"));
-    match value.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
-        None => value.parse().unwrap(),
-    }
-}
-
-/// What device 0 has counted.
-fn count(report: &Report, name: &str) -> u64 {
-    report.number(&format!("devices.0.counts.{name}"))
+    SLAT.run_machine(SLAT.machine(config, sets))
 }
 
 #[test]
@@ -61,14 +33,14 @@ fn a_guest_gives_memory_to_its_balloon_and_finds_zeroes_in_its_place() {
         assert_eq!(output.code, Some(0), "{sets:?}: {output:?}");
         assert!(output.stdout.contains("target=8192 given=8192 reported=8192 dirty=0 lost=0"));
         let names = ["target_pages", "inflated", "deflated", "reported", "not_ram", "failed"];
-        let counts = names.map(|name| count(&report, name));
+        let counts = names.map(|name| report.count(0, name));
         assert_eq!(counts, [8192, 8192, 8192, 8192, 0, 0], "{sets:?}");
         // All that was given was filled before, so all of it went, but for a page that another use had pinned or shared.
-        let went = ["went_to_host", "pinned", "shared"].map(|name| count(&report, name));
+        let went = ["went_to_host", "pinned", "shared"].map(|name| report.count(0, name));
         assert_eq!(went.iter().sum::<u64>(), 2 * 8192, "{sets:?}: {went:?}");
         assert!(went[0] > 16000, "{sets:?}: {went:?}");
         assert_eq!(report.number("memory.balloon.given_back"), 2 * 8192, "{sets:?}");
-        assert_eq!(count(&report, "guest_total_bytes") >> 20, 127, "its RAM, as it tells");
+        assert_eq!(report.count(0, "guest_total_bytes") >> 20, 127, "its RAM, as it tells");
     }
 }
 
@@ -85,7 +57,7 @@ fn a_balloon_may_have_no_reports_and_no_statistics() {
     ] {
         let (output, report) = run(&config, sets);
         assert_eq!(output.code, Some(0), "{sets:?}: {output:?}");
-        let counts = ["inflated", "reported"].map(|name| count(&report, name));
+        let counts = ["inflated", "reported"].map(|name| report.count(0, name));
         assert_eq!(counts, [8192, reported], "{sets:?}");
     }
 }
@@ -122,7 +94,7 @@ fn a_guest_finds_a_file_behind_its_ram_and_writes_to_pages_of_its_own() {
         let (output, report) = run(&config, &[&[&*file], sets].concat());
         assert_eq!(output.code, Some(0), "{sets:?}: {output:?}");
         let said = ["start", "bytes", "sum", "written", "flush", "wrong"];
-        let said = said.map(|key| told(&output.stdout, key));
+        let said = said.map(|key| output.told(key));
         assert_eq!(said, [start * MIB, 6 * MIB, sum, private, 0, 0], "{sets:?}");
         let leaves = (0..3)
             .map(|size| report.number(&format!("memory.resident.image.{size}")) << (9 * size));

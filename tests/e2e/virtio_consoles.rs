@@ -21,13 +21,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The shipped config, its files in `scratch`, with `sets` as its overrides.
 fn command(scratch: &Scratch, sets: &[&str]) -> Command {
     let (log, report) = (scratch.path().join("console.log"), scratch.path().join("report.json"));
-    let mut command = SLAT.command(["run"]);
-    command.arg(tree::root().join("configs/console.toml"));
+    let mut command = SLAT.machine(&tree::root().join("configs/console.toml"), sets);
     command.arg("--json-report").arg(report);
     command.args(["--set", &format!("console.serial=file:{}", log.display())]);
-    for set in sets {
-        command.args(["--set", set]);
-    }
     command
 }
 
@@ -71,7 +67,7 @@ fn each_line_of_standard_input_is_answered() {
     assert!(answers == lines.to_uppercase() + "BYE\n", "{} bytes: {answers:.200}", answers.len());
     let (said, report) = finish(running, &scratch, 0);
     assert!(said.contains("\nconsole: lines=20002 "), "{said}");
-    assert_eq!(report.number("devices.0.counts.bytes_lost"), 0);
+    assert_eq!(report.count(0, "bytes_lost"), 0);
 }
 
 /// A client of a console's socket.
@@ -127,7 +123,7 @@ fn clients_of_a_socket_come_and_go() {
     ask_anew(&path, "bye");
     let (said, report) = finish(running, &scratch, 0);
     assert!(said.contains("\nconsole: lines=24 "), "{said}");
-    assert!(report.number("devices.0.counts.refused") >= 1);
+    assert!(report.count(0, "refused") >= 1);
     assert!(!path.exists(), "the socket is gone");
 }
 

@@ -5,44 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tests::{
-    Output, Report, Running, Scratch, Slat, require_guests, require_taps, skip, tree, with_taps,
+    Output, Report, Running, Scratch, Slat, assert_ended, require_guests, require_taps, skip, tree,
+    with_taps,
 };
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(120));
 
 const SECTOR: usize = 512;
 
-/// Runs `config`, with `sets` as its overrides; what memory the devices used has to be given back.
 fn run(config: &Path, sets: &[&str]) -> (Output, Report) {
-    let scratch = Scratch::new();
-    let report = scratch.path().join("report.json");
-    let mut command = SLAT.command(["run"]);
-    command.arg(config).arg("--json-report").arg(&report);
-    for set in sets {
-        command.args(["--set", set]);
-    }
-    let output = SLAT.start(command).finish();
-    assert!(!output.timed_out, "{sets:?} timed out: {output:?}");
-    assert!(report.exists(), "{sets:?} left no report: {output:?}");
-    let report = Report::read(&report);
-    assert_eq!(report.text("audit"), "clean", "{sets:?}: {output:?}");
-    (output, report)
-}
-
-fn assert_ended(output: &Output, code: i32, says: &[&str]) {
-    assert_eq!(output.code, Some(code), "{output:?}");
-    for part in says {
-        assert!(output.stdout.contains(part), "{part:?} is not said: {output:?}");
-    }
-}
-
-/// The value of `key=` in the guest's last line.
-fn told(output: &Output, key: &str) -> u64 {
-    let last = output.stdout.lines().last().unwrap_or_default();
-    let value = last.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    value
-        .and_then(|value| value.parse().ok())
-        .unwrap_or_else(|| panic!("no {key}= in {last:?}: {output:?}"))
+    SLAT.run_machine(SLAT.machine(config, sets))
 }
 
 /// An empty disk of so many MiB.
@@ -88,8 +60,8 @@ fn blk_finds_all_that_it_wrote_whatever_is_done_to_memory() {
             0,
             &["writable disk \"scratch\" of 32768 sectors", " wrong=0 errors=0 "],
         );
-        assert_eq!((told(&output, "writes"), told(&output, "reads")), (4096, 4096), "{more:?}");
-        assert_eq!(told(&output, "depth"), 16, "with indirect descriptors");
+        assert_eq!((output.told("writes"), output.told("reads")), (4096, 4096), "{more:?}");
+        assert_eq!(output.told("depth"), 16, "with indirect descriptors");
         assert_eq!(report.number("devices.0.breaks"), 0);
     }
 }
@@ -175,8 +147,8 @@ fn rng_reads_what_looks_random_and_finds_out_what_does_not() {
         let (output, report) = run(&config, more);
         assert_ended(&output, 0, &[" wrong=0 repeated=0 "]);
         let counted = ["bytes", "requests"].map(|key| {
-            assert_eq!(report.number(&format!("devices.0.counts.{key}")), told(&output, key));
-            told(&output, key)
+            assert_eq!(report.count(0, key), output.told(key));
+            output.told(key)
         });
         assert!(counted[0] >= 1 << 20, "{counted:?}");
         assert_eq!(report.number("devices.0.breaks"), 0);
@@ -201,7 +173,7 @@ fn rng_gives_no_more_in_a_second_than_the_limit() {
     let (output, report) = run(&config, &sets);
     assert_ended(&output, 0, &["rng: bytes=786432 ", " wrong=0 "]);
     assert!(output.took >= Duration::from_millis(1900), "{output:?}");
-    assert!(report.number("devices.0.counts.held_up") > 0);
+    assert!(report.count(0, "held_up") > 0);
 }
 
 /// A device that is missing is named, with those that are there; what the command line lists and is none is reported.

@@ -7,28 +7,21 @@ use tests::{
     Output, Report, Running, Scratch, Slat, require_guests, require_taps, skip, tree, with_taps,
 };
 
-const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(LIMIT);
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// The shipped config in a network of its own, with `sets` as its overrides.
-fn command(options: &[&str], sets: &[&str]) -> (Command, Scratch) {
-    let scratch = Scratch::new();
+fn command(options: &[&str], sets: &[&str]) -> Command {
     let mut command = with_taps(options, SLAT.exe());
     command.arg("run").arg(tree::root().join("configs/net.toml"));
-    command.arg("--json-report").arg(scratch.path().join("report.json"));
     for set in sets {
         command.args(["--set", set]);
     }
-    (command, scratch)
+    command
 }
 
 fn run(options: &[&str], sets: &[&str]) -> (Output, Report) {
-    let (command, scratch) = command(options, sets);
-    let output = Running::start(command, LIMIT).finish();
-    assert!(!output.timed_out, "{sets:?}: {output:?}");
-    let report = Report::read(&scratch.path().join("report.json"));
-    assert_eq!(report.text("audit"), "clean", "{sets:?}: {output:?}");
-    (output, report)
+    SLAT.run_machine(command(options, sets))
 }
 
 /// The shipped config, and what else a device and its memory may be like: the host's kernel answers each echo request, short or
@@ -51,9 +44,9 @@ fn the_host_answers_a_guests_echo_requests() {
         let told = format!("net: pings={count} received={count} wrong=0 ");
         assert!(output.stdout.contains(&told), "{output:?}");
         assert_eq!(report.number("devices.0.breaks"), 0);
-        let packets = |way: &str| report.number(&format!("devices.0.counts.{way}_packets"));
+        let packets = |way: &str| report.count(0, &format!("{way}_packets"));
         assert!(packets("rx") > count && packets("tx") > count, "with what asks for addresses");
-        assert_eq!(report.number("devices.0.counts.tx_dropped"), 0);
+        assert_eq!(report.count(0, "tx_dropped"), 0);
     }
 }
 
@@ -77,8 +70,7 @@ fn an_interface_that_does_not_fit_is_named() {
         (&["net.uplink.queues=2"][..], "was made for another number of queues than 2"),
         (&["net.uplink.tap=lo"], "the interface lo is no TAP interface"),
     ] {
-        let (command, _scratch) = command(&[], sets);
-        let output = Running::start(command, LIMIT).finish();
+        let output = SLAT.start(command(&[], sets)).finish();
         assert_eq!((output.code, output.stdout.as_str()), (Some(2), ""), "{output:?}");
         assert!(output.stderr.starts_with("error: net.uplink.tap "), "{output:?}");
         assert!(output.stderr.contains(says), "{output:?}");

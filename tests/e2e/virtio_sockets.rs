@@ -29,15 +29,11 @@ fn listen(scratch: &Scratch, port: u32) -> UnixListener {
 
 impl Machine {
     fn start(scratch: Scratch, cmdline: &str, sets: &[&str]) -> Machine {
-        let mut command = SLAT.command(["run"]);
-        command.arg(tree::root().join("configs/vsock.toml"));
+        let mut command = SLAT.machine(&tree::root().join("configs/vsock.toml"), sets);
         command.arg("--json-report").arg(scratch.path().join("report.json"));
         command.args(["--set", &format!("vsock.main.socket={}", socket(&scratch).display())]);
         if !cmdline.is_empty() {
             command.args(["--set", &format!("boot.cmdline={cmdline} vsock.seconds=50")]);
-        }
-        for set in sets {
-            command.args(["--set", set]);
         }
         Machine { running: SLAT.start(command), scratch }
     }
@@ -54,10 +50,6 @@ impl Machine {
         assert!(!socket(&self.scratch).exists(), "the socket is gone");
         (output, report)
     }
-}
-
-fn count(report: &Report, what: &str) -> u64 {
-    report.number(&format!("devices.0.counts.{what}"))
 }
 
 /// Sends back what comes, until no more does, as `change` has it: how many bytes came.
@@ -112,7 +104,7 @@ fn what_a_guest_sends_to_the_host_comes_back() {
             machine.finish(0, &[&format!(" sent={all} received={all} wrong=0 cut=0 ")]);
         let counted =
             ["by_guest", "bytes_from_guest", "bytes_to_guest", "resets", "refused", "ignored"]
-                .map(|what| count(&report, what));
+                .map(|what| report.count(0, what));
         assert_eq!(counted, [connections, all, all, 0, 0, 0]);
     }
 }
@@ -174,7 +166,7 @@ fn a_port_where_nobody_listens_is_refused() {
     let _other = listen(&scratch, 70);
     let machine = Machine::start(scratch, "vsock.port=7", &[]);
     let (_, report) = machine.finish(1, &["vsock: connection 0 was refused\n", " cut=1 "]);
-    assert_eq!(count(&report, "refused"), 1);
+    assert_eq!(report.count(0, "refused"), 1);
 }
 
 /// Connects to `port` of the guest.
@@ -236,7 +228,7 @@ fn programs_of_the_host_have_back_from_a_guest_what_they_send() {
         let all = (9 << 20) + 100_006;
         let told = format!("vsock: answered=7 received={all} sent={all} refused=1 cut=0\n");
         let (_, report) = machine.finish(0, &[&told]);
-        assert_eq!([count(&report, "by_host"), count(&report, "bytes_to_guest")], [8, all]);
+        assert_eq!([report.count(0, "by_host"), report.count(0, "bytes_to_guest")], [8, all]);
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod imports;
 mod impostor;
+mod machine;
 mod refusal;
 mod report;
 mod running;
@@ -12,6 +13,7 @@ mod taps;
 pub mod tree;
 
 pub use impostor::impostor;
+pub use machine::{assert_ended, told};
 pub use refusal::assert_refused;
 pub use report::Report;
 pub use running::Running;

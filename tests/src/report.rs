@@ -37,6 +37,11 @@ impl Report {
         self.at(path).as_str().unwrap_or_else(|| panic!("{path} is no text: {:#}", self.0))
     }
 
+    /// What device `device` has counted under `name`.
+    pub fn count(&self, device: usize, name: &str) -> u64 {
+        self.number(&format!("devices.{device}.counts.{name}"))
+    }
+
     /// Frames that the guest's RAM lies on, pages of every size counted as 4 KiB.
     pub fn resident_frames(&self) -> u64 {
         (0..3)
