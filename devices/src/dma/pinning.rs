@@ -60,10 +60,13 @@ impl<P: Protocol + fmt::Debug> Hold for OwnedPinBatch<P> {
         for segment in segments {
             range(*segment).map_err(|reason| error(segment, reason))?;
         }
-        let ranges = segments.iter().filter_map(|&segment| range(segment).ok());
-        self.pin(ranges.map(|range| (range, access))).map_err(|refused| {
-            // Which of them it was is in the reason.
-            error(&segments[0], refused.to_string())
+        // The batch takes no more of them behind the one that it refuses.
+        let mut last = None;
+        let ranges = segments.iter().inspect(|segment| last = Some(*segment));
+        let ranges = ranges.filter_map(|&segment| range(segment).ok());
+        let pinned = self.pin(ranges.map(|range| (range, access)));
+        pinned.map_err(|refused| {
+            error(last.expect("what is refused was asked for"), refused.to_string())
         })
     }
 
@@ -76,5 +79,56 @@ impl<P: Protocol + fmt::Debug> Hold for OwnedPinBatch<P> {
     fn release(&mut self) {
         self.unpin();
         self.shrink_to(ROOM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_mm::addr::{Gfn, GfnRange, PageSize};
+    use guest_mm::entry::Marker;
+    use guest_mm::pool::BackingChoice;
+    use guest_mm::{FaultPolicy, GuestConfig, GuestMm};
+
+    use super::*;
+
+    #[test]
+    fn the_segment_that_is_refused_is_named_and_none_is_held() {
+        if !::tests::require_userfaultfd() {
+            return;
+        }
+        let frames = |first, count| GfnRange::new(Gfn::new(first), count).unwrap();
+        let service = GuestMm::new(BackingChoice::Auto, 2 << 20, PageSize::Size4K).unwrap();
+        let guest = service
+            .add_guest(GuestConfig {
+                ram: vec![frames(0, 512)],
+                over: Vec::new(),
+                on_missing: None,
+                policy: FaultPolicy { pages: PageSize::Size4K },
+                fault_threads: 1,
+                on_stop: Box::new(|_| {}),
+            })
+            .unwrap();
+        guest.mark(frames(16, 1), Marker::Guard).unwrap();
+        let dma = Pinning::new(guest.pinner());
+        let mut hold = dma.hold();
+        let good = |addr| Segment { addr, len: 0x100 };
+        for bad in [
+            Segment { addr: 0x1_0080, len: 8 },
+            Segment { addr: 0x1f_fffc, len: 8 },
+            Segment { addr: u64::MAX - 8, len: 8 },
+        ] {
+            for at in 0..4 {
+                let mut segments = [good(0x1000), good(0x2000), good(0x3000), good(0x4000)];
+                segments[at] = bad;
+                let error = hold.take(&segments, Access::Write).unwrap_err();
+                assert_eq!((error.addr, error.len), (bad.addr, bad.len), "{at}: {error}");
+                assert!(hold.is_empty());
+            }
+        }
+        hold.take(&[good(0x1000), good(0x2000)], Access::Write).unwrap();
+        assert_eq!(hold.len(), 2);
+        drop(hold);
+        drop(dma);
+        guest.close().unwrap();
     }
 }

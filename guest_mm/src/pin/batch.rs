@@ -104,7 +104,7 @@ macro_rules! faces {
             }
 
             /// Pins all of `wanted` beside what the batch holds already. The iterator runs under the guard, so it must
-            /// not wait for anything.
+            /// not wait for anything; behind a range that is refused it is not asked for more.
             ///
             /// # Errors
             /// [`PinError`]; none of `wanted` is pinned.
