@@ -67,6 +67,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["config"]),
             floor(Apart, &["boot", "kvm", "guests", "map", "control"]),
             floor(Apart, &["ram"]),
+            floor(Apart, &["emulate"]),
             floor(Apart, &["vcpu"]),
             floor(Apart, &["machine", "rig"]),
             floor(Together, &["bench", "race", "migrate"]),

@@ -21,6 +21,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod emulate;
 pub mod guests;
 pub mod kvm;
 pub mod machine;

@@ -16,7 +16,7 @@ use crate::config::Unclaimed;
 use crate::guests;
 use crate::kvm::{CpuPlan, KvmError, Vm, failed};
 use crate::ram::Ram;
-use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu};
+use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu};
 
 /// What runs.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +136,8 @@ impl Rig<'_> {
                     fd.set_regs(&image.entry.regs()).map_err(failed("KVM_SET_REGS"))?;
                 }
                 let (devices, stage, ram) = (devices.clone(), brake.stage.clone(), ram.clone());
-                Ok(Vcpu { index, fd, devices, ram, stage, progress: Arc::new(Progress::default()) })
+                let (progress, counts) = (Arc::default(), Arc::default());
+                Ok(Vcpu { index, fd, devices, ram, stage, progress, counts })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         Kick::prepare().map_err(io::Error::from)?;

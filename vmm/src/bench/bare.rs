@@ -22,6 +22,8 @@ use rustix::mm::{
     userfaultfd,
 };
 
+use vm_memory::VolatileSlice;
+
 use crate::kvm::Slot;
 use crate::ram::Ram;
 
@@ -93,6 +95,21 @@ impl Ram for BareRam {
                 let from = (self.mappings.direct + gpa) as *const u8;
                 std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len());
             }
+        }
+        inside
+    }
+
+    fn with(
+        &self,
+        gpa: u64,
+        bytes: usize,
+        _write: bool,
+        act: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> bool {
+        let inside = gpa.checked_add(bytes as u64).is_some_and(|end| end <= self.mappings.bytes);
+        if inside {
+            // SAFETY: inside the direct mapping, which lives as long as `self`.
+            act(unsafe { VolatileSlice::new((self.mappings.direct + gpa) as *mut u8, bytes) });
         }
         inside
     }

@@ -10,7 +10,7 @@ use guest_mm::fault::FaultError;
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::service::WriteError;
 use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, ImageRam};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::boot::BootImage;
 use crate::config::{Collapse, Memory};
@@ -183,6 +183,27 @@ impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
         let gfn: Gfn = Gpa::new(gpa).gfn();
         let within = GfnRange::new(gfn, 1).is_ok_and(|page| self.guest.is_ram(page));
         within && self.guest.read(Gpa::new(gpa), into).is_ok()
+    }
+
+    fn with(
+        &self,
+        gpa: u64,
+        bytes: usize,
+        write: bool,
+        act: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> bool {
+        let access = if write { Permissions::ReadWrite } else { Permissions::Read };
+        let view = self.guest.view();
+        let Ok(mut slices) = view.get_slices(GuestAddress(gpa), bytes, access) else {
+            return false;
+        };
+        match slices.next() {
+            Some(Ok(slice)) if slice.len() == bytes => {
+                act(slice);
+                true
+            }
+            _ => false,
+        }
     }
 }
 

@@ -49,9 +49,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::boot::BootError;
 use crate::config::{HostPath, Irqchip, MachineConfig};
 use crate::control::{self, BindError, Listener};
+use crate::emulate::Counts;
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
-use crate::vcpu::{Devices, Ending, Kick, Progress, Stage, Threads, Vcpu, set_virtual_wire};
+use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu, set_virtual_wire};
 
 pub use clones::{CloneReport, Clones, ClonesReport, run_one};
 pub use commons::Commons;
@@ -235,13 +236,15 @@ impl Machine {
             mmio,
             unclaimed: config.machine.unclaimed.value,
         });
+        let counts = Arc::new(Counts::default());
         let vcpus = (0..config.machine.vcpus.value)
             .map(|index| {
                 let fd = vm.add_vcpu(index)?;
                 fd.set_cpuid2(&cpus.for_vcpu(index)).map_err(failed("KVM_SET_CPUID2"))?;
                 let (devices, stage) = (Arc::clone(&devices), Arc::clone(&stage));
                 let ram: Arc<dyn Ram> = ram.clone();
-                Ok(Vcpu { index, fd, devices, ram, stage, progress: Arc::new(Progress::default()) })
+                let (progress, counts) = (Arc::default(), Arc::clone(&counts));
+                Ok(Vcpu { index, fd, devices, ram, stage, progress, counts })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;

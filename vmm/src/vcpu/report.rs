@@ -63,6 +63,14 @@ impl fmt::Display for CpuReport {
     }
 }
 
+/// Whether `KVM_EXIT_INTERNAL_ERROR` is about an instruction that KVM cannot emulate.
+pub(super) fn is_emulation_failure(run: &kvm_run) -> bool {
+    #[allow(unsafe_code, reason = "the exit's part of a union")]
+    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, whose part of the union this is.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    internal.suberror == SUBERROR_EMULATION
+}
+
 /// What `KVM_EXIT_INTERNAL_ERROR` says.
 pub(super) fn internal_error(run: &kvm_run) -> String {
     #[allow(unsafe_code, reason = "the exit's part of a union")]

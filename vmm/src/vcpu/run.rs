@@ -9,11 +9,12 @@ use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::config::Unclaimed;
+use crate::emulate::{self, Counts};
 use crate::ram::Ram;
 
 use super::ending::{Ending, Stage};
 use super::kick::Kick;
-use super::report::{CpuReport, internal_error};
+use super::report::{CpuReport, internal_error, is_emulation_failure};
 
 /// Interrupts are taken (RFLAGS bit 9).
 const RFLAGS_IF: u64 = 1 << 9;
@@ -71,6 +72,8 @@ pub struct Vcpu {
     pub stage: Arc<Stage>,
     /// For the monitor.
     pub progress: Arc<Progress>,
+    /// Instructions that KVM had no emulation for.
+    pub counts: Arc<Counts>,
 }
 
 /// A vCPU thread that panics has said why; the run must still end.
@@ -127,10 +130,10 @@ impl Vcpu {
                 }
                 Outcome::TripleFault => Ending::TripleFault(self.report()),
                 Outcome::Failed(what) => Ending::Kvm { what, cpu: self.report() },
-                Outcome::InternalError => {
-                    let what = internal_error(self.fd.get_kvm_run());
-                    Ending::Kvm { what, cpu: self.report() }
-                }
+                Outcome::InternalError => match self.assist() {
+                    Ok(()) => continue,
+                    Err(what) => Ending::Kvm { what, cpu: self.report() },
+                },
             };
             self.stage.end(ending);
         }
@@ -182,6 +185,21 @@ impl Vcpu {
                 _ => Outcome::Failed(format!("KVM_RUN failed: {error}")),
             },
         }
+    }
+
+    /// Does what KVM's emulator could not, if that is what it stopped for.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence that lacks the place.
+    #[cold]
+    fn assist(&mut self) -> Result<(), String> {
+        let run = self.fd.get_kvm_run();
+        let what = internal_error(run);
+        if !is_emulation_failure(run) {
+            return Err(what);
+        }
+        emulate::assist(&self.fd, &*self.ram, &self.counts)
+            .map_err(|refusal| format!("{what}, and {refusal},"))
     }
 
     /// Whether no interrupt can wake this vCPU: it halted with interrupts off, or nobody has started it.

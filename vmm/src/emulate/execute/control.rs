@@ -1,0 +1,100 @@
+//! What only a kernel does, and a few that tell a program where it is.
+
+use crate::emulate::cpu::{control, flag};
+use crate::emulate::exception::Exception;
+use crate::emulate::linear::{Access, Trouble};
+use crate::emulate::step::Step;
+
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_AUX: u32 = 0xc000_0103;
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+const CR4_PCIDE: u64 = 1 << 17;
+
+/// CLAC and STAC.
+pub(super) fn access_check(step: &mut Step<'_>, lifted: bool) -> Result<(), Trouble> {
+    if step.cpu.cpl() != 0 || step.cpu.sregs.cr4 & control::CR4_SMAP == 0 {
+        return Err(Exception::invalid_opcode().into());
+    }
+    step.cpu.set_flag(flag::ALIGNMENT, lifted);
+    Ok(())
+}
+
+/// A segment whose base 64-bit code can set.
+#[derive(Clone, Copy)]
+pub(super) enum Base {
+    Fs,
+    Gs,
+}
+
+fn base<'s>(step: &'s mut Step<'_>, base: Base) -> Result<&'s mut u64, Trouble> {
+    let cpu = &mut *step.cpu;
+    if cpu.bitness() != 64 || cpu.sregs.cr4 & control::CR4_FSGSBASE == 0 {
+        return Err(Exception::invalid_opcode().into());
+    }
+    Ok(match base {
+        Base::Fs => &mut cpu.sregs.fs.base,
+        Base::Gs => &mut cpu.sregs.gs.base,
+    })
+}
+
+pub(super) fn read_base(step: &mut Step<'_>, which: Base) -> Result<(), Trouble> {
+    let value = *base(step, which)?;
+    step.write(0, value)
+}
+
+pub(super) fn write_base(step: &mut Step<'_>, which: Base) -> Result<(), Trouble> {
+    let value = step.read(0)?;
+    *base(step, which)? = value;
+    step.cpu.special_changed = true;
+    Ok(())
+}
+
+pub(super) fn swapgs(step: &mut Step<'_>) -> Result<(), Trouble> {
+    if step.cpu.bitness() != 64 {
+        return Err(Exception::invalid_opcode().into());
+    }
+    if step.cpu.cpl() != 0 {
+        return Err(Exception::protection().into());
+    }
+    let kernel = step.beyond.msr(MSR_KERNEL_GS_BASE)?;
+    step.beyond.set_msr(MSR_KERNEL_GS_BASE, step.cpu.sregs.gs.base)?;
+    step.cpu.sregs.gs.base = kernel;
+    step.cpu.special_changed = true;
+    Ok(())
+}
+
+pub(super) fn rdtscp(step: &mut Step<'_>) -> Result<(), Trouble> {
+    let now = step.beyond.msr(MSR_TSC)?;
+    step.cpu.regs.rax = now & 0xffff_ffff;
+    step.cpu.regs.rdx = now >> 32;
+    step.cpu.regs.rcx = step.beyond.msr(MSR_TSC_AUX)? & 0xffff_ffff;
+    Ok(())
+}
+
+pub(super) fn rdpid(step: &mut Step<'_>) -> Result<(), Trouble> {
+    let aux = step.beyond.msr(MSR_TSC_AUX)? & 0xffff_ffff;
+    step.write(0, aux)
+}
+
+/// More is dropped than was asked for, which INVPCID allows: KVM forgets all of a vCPU's translations when CR3 and CR4 are
+/// set again (SDM vol. 2A, INVPCID; a change of PCIDE or PGE is what makes it do so).
+pub(super) fn invpcid(step: &mut Step<'_>) -> Result<(), Trouble> {
+    if step.cpu.cpl() != 0 {
+        return Err(Exception::protection().into());
+    }
+    let kind = step.read(0)?;
+    let mut descriptor = [0; 16];
+    step.memory.read(step.address()?, &mut descriptor, Access::Read)?;
+    let pcid = u64::from_le_bytes(descriptor[..8].try_into().expect("eight bytes"));
+    let needs_pcide = kind <= 1 && pcid != 0 && step.cpu.sregs.cr4 & CR4_PCIDE == 0;
+    if kind > 3 || pcid >> 12 != 0 || needs_pcide {
+        return Err(Exception::protection().into());
+    }
+    step.cpu.forget_translations = true;
+    Ok(())
+}
+
+/// CLFLUSH, CLFLUSHOPT and CLWB: caches are the host's, and coherent; the address must be one that can be read.
+pub(super) fn clean_line(step: &Step<'_>) -> Result<(), Trouble> {
+    step.memory.with(step.address()?, 1, Access::Read, &mut |_| ())
+}

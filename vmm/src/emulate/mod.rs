@@ -1,0 +1,193 @@
+//! Instructions that KVM has no emulation for.
+//!
+//! Where KVM has VMX or SVM below it, the processor runs a guest's every instruction, and nothing of this is used. Where it
+//! has not, it emulates the guest's ring 0, and stops at what its emulator does not know (`KVM_EXIT_INTERNAL_ERROR`,
+//! suberror 1). [`assist`] then carries that one instruction out, or raises the exception that the processor would raise,
+//! and the guest goes on.
+//!
+//! ```text
+//!   mod.rs        one instruction: fetch, decode, carry out, commit      vcpu.rs     state to and from KVM
+//!   step.rs       its operands                                           deliver.rs  exceptions, software interrupts
+//!   execute/      what each does, by family                              counts.rs   how often which
+//!   cpu.rs        general, segment and control registers
+//!   area.rs       x87, SSE and extended state
+//!   linear.rs     memory by linear address   paging.rs  to a guest-physical one   exception.rs  vectors and codes
+//! ```
+//!
+//! # How it is like the processor
+//! An instruction is decoded by `iced-x86`. Its operands are reached through the guest's own page tables, with permissions,
+//! accessed and dirty bits; pages under them come from the memory service, which pins them while they are touched. Nothing
+//! is committed before everything that can fault has been done. Each instruction's test lets the host's processor do the
+//! same and compares registers, flags and memory.
+
+mod area;
+mod counts;
+mod cpu;
+mod deliver;
+mod exception;
+mod execute;
+mod linear;
+mod paging;
+mod step;
+mod vcpu;
+
+use std::fmt;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use kvm_ioctls::VcpuFd;
+
+use crate::ram::Ram;
+
+pub use counts::Counts;
+
+use cpu::Cpu;
+use exception::{Exception, Kind};
+use linear::{Access, Linear, Paged, Trouble};
+use paging::Regime;
+use step::Step;
+
+/// The longest instruction (SDM vol. 2A, 2.3.11).
+const INSTRUCTION_MAX: usize = 15;
+
+/// Why an instruction was not carried out; the vCPU is as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The instruction's name, where the bytes are one.
+    mnemonic: Option<String>,
+    why: Why,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Why {
+    /// Nothing here knows it.
+    Unknown,
+    /// An operand is not in RAM.
+    Absent(u64),
+    /// KVM does not tell, or take, a part of the state.
+    State(&'static str),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.mnemonic {
+            Some(name) => write!(f, "this monitor does not carry out {name} either")?,
+            None => f.write_str("the bytes are no instruction that this monitor knows")?,
+        }
+        match self.why {
+            Why::Unknown => Ok(()),
+            Why::Absent(gpa) => write!(f, " on guest-physical {gpa:#x}, where no RAM is"),
+            Why::State(what) => write!(f, ": {what}"),
+        }
+    }
+}
+
+/// Carries out the instruction at which `vcpu` stands, and counts it.
+///
+/// # Errors
+/// It is not known, or its operands are not in RAM: nothing is changed.
+pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refusal> {
+    let unread = |_| Refusal { mnemonic: None, why: Why::State("KVM does not tell its registers") };
+    let regs = vcpu.get_regs().map_err(unread)?;
+    let sregs = vcpu.get_sregs().map_err(unread)?;
+    let mut cpu = Cpu::new(regs, sregs);
+    let memory = Paged { regime: Regime::of(&cpu.sregs, cpu.regs.rflags), ram };
+    let instruction = match fetch(&cpu, &memory) {
+        Ok(instruction) => instruction,
+        Err(Trouble::Raised(exception)) => {
+            return commit(vcpu, ram, &mut cpu, Some(exception)).map_err(|why| why.of(None));
+        }
+        Err(trouble) => return Err(Why::from(trouble).of(None)),
+    };
+    let done = carry_out(&instruction, &mut cpu, &memory, vcpu);
+    let raised = match done {
+        Ok(()) => None,
+        Err(Trouble::Raised(exception)) => Some(exception),
+        Err(trouble) => return Err(Why::from(trouble).of(Some(&instruction))),
+    };
+    commit(vcpu, ram, &mut cpu, raised).map_err(|why| why.of(Some(&instruction)))?;
+    counts.note(instruction.mnemonic());
+    Ok(())
+}
+
+/// Reads the instruction at RIP.
+fn fetch(cpu: &Cpu, memory: &dyn Linear) -> Result<Instruction, Trouble> {
+    let bitness = cpu.bitness();
+    let base = if bitness == 64 { 0 } else { cpu.sregs.cs.base };
+    let at = base.wrapping_add(cpu.regs.rip);
+    let mut bytes = [0; INSTRUCTION_MAX];
+    // As much as the page has: what is behind it may not be there, and is only missed by an instruction that goes on there.
+    let in_page = (4096 - at % 4096).min(INSTRUCTION_MAX as u64) as usize;
+    memory.read(at, &mut bytes[..in_page], Access::Fetch)?;
+    let decode = |bytes: &[u8]| {
+        Decoder::with_ip(bitness, bytes, cpu.regs.rip, DecoderOptions::NONE).decode()
+    };
+    let instruction = decode(&bytes[..in_page]);
+    if !instruction.is_invalid() {
+        return Ok(instruction);
+    }
+    if in_page < INSTRUCTION_MAX {
+        let next = at.wrapping_add(in_page as u64);
+        memory.read(next, &mut bytes[in_page..], Access::Fetch)?;
+        let instruction = decode(&bytes);
+        if !instruction.is_invalid() {
+            return Ok(instruction);
+        }
+    }
+    Err(Exception::invalid_opcode().into())
+}
+
+/// Carries it out on `cpu` and `memory`. RIP is behind it afterwards, or where the exception leaves it.
+fn carry_out(
+    instruction: &Instruction,
+    cpu: &mut Cpu,
+    memory: &dyn Linear,
+    beyond: &dyn cpu::Beyond,
+) -> Result<(), Trouble> {
+    let before = cpu.clone();
+    let done = execute::execute(&mut Step { instruction, cpu, memory, beyond });
+    let passes = match &done {
+        Ok(()) => true,
+        Err(Trouble::Raised(exception)) => exception.kind == Kind::Trap,
+        Err(_) => false,
+    };
+    if passes {
+        cpu.regs.rip = instruction.next_ip();
+        cpu.set_flag(cpu::flag::RESUME, false);
+    } else {
+        // Of a fault nothing is seen but the fault.
+        *cpu = before;
+    }
+    done
+}
+
+/// Gives the vCPU its new state, with the exception that was raised.
+fn commit(
+    vcpu: &VcpuFd,
+    ram: &dyn Ram,
+    cpu: &mut Cpu,
+    raised: Option<Exception>,
+) -> Result<(), Why> {
+    let single_step = raised.is_none() && cpu.flag(cpu::flag::TRAP);
+    let raised = raised.or_else(|| single_step.then(|| Exception::trap(exception::DEBUG)));
+    if let Some(exception) = raised {
+        deliver::deliver(vcpu, ram, cpu, exception)?;
+    }
+    vcpu::store(vcpu, cpu)
+}
+
+impl Why {
+    fn of(self, instruction: Option<&Instruction>) -> Refusal {
+        let mnemonic = instruction.map(|instruction| counts::name(instruction.mnemonic()));
+        Refusal { mnemonic, why: self }
+    }
+}
+
+impl From<Trouble> for Why {
+    fn from(trouble: Trouble) -> Why {
+        match trouble {
+            Trouble::Absent(gpa) => Why::Absent(gpa),
+            Trouble::State(what) => Why::State(what),
+            Trouble::Unknown | Trouble::Raised(_) => Why::Unknown,
+        }
+    }
+}
