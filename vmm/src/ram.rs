@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use vm_memory::VolatileSlice;
-
 use crate::kvm::Slot;
 
 /// A guest's RAM. The service's guests are one; the benchmarks' bare loop is another.
@@ -14,13 +12,7 @@ pub trait Ram: Send + Sync + fmt::Debug {
     /// Copies guest-physical memory out; false when part of it is not there.
     fn read(&self, gpa: u64, into: &mut [u8]) -> bool;
 
-    /// Lends `bytes` bytes at `gpa`, which lie in one page, until `act` returns: that page stays where it is. False, and
-    /// `act` is not called, when it is not there, or not to be written.
-    fn with(
-        &self,
-        gpa: u64,
-        bytes: usize,
-        write: bool,
-        act: &mut dyn FnMut(VolatileSlice<'_>),
-    ) -> bool;
+    /// Sees to it that an access to the window at `gpa`, by whoever acts as the guest in this process, is served: false for
+    /// what is no RAM, or what the guest may not have.
+    fn ready(&self, gpa: u64, write: bool) -> bool;
 }

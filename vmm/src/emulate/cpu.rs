@@ -13,6 +13,7 @@ pub(super) mod flag {
     pub(in crate::emulate) const ZERO: u64 = 1 << 6;
     pub(in crate::emulate) const SIGN: u64 = 1 << 7;
     pub(in crate::emulate) const TRAP: u64 = 1 << 8;
+    pub(in crate::emulate) const INTERRUPT: u64 = 1 << 9;
     pub(in crate::emulate) const OVERFLOW: u64 = 1 << 11;
     pub(in crate::emulate) const RESUME: u64 = 1 << 16;
     pub(in crate::emulate) const ALIGNMENT: u64 = 1 << 18;

@@ -2,15 +2,12 @@
 
 use kvm_ioctls::VcpuFd;
 
-use crate::ram::Ram;
-
 use super::Why;
 use super::cpu::Cpu;
 use super::exception::Exception;
 
 pub(super) fn deliver(
     vcpu: &VcpuFd,
-    _ram: &dyn Ram,
     cpu: &mut Cpu,
     exception: Exception,
 ) -> Result<(), Why> {

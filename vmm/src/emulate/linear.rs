@@ -4,10 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
-use crate::ram::Ram;
-
 use super::exception::Exception;
-use super::paging::Regime;
 
 /// The size that a translation is good for, whatever the page is.
 const PAGE: u64 = 4096;
@@ -165,24 +162,4 @@ fn parts(address: u64, bytes: usize) -> impl Iterator<Item = (u64, std::ops::Ran
         done = part.end;
         Some((at, part))
     })
-}
-
-/// A vCPU's linear memory: its page tables over guest-physical memory.
-pub(super) struct Paged<'a> {
-    pub(super) regime: Regime,
-    pub(super) ram: &'a dyn Ram,
-}
-
-impl Linear for Paged<'_> {
-    fn with(
-        &self,
-        address: u64,
-        bytes: usize,
-        access: Access,
-        act: &mut dyn FnMut(VolatileSlice<'_>),
-    ) -> Result<(), Trouble> {
-        let gpa = self.regime.translate(self.ram, address, access)?;
-        let there = self.ram.with(gpa, bytes, access == Access::Write, act);
-        if there { Ok(()) } else { Err(Trouble::Absent(gpa)) }
-    }
 }

@@ -21,33 +21,37 @@
 //! same and compares registers, flags and memory.
 
 mod area;
+mod code;
 mod counts;
 mod cpu;
 mod deliver;
 mod exception;
 mod execute;
 mod linear;
+mod interpret;
 mod paging;
+mod physical;
 mod step;
+mod tlb;
 mod vcpu;
 
 use std::fmt;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::Instruction;
 use kvm_ioctls::VcpuFd;
 
 use crate::ram::Ram;
 
 pub use counts::Counts;
+pub use interpret::{Interpreter, Left};
 
 use cpu::Cpu;
 use exception::{Exception, Kind};
-use linear::{Access, Linear, Paged, Trouble};
+use linear::{Linear, Trouble};
 use paging::Regime;
+use physical::Physical;
 use step::Step;
-
-/// The longest instruction (SDM vol. 2A, 2.3.11).
-const INSTRUCTION_MAX: usize = 15;
+use tlb::{Tlb, Translations};
 
 /// Why an instruction was not carried out; the vCPU is as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +94,16 @@ pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refus
     let regs = vcpu.get_regs().map_err(unread)?;
     let sregs = vcpu.get_sregs().map_err(unread)?;
     let mut cpu = Cpu::new(regs, sregs);
-    let memory = Paged { regime: Regime::of(&cpu.sregs, cpu.regs.rflags), ram };
-    let instruction = match fetch(&cpu, &memory) {
+    let translations = Translations::default();
+    let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
+    let memory = Tlb::new(Physical::of(ram), regime, &translations);
+    let bitness = cpu.bitness();
+    let base = if bitness == 64 { 0 } else { cpu.sregs.cs.base };
+    let at = base.wrapping_add(cpu.regs.rip);
+    let instruction = match code::fetch(bitness, cpu.regs.rip, at, &memory) {
         Ok(instruction) => instruction,
         Err(Trouble::Raised(exception)) => {
-            return commit(vcpu, ram, &mut cpu, Some(exception)).map_err(|why| why.of(None));
+            return commit(vcpu, &mut cpu, Some(exception)).map_err(|why| why.of(None));
         }
         Err(trouble) => return Err(Why::from(trouble).of(None)),
     };
@@ -104,36 +113,9 @@ pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refus
         Err(Trouble::Raised(exception)) => Some(exception),
         Err(trouble) => return Err(Why::from(trouble).of(Some(&instruction))),
     };
-    commit(vcpu, ram, &mut cpu, raised).map_err(|why| why.of(Some(&instruction)))?;
+    commit(vcpu, &mut cpu, raised).map_err(|why| why.of(Some(&instruction)))?;
     counts.note(instruction.mnemonic());
     Ok(())
-}
-
-/// Reads the instruction at RIP.
-fn fetch(cpu: &Cpu, memory: &dyn Linear) -> Result<Instruction, Trouble> {
-    let bitness = cpu.bitness();
-    let base = if bitness == 64 { 0 } else { cpu.sregs.cs.base };
-    let at = base.wrapping_add(cpu.regs.rip);
-    let mut bytes = [0; INSTRUCTION_MAX];
-    // As much as the page has: what is behind it may not be there, and is only missed by an instruction that goes on there.
-    let in_page = (4096 - at % 4096).min(INSTRUCTION_MAX as u64) as usize;
-    memory.read(at, &mut bytes[..in_page], Access::Fetch)?;
-    let decode = |bytes: &[u8]| {
-        Decoder::with_ip(bitness, bytes, cpu.regs.rip, DecoderOptions::NONE).decode()
-    };
-    let instruction = decode(&bytes[..in_page]);
-    if !instruction.is_invalid() {
-        return Ok(instruction);
-    }
-    if in_page < INSTRUCTION_MAX {
-        let next = at.wrapping_add(in_page as u64);
-        memory.read(next, &mut bytes[in_page..], Access::Fetch)?;
-        let instruction = decode(&bytes);
-        if !instruction.is_invalid() {
-            return Ok(instruction);
-        }
-    }
-    Err(Exception::invalid_opcode().into())
 }
 
 /// Carries it out on `cpu` and `memory`. RIP is behind it afterwards, or where the exception leaves it.
@@ -143,19 +125,14 @@ fn carry_out(
     memory: &dyn Linear,
     beyond: &dyn cpu::Beyond,
 ) -> Result<(), Trouble> {
-    let before = cpu.clone();
+    cpu.regs.rip = instruction.next_ip();
     let done = execute::execute(&mut Step { instruction, cpu, memory, beyond });
-    let passes = match &done {
-        Ok(()) => true,
-        Err(Trouble::Raised(exception)) => exception.kind == Kind::Trap,
-        Err(_) => false,
-    };
-    if passes {
-        cpu.regs.rip = instruction.next_ip();
-        cpu.set_flag(cpu::flag::RESUME, false);
-    } else {
+    match &done {
+        Err(Trouble::Raised(Exception { kind: Kind::Trap, .. })) | Ok(()) => {
+            cpu.set_flag(cpu::flag::RESUME, false);
+        }
         // Of a fault nothing is seen but the fault.
-        *cpu = before;
+        Err(_) => cpu.regs.rip = instruction.ip(),
     }
     done
 }
@@ -163,14 +140,13 @@ fn carry_out(
 /// Gives the vCPU its new state, with the exception that was raised.
 fn commit(
     vcpu: &VcpuFd,
-    ram: &dyn Ram,
     cpu: &mut Cpu,
     raised: Option<Exception>,
 ) -> Result<(), Why> {
     let single_step = raised.is_none() && cpu.flag(cpu::flag::TRAP);
     let raised = raised.or_else(|| single_step.then(|| Exception::trap(exception::DEBUG)));
     if let Some(exception) = raised {
-        deliver::deliver(vcpu, ram, cpu, exception)?;
+        deliver::deliver(vcpu, cpu, exception)?;
     }
     vcpu::store(vcpu, cpu)
 }

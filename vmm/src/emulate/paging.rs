@@ -6,12 +6,11 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kvm_bindings::kvm_sregs;
-use vm_memory::{Bytes, VolatileMemory};
-
-use crate::ram::Ram;
+use vm_memory::VolatileMemory;
 
 use super::exception::{Exception, page_fault};
 use super::linear::{Access, Trouble};
+use super::physical::Physical;
 
 const CR0_WP: u64 = 1 << 16;
 const CR0_PG: u64 = 1 << 31;
@@ -87,7 +86,7 @@ impl Regime {
     /// The page fault that the processor would raise, or [`Trouble::Absent`] for tables that are not in RAM.
     pub(super) fn translate(
         &self,
-        ram: &dyn Ram,
+        physical: &Physical<'_>,
         linear: u64,
         access: Access,
     ) -> Result<u64, Trouble> {
@@ -115,7 +114,7 @@ impl Regime {
             let index_bits = if pae && level == 2 { 2 } else { shape.index_bits };
             let index = (linear >> shift) & ((1 << index_bits) - 1);
             let at = table + index * shape.entry_bytes;
-            let entry = load(ram, at, shape.entry_bytes)?;
+            let entry = load(physical, at, shape.entry_bytes)?;
             if entry & PRESENT == 0 {
                 return fault(false, 0);
             }
@@ -147,10 +146,10 @@ impl Regime {
                 return fault(true, 0);
             }
             for (at, entry) in above {
-                set(ram, at, entry, ACCESSED, shape.entry_bytes)?;
+                set(physical, at, entry, ACCESSED, shape.entry_bytes)?;
             }
             let dirty = if access == Access::Write { DIRTY } else { 0 };
-            set(ram, at, entry, ACCESSED | dirty, shape.entry_bytes)?;
+            set(physical, at, entry, ACCESSED | dirty, shape.entry_bytes)?;
             let within = (1u64 << shift) - 1;
             let frame = match shape.entry_bytes {
                 // Bits 20:13 of a 4 MiB entry are bits 39:32 of its frame.
@@ -184,30 +183,28 @@ impl Regime {
     }
 }
 
-fn load(ram: &dyn Ram, at: u64, bytes: u64) -> Result<u64, Trouble> {
-    let mut raw = [0; 8];
-    let into = &mut raw[..bytes as usize];
-    let there = ram.with(at, into.len(), false, &mut |slice| {
-        slice.read_slice(into, 0).expect("the slice is as long as was asked for");
-    });
-    if there { Ok(u64::from_le_bytes(raw)) } else { Err(Trouble::Absent(at)) }
+fn load(physical: &Physical<'_>, at: u64, bytes: u64) -> Result<u64, Trouble> {
+    let slice = physical.slice(at, bytes as usize, false)?;
+    Ok(match bytes {
+        4 => slice.get_ref::<u32>(0).expect("four bytes").load().into(),
+        _ => slice.get_ref::<u64>(0).expect("eight bytes").load(),
+    })
 }
 
 /// Sets `bits` of the entry at `at`, which was `entry`; not with a plain store, because another vCPU may set bits as well.
-fn set(ram: &dyn Ram, at: u64, entry: u64, bits: u64, size: u64) -> Result<(), Trouble> {
+fn set(physical: &Physical<'_>, at: u64, entry: u64, bits: u64, size: u64) -> Result<(), Trouble> {
     if entry & bits == bits {
         return Ok(());
     }
-    let there = ram.with(at, size as usize, true, &mut |slice| {
-        // An entry is aligned. One that has been changed meanwhile is left as it is.
-        if size == 4 {
-            let word = slice.get_atomic_ref::<AtomicU32>(0).expect("it is aligned");
-            let (old, new) = (entry as u32, (entry | bits) as u32);
-            let _ = word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed);
-        } else {
-            let word = slice.get_atomic_ref::<AtomicU64>(0).expect("it is aligned");
-            let _ = word.compare_exchange(entry, entry | bits, Ordering::SeqCst, Ordering::Relaxed);
-        }
-    });
-    if there { Ok(()) } else { Err(Trouble::Absent(at)) }
+    let slice = physical.slice(at, size as usize, true)?;
+    // An entry is aligned. One that has been changed meanwhile is left as it is.
+    if size == 4 {
+        let word = slice.get_atomic_ref::<AtomicU32>(0).expect("it is aligned");
+        let (old, new) = (entry as u32, (entry | bits) as u32);
+        let _ = word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed);
+    } else {
+        let word = slice.get_atomic_ref::<AtomicU64>(0).expect("it is aligned");
+        let _ = word.compare_exchange(entry, entry | bits, Ordering::SeqCst, Ordering::Relaxed);
+    }
+    Ok(())
 }

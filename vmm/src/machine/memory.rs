@@ -7,10 +7,11 @@ use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::collapse::{CollapsePolicy, Copying};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
+use guest_mm::prot::Access;
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::service::WriteError;
 use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, ImageRam};
-use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::GuestAddress;
 
 use crate::boot::BootImage;
 use crate::config::{Collapse, Memory};
@@ -185,25 +186,11 @@ impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
         within && self.guest.read(Gpa::new(gpa), into).is_ok()
     }
 
-    fn with(
-        &self,
-        gpa: u64,
-        bytes: usize,
-        write: bool,
-        act: &mut dyn FnMut(VolatileSlice<'_>),
-    ) -> bool {
-        let access = if write { Permissions::ReadWrite } else { Permissions::Read };
-        let view = self.guest.view();
-        let Ok(mut slices) = view.get_slices(GuestAddress(gpa), bytes, access) else {
-            return false;
-        };
-        match slices.next() {
-            Some(Ok(slice)) if slice.len() == bytes => {
-                act(slice);
-                true
-            }
-            _ => false,
-        }
+    fn ready(&self, gpa: u64, write: bool) -> bool {
+        // A page that can be read is there; a write that it does not allow is a violation that a fault thread serves.
+        let mut byte = [0];
+        let access = if write { Access::Write } else { Access::Read };
+        self.read(gpa, &mut byte) || self.guest.fault(Gpa::new(gpa), access).is_ok()
     }
 }
 
