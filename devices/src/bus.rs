@@ -18,6 +18,8 @@ use thiserror::Error;
 pub enum Request {
     /// Reset the machine. A monitor may treat it as the end of the run.
     Reset,
+    /// Switch the machine off, which ends the run.
+    PowerOff,
     /// End the run; the byte is the guest's verdict.
     Exit(u8),
 }

@@ -55,7 +55,7 @@ const CRATES: &[Crate] = &[
         name: "devices",
         floors: &[
             floor(Together, &["bus"]),
-            floor(Apart, &["serial", "rtc", "cmos", "i8042", "debug_exit", "quiet", "dma"]),
+            floor(Apart, &["serial", "rtc", "cmos", "i8042", "acpi_power", "debug_exit", "quiet", "dma"]),
             floor(Apart, &["virtio"]),
         ],
         forbidden: &["guest_mm", "vmm", "tests"],

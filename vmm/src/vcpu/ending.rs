@@ -19,6 +19,8 @@ pub enum Ending {
     Verdict(u8),
     /// The guest asked for a reset.
     Reset,
+    /// The guest switched itself off.
+    PoweredOff,
     /// Every vCPU halted with interrupts off.
     Halted,
     /// A vCPU met a fault while delivering a double fault.
@@ -53,7 +55,7 @@ impl Ending {
     pub fn exit_code(&self) -> u8 {
         match self {
             Ending::Verdict(verdict) => *verdict,
-            Ending::Reset | Ending::Halted | Ending::Escape => 0,
+            Ending::Reset | Ending::PoweredOff | Ending::Halted | Ending::Escape => 0,
             Ending::Signal(number) => 128 + *number as u8,
             _ => 1,
         }
@@ -64,6 +66,7 @@ impl Ending {
         match self {
             Ending::Verdict(_) => "verdict",
             Ending::Reset => "reset",
+            Ending::PoweredOff => "powered-off",
             Ending::Halted => "halted",
             Ending::TripleFault(_) => "triple-fault",
             Ending::Signal(_) => "signal",
@@ -82,6 +85,7 @@ impl Ending {
             self,
             Ending::Verdict(_)
                 | Ending::Reset
+                | Ending::PoweredOff
                 | Ending::Halted
                 | Ending::Escape
                 | Ending::Signal(_)
@@ -104,6 +108,7 @@ impl fmt::Display for Ending {
         match self {
             Ending::Verdict(verdict) => write!(f, "the guest ended with verdict {verdict}"),
             Ending::Reset => f.write_str("the guest reset itself"),
+            Ending::PoweredOff => f.write_str("the guest powered itself off"),
             Ending::Halted => f.write_str("the guest halted with interrupts off"),
             Ending::TripleFault(cpu) => write!(f, "the guest met a triple fault at {cpu}"),
             Ending::Signal(number) => write!(f, "ended by signal {number}"),

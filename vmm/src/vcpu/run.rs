@@ -239,6 +239,7 @@ impl Devices {
         match bus.write(address, data) {
             Claimed::Yes(None) => Outcome::GoOn,
             Claimed::Yes(Some(Request::Reset)) => Outcome::End(Ending::Reset),
+            Claimed::Yes(Some(Request::PowerOff)) => Outcome::End(Ending::PoweredOff),
             Claimed::Yes(Some(Request::Exit(verdict))) => Outcome::End(Ending::Verdict(verdict)),
             Claimed::No => self.nowhere(space, address, Direction::Write, data.len()),
         }
