@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! 0x0000_0500  GDT                                    0x0002_0000  command line
-//! 0x0000_6000  PVH start info (PVH only)              0x0009_fc00  EBDA: MP table
+//! 0x0000_6000  PVH start info (PVH only)              0x0009_fc00  EBDA: MP table (without ACPI)
 //! 0x0000_7000  zero page (64-bit protocol only)       0x000a_0000  no RAM on a PC; here reserved RAM
 //! 0x0000_8ff0  stack, growing down to 0x8000          0x0010_0000  kernel, from here up; initrd at the top
 //! 0x0000_9000  page tables, up to 6 pages             0xc000_0000  MMIO hole, up to 4 GiB; then the rest of RAM
+//!                                                     0x000e_0000  ACPI tables, in that RAM
 //! ```
 //!
 //! The kernel, before it has its own tables, reads only what lies below 4 GiB, so everything does.
@@ -36,12 +37,19 @@ pub const CMDLINE_MAX: usize = 0x1_0000;
 pub const EBDA: GuestAddress = GuestAddress(0x9_fc00);
 /// Size of the EBDA in bytes.
 pub const EBDA_SIZE: u64 = 0x400;
+/// The RSDP and behind it the other ACPI tables, in one page: where the read-only memory of a BIOS starts, which a kernel
+/// searches for an RSDP unasked (ACPI 6.5, section 5.2.5.1).
+pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
 /// First address for kernels. From the EBDA up to here the memory map says "reserved".
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 /// First address of the hole in RAM that holds virtio-mmio devices, the I/O APIC and the local APICs.
 pub const MMIO_HOLE_START: u64 = 0xc000_0000;
 /// First address after the hole.
 pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
+/// Registers of KVM's I/O APIC (82093AA data sheet, section 3.0).
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Registers of each CPU's local APIC (SDM vol. 3A, section 11.4.1).
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// Least RAM of a guest, in bytes: low memory and one MiB for a kernel.
 pub const RAM_MIN: u64 = 2 << 20;

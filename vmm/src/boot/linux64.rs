@@ -8,11 +8,10 @@ use linux_loader::bootparam::{
 };
 use vm_memory::ByteValued;
 
-use super::BootError;
 use super::cpu_state::{self, Entry, IdentityMap, Mode};
-use super::e820::MemoryMap;
-use super::layout::{CMDLINE, GuestExtent, ZERO_PAGE};
+use super::layout::{CMDLINE, ZERO_PAGE};
 use super::staging::Staging;
+use super::{BootError, Common};
 
 /// Boot loader id "undefined": none is assigned to this monitor.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -39,31 +38,28 @@ pub(super) fn place(
     staging: &mut Staging,
     entry: u64,
     header: setup_header,
-    map: &MemoryMap,
-    initrd: Option<GuestExtent>,
+    common: &Common,
     identity: IdentityMap,
 ) -> Result<Entry, BootError> {
-    let zero_page = zero_page(header, map, initrd)?;
+    let zero_page = zero_page(header, common)?;
     staging.write(ZERO_PAGE, zero_page.as_slice(), "zero page")?;
     cpu_state::place_identity_map(staging, identity)?;
     cpu_state::place_gdt(staging, Mode::Linux64)?;
     Ok(Entry::linux64(entry, ZERO_PAGE))
 }
 
-fn zero_page(
-    header: setup_header,
-    map: &MemoryMap,
-    initrd: Option<GuestExtent>,
-) -> Result<boot_params, BootError> {
+fn zero_page(header: setup_header, common: &Common) -> Result<boot_params, BootError> {
     let mut params = boot_params { hdr: header, ..boot_params::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     // Both lie below 4 GiB, so the `ext_` halves stay zero.
     params.hdr.cmd_line_ptr = CMDLINE.0 as u32;
-    if let Some(initrd) = initrd {
+    if let Some(initrd) = common.initrd {
         params.hdr.ramdisk_image = initrd.start.0 as u32;
         params.hdr.ramdisk_size = initrd.len as u32;
     }
-    let entries = map.entries(E820_MAX_ENTRIES_ZEROPAGE)?;
+    // Zero stands for none.
+    params.acpi_rsdp_addr = common.rsdp.map_or(0, |rsdp| rsdp.0);
+    let entries = common.memory_map.entries(E820_MAX_ENTRIES_ZEROPAGE)?;
     params.e820_entries = entries.len() as u8;
     for (slot, entry) in params.e820_table.iter_mut().zip(entries) {
         *slot = boot_e820_entry {

@@ -9,6 +9,7 @@
 //!   elf.rs       ELF: check, copy        pvh.rs       start info          mptable.rs    MP table
 //!   bzimage.rs   bzImage: check, copy    cmdline.rs   command line        e820.rs       memory map
 //!   unpack.rs    vmlinux of a bzImage    initrd.rs    initrd              layout.rs     addresses
+//!   acpi.rs      ACPI tables
 //! ```
 //!
 //! # Which protocol
@@ -22,10 +23,11 @@
 //! by the file or by [`unpack::UNPACKED_MAX`], and the property tests in `fuzz.rs` hold that no input panics.
 //!
 //! # Known holes
-//! * No ACPI tables: a kernel without `CONFIG_X86_MPPARSE` sees one CPU and the PIC.
+//! * ACPI is hardware-reduced and without events: no power button, no hotplug, no NUMA, no PCI.
 //! * No relocation: a kernel runs where it was linked, so without address randomisation.
 //! * One boot module (the initrd); xz, bzip2, lzma and lzo kernels are not unpacked.
 
+mod acpi;
 mod bzimage;
 mod cmdline;
 pub mod cpu_state;
@@ -52,6 +54,7 @@ mod tests;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use acpi::{AcpiMachine, VirtioMmio};
 pub use cpu_state::{Entry, IdentityAccess, IdentityMap, IdentityPages, Mode};
 pub use error::BootError;
 pub use layout::{GuestExtent, RamLayout};
@@ -105,6 +108,8 @@ pub struct BootRequest<'a> {
     pub identity: IdentityMap,
     /// CPUs to describe in an MP table; without it there is none, which a built-in guest does not miss.
     pub mp_table: Option<CpuCount>,
+    /// What to describe in ACPI tables; without it there are none.
+    pub acpi: Option<AcpiMachine<'a>>,
 }
 
 impl<'a> BootRequest<'a> {
@@ -119,6 +124,7 @@ impl<'a> BootRequest<'a> {
             packing: Packing::default(),
             identity: IdentityMap::default(),
             mp_table: None,
+            acpi: None,
         }
     }
 }
@@ -173,17 +179,12 @@ fn load_elf(request: &BootRequest<'_>, file: &[u8]) -> Result<BootImage, BootErr
     kernel.place(&mut staging)?;
     let common =
         Common::place(&mut staging, request, kernel_end, cmdline::ELF_LIMIT, initrd::ELF_ADDR_MAX)?;
-    let (map, initrd) = (&common.memory_map, common.initrd);
     let entry = match entry {
-        ElfEntry::Linux64(entry) => linux64::place(
-            &mut staging,
-            entry,
-            linux64::elf_header(),
-            map,
-            initrd,
-            request.identity,
-        )?,
-        ElfEntry::Pvh(entry) => pvh::place(&mut staging, entry, map, initrd)?,
+        ElfEntry::Linux64(entry) => {
+            let header = linux64::elf_header();
+            linux64::place(&mut staging, entry, header, &common, request.identity)?
+        }
+        ElfEntry::Pvh(entry) => pvh::place(&mut staging, entry, &common)?,
     };
     Ok(common.finish(staging, entry))
 }
@@ -201,16 +202,17 @@ fn load_bzimage(request: &BootRequest<'_>) -> Result<BootImage, BootError> {
     let cmdline_limit = header.cmdline_size as usize;
     let common =
         Common::place(&mut staging, request, kernel_end, cmdline_limit, header.initrd_addr_max)?;
-    let (map, initrd) = (&common.memory_map, common.initrd);
-    let entry = linux64::place(&mut staging, entry, header, map, initrd, request.identity)?;
+    let entry = linux64::place(&mut staging, entry, header, &common, request.identity)?;
     Ok(common.finish(staging, entry))
 }
 
-/// What every protocol needs.
+/// What every protocol needs, and tells the kernel of.
 struct Common {
     memory_map: MemoryMap,
     kernel_end: u64,
     initrd: Option<GuestExtent>,
+    /// The root of the ACPI tables.
+    rsdp: Option<GuestAddress>,
 }
 
 impl Common {
@@ -231,7 +233,8 @@ impl Common {
         if let Some(cpus) = request.mp_table {
             mptable::place(staging, cpus)?;
         }
-        Ok(Self { memory_map: MemoryMap::of(request.ram), kernel_end, initrd })
+        let rsdp = request.acpi.map(|machine| acpi::place(staging, machine)).transpose()?;
+        Ok(Self { memory_map: MemoryMap::of(request.ram), kernel_end, initrd, rsdp })
     }
 
     fn finish(self, staging: Staging, entry: Entry) -> BootImage {

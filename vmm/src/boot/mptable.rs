@@ -5,7 +5,7 @@
 //! arrives at I/O APIC pin n.
 
 use super::BootError;
-use super::layout::{EBDA, EBDA_SIZE};
+use super::layout::{EBDA, EBDA_SIZE, IO_APIC, LOCAL_APIC};
 use super::staging::Staging;
 
 /// How many CPUs a guest has.
@@ -33,8 +33,6 @@ impl CpuCount {
     }
 }
 
-const LOCAL_APIC: u32 = 0xfee0_0000;
-const IO_APIC: u32 = 0xfec0_0000;
 /// The specification's revision, 1.4.
 const REVISION: u8 = 4;
 const POINTER_LEN: usize = 16;

@@ -7,11 +7,10 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::{ByteValued, GuestAddress};
 
-use super::BootError;
 use super::cpu_state::{self, Entry, Mode};
-use super::e820::MemoryMap;
-use super::layout::{CMDLINE, GuestExtent, PAGE_SIZE, PVH_START_INFO};
+use super::layout::{CMDLINE, PAGE_SIZE, PVH_START_INFO};
 use super::staging::Staging;
+use super::{BootError, Common};
 
 /// The first version with a memory map.
 const VERSION: u32 = 1;
@@ -25,19 +24,20 @@ const MEMORY_MAP_MAX: usize = (PAGE_SIZE as usize - 0x80) / size_of::<hvm_memmap
 pub(super) fn place(
     staging: &mut Staging,
     entry: u32,
-    map: &MemoryMap,
-    initrd: Option<GuestExtent>,
+    common: &Common,
 ) -> Result<Entry, BootError> {
-    let entries = map.entries(MEMORY_MAP_MAX)?;
+    let entries = common.memory_map.entries(MEMORY_MAP_MAX)?;
     let mut info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
         version: VERSION,
         cmdline_paddr: CMDLINE.0,
         memmap_paddr: MEMORY_MAP.0,
         memmap_entries: entries.len() as u32,
+        // Zero stands for none.
+        rsdp_paddr: common.rsdp.map_or(0, |rsdp| rsdp.0),
         ..hvm_start_info::default()
     };
-    if let Some(initrd) = initrd {
+    if let Some(initrd) = common.initrd {
         let module = hvm_modlist_entry {
             paddr: initrd.start.0,
             size: initrd.len,

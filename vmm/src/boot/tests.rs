@@ -7,7 +7,7 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 
-use super::layout::{CMDLINE, EBDA, PVH_START_INFO, ZERO_PAGE};
+use super::layout::{ACPI, CMDLINE, EBDA, PVH_START_INFO, ZERO_PAGE};
 use super::samples::{self, CODE, ELF_ENTRY, ELF_START, PVH_ENTRY, ehdr, patched, phdr, setup};
 use super::*;
 
@@ -67,6 +67,30 @@ fn an_elf_kernel_starts_by_the_64_bit_protocol_with_a_zero_page() {
     let (cmdline, initrd, len) = (header.cmd_line_ptr, header.ramdisk_image, header.ramdisk_size);
     assert_eq!((cmdline, initrd, len), (0x2_0000, (16 * MIB - 4096) as u32, 6));
     assert_eq!(bytes(&image, initrd.into(), 6), b"070701");
+}
+
+#[test]
+fn both_protocols_hand_over_the_rsdp_if_there_is_one() {
+    let kernel = samples::elf();
+    let machine = AcpiMachine { cpus: CpuCount::new(2).unwrap(), virtio: &[] };
+    for (acpi, signature, address) in [(Some(machine), *b"RSD PTR ", ACPI.0), (None, [0; 8], 0)] {
+        let request = BootRequest { acpi, ..BootRequest::new(&kernel, ram(16 * MIB)) };
+        let image = load(&request).unwrap();
+        let params: boot_params = image.staging.read_obj(ZERO_PAGE).unwrap();
+        let rsdp = params.acpi_rsdp_addr;
+        assert_eq!((bytes(&image, ACPI.0, 8), rsdp), (signature.to_vec(), address));
+        // Documentation/arch/x86/zero-page.rst.
+        assert_eq!(bytes(&image, ZERO_PAGE.0 + 0x70, 8), address.to_le_bytes());
+        // The map keeps the kernel off it.
+        let covers = |&(start, len, kind): &(u64, u64, u32)| {
+            kind == 2 && start <= ACPI.0 && ACPI.0 + PAGE_SIZE <= start + len
+        };
+        assert!(e820(&params).iter().any(covers));
+
+        let image = load(&BootRequest { protocol: Protocol::Pvh, ..request }).unwrap();
+        let info: hvm_start_info = image.staging.read_obj(PVH_START_INFO).unwrap();
+        assert_eq!((bytes(&image, ACPI.0, 8), info.rsdp_paddr), (signature.to_vec(), address));
+    }
 }
 
 #[test]
