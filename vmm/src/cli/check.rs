@@ -77,6 +77,7 @@ impl Display for Report<'_> {
         writeln!(f, "\nmachine")?;
         row(f, "vcpus", &machine.vcpus)?;
         row(f, "irqchip", &machine.irqchip)?;
+        row(f, "acpi", &machine.acpi)?;
         row(f, "unclaimed", &machine.unclaimed)?;
         row(f, "cpu", &machine.cpu)?;
         row(f, "device_threads", &machine.device_threads)?;

@@ -258,6 +258,8 @@ pub struct Machine {
     pub vcpus: Setting<u8>,
     /// The interrupt controller.
     pub irqchip: Setting<Irqchip>,
+    /// Whether the guest finds its machine in ACPI tables. Only with a kernel and its interrupt controller.
+    pub acpi: Setting<bool>,
     /// What an access does that nothing claims.
     pub unclaimed: Setting<Unclaimed>,
     /// What CPUID shows.

@@ -61,6 +61,7 @@ macro_rules! keys {
 keys! {
     VCPUS = "machine" "vcpus" Integer "an integer from 1 to 8";
     IRQCHIP = "machine" "irqchip" Text "auto, none or kernel";
+    ACPI = "machine" "acpi" Boolean "true or false";
     UNCLAIMED = "machine" "unclaimed" Text "auto, stop or ignore";
     CPU = "machine" "cpu" TextOrList "host, emulation-safe or a list like [\"-cx16\", \"-avx\"]";
     DEVICE_THREADS = "machine" "device_threads" Integer "an integer from 1 to 8";

@@ -5,14 +5,14 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::boot::{
-    self, BootError, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages, Packing,
-    Protocol, RamLayout,
+    self, AcpiMachine, BootError, BootImage, BootRequest, CpuCount, IdentityMap, IdentityPages,
+    Packing, Protocol, RamLayout,
 };
 use crate::config::{self, Boot, Image, MachineConfig};
 use crate::guests;
 
 use super::MachineError;
-use super::virtio::on_command_line;
+use super::virtio::{in_acpi_tables, on_command_line};
 
 /// Files larger than this are no kernels and no initrds.
 const FILE_MAX: u64 = 2 << 30;
@@ -35,7 +35,9 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
         .map_err(|source| wrong(config, "memory.size", source))?;
     let vcpus = config.machine.vcpus.value;
     let Boot { image, cmdline } = &config.boot;
-    let devices = on_command_line(config);
+    let has_acpi = config.machine.acpi.value;
+    // A kernel that is told of a device twice drives it twice.
+    let devices = if has_acpi { String::new() } else { on_command_line(config) };
     match &image.value {
         Image::Guest(name) => {
             let guest =
@@ -63,7 +65,13 @@ pub fn image(config: &MachineConfig, facts: Facts) -> Result<BootImage, MachineE
             };
             request.packing = if kernel.unpack.value { Packing::Unpack } else { Packing::AsIs };
             request.identity = identity(facts);
-            request.mp_table = cpus(vcpus);
+            let virtio = in_acpi_tables(config);
+            if has_acpi {
+                let tables = |cpus| AcpiMachine { cpus, virtio: &virtio };
+                request.acpi = cpus(vcpus).map(tables);
+            } else {
+                request.mp_table = cpus(vcpus);
+            }
             boot::load(&request).map_err(|source| wrong(config, key(&source), source))
         }
     }

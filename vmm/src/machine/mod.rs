@@ -37,12 +37,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use devices::acpi_power::AcpiPower;
 use devices::bus::{BusError, MmioBus, PioBus};
 use devices::cmos::{Cmos, MemorySizes};
 use devices::debug_exit::DebugExit;
 use devices::i8042::I8042;
 use devices::serial::{COM1_IRQ, COM1_RANGE, Serial};
-use devices::{cmos, debug_exit, i8042, quiet};
+use devices::{acpi_power, cmos, debug_exit, i8042, quiet};
 use guest_mm::addr::Gpa;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -392,6 +393,9 @@ fn ports(config: &MachineConfig, serial: &Arc<Mutex<Serial>>) -> Result<PioBus, 
     bus.insert(i8042::DATA_RANGE, "keyboard data", Arc::new(Mutex::new(I8042::Data)))?;
     bus.insert(i8042::COMMAND_RANGE, "keyboard command", Arc::new(Mutex::new(I8042::Command)))?;
     bus.insert(cmos::RANGE, "real-time clock", Arc::new(Mutex::new(Cmos::new(sizes))))?;
+    if config.machine.acpi.value {
+        bus.insert(acpi_power::RANGE, "power registers", Arc::new(Mutex::new(AcpiPower)))?;
+    }
     quiet::claim_quiet_ports(&mut bus)?;
     Ok(bus)
 }

@@ -144,17 +144,28 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
     // A built-in guest touches only what it knows to be there; a kernel probes.
     let unclaimed = if builtin { Unclaimed::Stop } else { Unclaimed::Ignore };
     let several = vcpus.value > 1;
+    let irqchip = setting(raw, &schema::IRQCHIP, irqchip, |w| {
+        let chip = keyword_or_auto(w, irqchip, Irqchip::ALL, Irqchip::as_str)?;
+        if several && chip == Irqchip::None {
+            return Err(
+                "several vCPUs start one another by interrupts: it must be \"kernel\"".into()
+            );
+        }
+        Ok(chip)
+    })?;
+    let has_irqchip = irqchip.value == Irqchip::Kernel;
+    let acpi = setting(raw, &schema::ACPI, !builtin && has_irqchip, |w| {
+        let reason = match boolean(w, &schema::ACPI)? {
+            true if builtin => "boot.guest is built in and reads no ACPI tables",
+            true if !has_irqchip => "machine.irqchip is \"none\", and the tables describe KVM's",
+            acpi => return Ok(acpi),
+        };
+        Err(format!("{reason}: it must be false"))
+    })?;
     Ok(Machine {
-        irqchip: setting(raw, &schema::IRQCHIP, irqchip, |w| {
-            let chip = keyword_or_auto(w, irqchip, Irqchip::ALL, Irqchip::as_str)?;
-            if several && chip == Irqchip::None {
-                return Err(
-                    "several vCPUs start one another by interrupts: it must be \"kernel\"".into()
-                );
-            }
-            Ok(chip)
-        })?,
         vcpus,
+        irqchip,
+        acpi,
         unclaimed: setting(raw, &schema::UNCLAIMED, unclaimed, |w| {
             keyword_or_auto(w, unclaimed, Unclaimed::ALL, Unclaimed::as_str)
         })?,

@@ -63,6 +63,36 @@ fn auto_is_decided_by_what_runs_on_how_many_vcpus() {
 }
 
 #[test]
+fn a_kernel_with_an_interrupt_controller_has_acpi_and_nothing_else_can() {
+    let kernel = &*format!("boot.kernel={}/Cargo.toml", env!("CARGO_MANIFEST_DIR"));
+    let acpi = |overrides: &[&str]| {
+        let config = parse("boot.guest = 'hello'", overrides);
+        config.map(|config| config.machine.acpi.value).map_err(|error| error.to_string())
+    };
+    for (overrides, expected) in [
+        (&[][..], false),
+        (&["machine.irqchip=kernel"], false),
+        (&["machine.acpi=false"], false),
+        (&["boot.guest=", kernel], true),
+        (&["boot.guest=", kernel, "machine.irqchip=none"], false),
+        (&["boot.guest=", kernel, "machine.acpi=false"], false),
+    ] {
+        assert_eq!(acpi(overrides), Ok(expected), "{overrides:?}");
+    }
+    for (overrides, says) in [
+        (&["machine.acpi=true"][..], "built in and reads no ACPI tables: it must be false"),
+        (
+            &["boot.guest=", kernel, "machine.irqchip=none", "machine.acpi=true"],
+            "machine.irqchip is \"none\"",
+        ),
+        (&["boot.guest=", kernel, "machine.acpi=1"], "true or false"),
+    ] {
+        let refused = acpi(overrides).unwrap_err();
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
+#[test]
 fn the_pool_is_whole_blocks_and_may_be_smaller_or_larger_than_ram() {
     for (overrides, pool) in [
         (&["memory.size=63M"][..], Bytes::mib(64)),

@@ -1,5 +1,6 @@
 //! Where devices are, and how the guest learns of it.
 
+use crate::boot::VirtioMmio;
 use crate::config::MachineConfig;
 
 /// The first device's page: in the hole below 4 GiB, where no RAM is.
@@ -10,6 +11,17 @@ const STEP: u64 = devices::virtio::mmio::SIZE;
 /// Interrupts that no legacy device of this machine has, in the order in which they are given out. There are as many as a
 /// config may have devices.
 const INTERRUPTS: [u32; 16] = [5, 10, 11, 9, 6, 7, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22];
+
+/// The devices as ACPI tables tell a kernel of them.
+pub(in crate::machine) fn in_acpi_tables(config: &MachineConfig) -> Vec<VirtioMmio> {
+    let describe = |index| VirtioMmio {
+        // All of them lie in the hole below 4 GiB.
+        base: address(index) as u32,
+        len: STEP as u32,
+        gsi: interrupt(index),
+    };
+    (0..config.devices.len() as u64).map(describe).collect()
+}
 
 /// Where device `index` has its page.
 pub(super) fn address(index: u64) -> u64 {

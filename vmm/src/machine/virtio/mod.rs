@@ -34,8 +34,8 @@ use crate::kvm::Vm;
 use super::memory::ServedRam;
 use super::{MachineError, event};
 
-pub(super) use address::on_command_line;
 use address::{address, interrupt};
+pub(super) use address::{in_acpi_tables, on_command_line};
 pub(super) use pmem::images;
 
 /// A model, and what the hypervisor's side needs of it.
