@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use tests::{Scratch, Slat, assert_refused};
+use tests::{Scratch, Slat, assert_refused, elf};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -13,30 +13,10 @@ const COMMANDS: &[&str] = &["check", "run"];
 /// Where the RAM of these machines ends.
 const RAM_END: u64 = 64 << 20;
 
-/// An ELF64 kernel of one segment: `memory` bytes from guest-physical `start`, where it is also entered.
-fn elf(start: u64, memory: u64) -> Vec<u8> {
+/// A kernel that halts at once.
+fn halting(start: u64, memory: u64) -> Vec<u8> {
     const CODE: &[u8] = &[0xf4]; // hlt
-    const HEADERS: u64 = 64 + 56;
-    let mut file = Vec::new();
-    // Identification: 64 bits, little-endian, version 1.
-    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    // ET_EXEC for x86-64, version 1.
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    for word in [start, 64, 0] {
-        file.extend(word.to_le_bytes()); // entry, program headers, no section headers
-    }
-    file.extend([0; 4]); // flags
-    for half in [64_u16, 56, 1, 64, 0, 0] {
-        file.extend(half.to_le_bytes()); // sizes and counts of headers
-    }
-    // One PT_LOAD, readable and executable.
-    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    for word in [HEADERS, start, start, CODE.len() as u64, memory, 0x1000] {
-        file.extend(word.to_le_bytes()); // offset, vaddr, paddr, file size, memory size, alignment
-    }
-    assert_eq!(file.len() as u64, HEADERS);
-    file.extend(CODE);
-    file
+    elf(start, memory, CODE)
 }
 
 /// Writes a config with `keys` under `[boot]`, and asserts that every command refuses it, naming the config and `says`.
@@ -52,7 +32,7 @@ fn assert_bad_boot(scratch: &Scratch, keys: &str, says: &[&str]) {
 #[test]
 fn files_that_are_no_kernel_are_refused() {
     let scratch = Scratch::new();
-    let whole = elf(1 << 20, 4096);
+    let whole = halting(1 << 20, 4096);
     scratch.write("empty", "");
     scratch.write("text", "this is not a kernel\n".repeat(100));
     scratch.write("magic", b"\x7fELF");
@@ -75,7 +55,7 @@ fn a_file_of_100_mb_that_is_no_kernel_is_refused() {
     let scratch = Scratch::new();
     grow(&scratch.write("large", ""), 100 << 20);
     assert_bad_boot(&scratch, "kernel = \"large\"", &["boot.kernel", "large"]);
-    scratch.write("kernel", elf(1 << 20, 4096));
+    scratch.write("kernel", halting(1 << 20, 4096));
     let keys = "kernel = \"kernel\"\ninitrd = \"large\"";
     assert_bad_boot(&scratch, keys, &["boot.initrd", "large"]);
 }
@@ -83,7 +63,7 @@ fn a_file_of_100_mb_that_is_no_kernel_is_refused() {
 #[test]
 fn a_kernel_that_is_cut_anywhere_is_refused() {
     let scratch = Scratch::new();
-    let whole = elf(1 << 20, 4096);
+    let whole = halting(1 << 20, 4096);
     for length in 0..whole.len() {
         scratch.write("cut", &whole[..length]);
         let config = scratch.write("x.toml", "memory.size = \"64M\"\nboot.kernel = \"cut\"\n");
@@ -101,7 +81,7 @@ fn kernels_that_reach_out_of_ram_are_refused() {
         ("hole", 0xC000_0000, 4096),
         ("wraps", u64::MAX - 4095, 8192),
     ] {
-        scratch.write(name, elf(start, memory));
+        scratch.write(name, halting(start, memory));
         assert_bad_boot(&scratch, &format!("kernel = \"{name}\""), &["boot.kernel"]);
     }
 }
@@ -109,7 +89,7 @@ fn kernels_that_reach_out_of_ram_are_refused() {
 #[test]
 fn an_initrd_that_does_not_fit_is_refused() {
     let scratch = Scratch::new();
-    scratch.write("kernel", elf(1 << 20, 4096));
+    scratch.write("kernel", halting(1 << 20, 4096));
     let initrd = scratch.write("initrd", "");
     grow(&initrd, RAM_END);
     assert_bad_boot(&scratch, "kernel = \"kernel\"\ninitrd = \"initrd\"", &["boot.initrd"]);
@@ -118,7 +98,7 @@ fn an_initrd_that_does_not_fit_is_refused() {
 #[test]
 fn what_is_no_initrd_is_refused() {
     let scratch = Scratch::new();
-    scratch.write("kernel", elf(1 << 20, 4096));
+    scratch.write("kernel", halting(1 << 20, 4096));
     scratch.write("empty", "");
     for (name, says) in [("empty", "is empty"), (".", "directory"), ("nowhere", "no file")] {
         let keys = format!("kernel = \"kernel\"\ninitrd = \"{name}\"");
@@ -129,7 +109,7 @@ fn what_is_no_initrd_is_refused() {
 #[test]
 fn a_command_line_that_the_protocol_has_no_room_for_is_refused() {
     let scratch = Scratch::new();
-    scratch.write("kernel", elf(1 << 20, 4096));
+    scratch.write("kernel", halting(1 << 20, 4096));
     let longest = format!("boot.kernel = \"kernel\"\nboot.cmdline = \"{}\"", "x".repeat(2047));
     let config = scratch.write("fits.toml", longest);
     assert_eq!(SLAT.run(["check".as_ref(), config.as_os_str()]).code, Some(0));

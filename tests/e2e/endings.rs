@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::{Output, Report, Running, Scratch, Slat, require_guests};
+use tests::{Output, Report, Running, Scratch, Slat, elf, require_guests};
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat"));
 
@@ -111,6 +111,38 @@ fn a_reset_ends_the_run_well() {
     let output = hello.run();
     assert_eq!(output.code, Some(0), "{output:?}");
     hello.report("reset", &output);
+}
+
+/// A kernel that writes to a register of ACPI, as the FADT has it, and halts if nothing comes of that.
+#[test]
+fn a_kernel_powers_itself_off_or_resets_through_the_registers_of_acpi() {
+    if !require_guests() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let config = scratch.write("x.toml", "[boot]\nkernel = \"kernel\"\n");
+    let report = scratch.path().join("report.json");
+    for (port, value, acpi, ending) in [
+        // SLP_TYP 5 and SLP_EN in sleep control, then the reset register.
+        (0x600_u16, 5 << 2 | 1 << 5, true, "powered-off"),
+        (0x602, 1, true, "reset"),
+        (0x600, 5 << 2 | 1 << 5, false, "halted"),
+    ] {
+        let [low, high] = port.to_le_bytes();
+        // mov dx, port; mov al, value; out dx, al; cli; hlt
+        let code = [0x66, 0xba, low, high, 0xb0, value, 0xee, 0xfa, 0xf4];
+        scratch.write("kernel", elf(1 << 20, 4096, &code));
+        let set = format!("machine.acpi={acpi}");
+        let mut command = SLAT.command(["run"]);
+        command.arg(&config).arg("--json-report").arg(&report).args(["--set", &set]);
+        let output = SLAT.start(command).finish();
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let report = Report::read(&report);
+        assert_eq!((report.text("ending"), report.text("audit")), (ending, "clean"), "{output:?}");
+    }
+    let output = SLAT.run(["check".as_ref(), config.as_os_str()]);
+    let acpi = output.stdout.lines().find(|line| line.trim_start().starts_with("acpi "));
+    assert!(acpi.is_some_and(|line| line.contains("true")), "{output:?}");
 }
 
 #[test]

@@ -130,3 +130,29 @@ fn debian_sees_the_ram_on_both_sides_of_the_mmio_hole() {
     assert_eq!(output.code, Some(143), "{output:?}");
     assert!(output.stderr.contains("audit clean"), "{output:?}");
 }
+
+/// What a kernel without MP tables and without devices on its command line makes of the ACPI tables. It says so before it meets
+/// anything that KVM cannot emulate; this one is stopped as soon as it has.
+#[test]
+fn debian_finds_its_cpus_and_the_io_apic_in_the_acpi_tables() {
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let config = tree::root().join("configs/debian.toml");
+    let mut command = SLAT.command(["run"]);
+    command.arg(&config).args(["--set", "machine.vcpus=2"]);
+    let mut running = SLAT.start(command);
+    for line in [
+        "ACPI: RSDP 0x00000000000E0000",
+        "IOAPIC[0]: apic_id 2, version 17, address 0xfec00000, GSI 0-23",
+        "ACPI: Using ACPI (MADT) for SMP configuration information",
+        "smpboot: Allowing 2 CPUs, 0 hotplug CPUs",
+    ] {
+        running.wait_for(line);
+    }
+    running.signal(rustix::process::Signal::TERM);
+    let output = running.finish();
+    assert_eq!(output.code, Some(143), "{output:?}");
+    assert!(!output.stdout.contains("ACPI Error"), "{output:?}");
+    assert!(output.stderr.contains("audit clean"), "{output:?}");
+}

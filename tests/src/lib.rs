@@ -3,6 +3,7 @@
 
 pub mod imports;
 mod impostor;
+mod kernel;
 mod machine;
 mod refusal;
 mod report;
@@ -13,6 +14,7 @@ mod taps;
 pub mod tree;
 
 pub use impostor::impostor;
+pub use kernel::elf;
 pub use machine::{assert_ended, told};
 pub use refusal::assert_refused;
 pub use report::Report;
