@@ -5,8 +5,11 @@
 #![allow(unsafe_code, reason = "a signal handler, and the flag that it sets")]
 
 use std::cell::Cell;
+use std::io;
+use std::mem::zeroed;
 use std::ptr::{addr_of_mut, null_mut};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
@@ -56,5 +59,53 @@ impl Kick {
 impl Drop for Kick {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(null_mut());
+    }
+}
+
+/// Kicks the thread that made it, once, after a time.
+#[derive(Debug)]
+pub(super) struct Alarm(libc::timer_t);
+
+impl Alarm {
+    /// An alarm of this thread, not set.
+    ///
+    /// # Errors
+    /// What `timer_create` says.
+    pub(super) fn new() -> io::Result<Alarm> {
+        // SAFETY: all zeroes is a `sigevent`.
+        let mut event: libc::sigevent = unsafe { zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = SIGRTMIN();
+        event.sigev_notify_thread_id = rustix::thread::gettid().as_raw_pid();
+        let mut timer: libc::timer_t = null_mut();
+        // SAFETY: both live during the call.
+        match unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } {
+            0 => Ok(Alarm(timer)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Sets it.
+    pub(super) fn set(&self, after: Duration) {
+        let it_value = libc::timespec {
+            tv_sec: after.as_secs() as libc::time_t,
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::itimerspec { it_interval: never, it_value };
+        // SAFETY: the timer is there until this is dropped; it cannot fail on one that is, with a time that is one.
+        unsafe { libc::timer_settime(self.0, 0, &raw const value, null_mut()) };
+    }
+
+    /// It will not ring any more; but it may just have.
+    pub(super) fn clear(&self) {
+        self.set(Duration::ZERO);
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, deleted once.
+        unsafe { libc::timer_delete(self.0) };
     }
 }

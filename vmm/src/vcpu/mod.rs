@@ -5,6 +5,7 @@ mod gate;
 mod kick;
 mod lapic;
 mod report;
+mod ring0;
 mod run;
 mod threads;
 

@@ -14,6 +14,7 @@ use crate::ram::Ram;
 
 use super::ending::{Ending, Stage};
 use super::kick::Kick;
+use super::ring0::Ring0;
 use super::report::{CpuReport, internal_error, is_emulation_failure};
 
 /// Interrupts are taken (RFLAGS bit 9).
@@ -99,6 +100,8 @@ enum Outcome {
     /// KVM's own failure; the text is complete but for where.
     Failed(String),
     InternalError,
+    /// KVM has carried out the one instruction that it was asked for.
+    Stepped,
 }
 
 impl Vcpu {
@@ -108,17 +111,30 @@ impl Vcpu {
         let _bell = RingOnPanic(Arc::clone(&self.stage));
         let stage = Arc::clone(&self.stage);
         let passer = stage.gate().join();
+        let mut ring0: Option<Ring0> = None;
         loop {
             passer.pass();
             if stage.ending().is_some() {
                 return;
             }
+            if let Some(ring0) = &mut ring0 {
+                ring0.before();
+            }
             let outcome = self.enter();
             self.progress.exits.fetch_add(1, Ordering::Relaxed);
             let ending = match outcome {
                 Outcome::GoOn => continue,
+                Outcome::Stepped => {
+                    if let Some(ring0) = &mut ring0 {
+                        ring0.after(&self.fd, &*self.ram).expect("X");
+                    }
+                    continue;
+                }
                 Outcome::Kicked => {
                     self.fd.set_kvm_immediate_exit(0);
+                    if let Some(ring0) = &mut ring0 {
+                        ring0.after(&self.fd, &*self.ram).expect("X");
+                    }
                     if self.progress.asked.swap(false, Ordering::Relaxed) {
                         self.progress.asleep.store(self.sleeps_for_ever(), Ordering::Relaxed);
                     }
@@ -131,7 +147,11 @@ impl Vcpu {
                 Outcome::TripleFault => Ending::TripleFault(self.report()),
                 Outcome::Failed(what) => Ending::Kvm { what, cpu: self.report() },
                 Outcome::InternalError => match self.assist() {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        let r = ring0.get_or_insert_with(|| Ring0::new().expect("X"));
+                        r.after(&self.fd, &*self.ram).expect("X");
+                        continue;
+                    }
                     Err(what) => Ending::Kvm { what, cpu: self.report() },
                 },
             };
@@ -172,6 +192,7 @@ impl Vcpu {
             Ok(VcpuExit::Hlt) => Outcome::End(Ending::Halted),
             Ok(VcpuExit::Shutdown) => Outcome::TripleFault,
             Ok(VcpuExit::Intr) => Outcome::Kicked,
+            Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
             Ok(VcpuExit::SystemEvent(..)) => Outcome::End(Ending::Reset),
             Ok(VcpuExit::FailEntry(reason, _)) => {
