@@ -14,9 +14,14 @@ pub(super) mod flag {
     pub(in crate::emulate) const SIGN: u64 = 1 << 7;
     pub(in crate::emulate) const TRAP: u64 = 1 << 8;
     pub(in crate::emulate) const INTERRUPT: u64 = 1 << 9;
+    pub(in crate::emulate) const DIRECTION: u64 = 1 << 10;
     pub(in crate::emulate) const OVERFLOW: u64 = 1 << 11;
+    pub(in crate::emulate) const IOPL: u64 = 3 << 12;
+    pub(in crate::emulate) const NESTED: u64 = 1 << 14;
     pub(in crate::emulate) const RESUME: u64 = 1 << 16;
+    pub(in crate::emulate) const VIRTUAL_8086: u64 = 1 << 17;
     pub(in crate::emulate) const ALIGNMENT: u64 = 1 << 18;
+    pub(in crate::emulate) const IDENTIFICATION: u64 = 1 << 21;
     /// The six that arithmetic sets.
     pub(in crate::emulate) const STATUS: u64 = CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW;
 }
@@ -28,6 +33,7 @@ pub(super) mod control {
     pub(in crate::emulate) const CR0_TS: u64 = 1 << 3;
     pub(in crate::emulate) const CR0_NE: u64 = 1 << 5;
     pub(in crate::emulate) const CR4_OSFXSR: u64 = 1 << 9;
+    pub(in crate::emulate) const CR4_LA57: u64 = 1 << 12;
     pub(in crate::emulate) const CR4_FSGSBASE: u64 = 1 << 16;
     pub(in crate::emulate) const CR4_OSXSAVE: u64 = 1 << 18;
     pub(in crate::emulate) const CR4_SMAP: u64 = 1 << 21;
@@ -84,7 +90,16 @@ impl Cpu {
         self.sregs.efer & control::EFER_LMA != 0
     }
 
+    /// Whether `address` is one that 64-bit code can use (SDM vol. 1, 3.3.7.1); outside of it there is no such check.
+    #[inline]
+    pub(super) fn is_canonical(&self, address: u64) -> bool {
+        let bits = if self.sregs.cr4 & control::CR4_LA57 != 0 { 57 } else { 48 };
+        let sign = ((address as i64) << (64 - bits)) >> (64 - bits);
+        sign as u64 == address || self.bitness() != 64
+    }
+
     /// A flag of RFLAGS.
+    #[inline]
     pub(super) fn flag(&self, flag: u64) -> bool {
         self.regs.rflags & flag != 0
     }
@@ -94,14 +109,14 @@ impl Cpu {
         self.regs.rflags = if on { self.regs.rflags | flag } else { self.regs.rflags & !flag };
     }
 
-    /// What an address is built from: a general register, or a segment's base.
-    pub(super) fn address_part(&self, register: Register) -> Option<u64> {
-        if let Some(segment) = self.segment(register) {
-            // FS and GS alone have a base in 64-bit mode.
-            let flat = self.bitness() == 64 && !matches!(register, Register::FS | Register::GS);
-            return Some(if flat { 0 } else { segment.base });
+    /// What a segment adds to an address; `None` if it is none.
+    #[inline]
+    pub(super) fn segment_base(&self, register: Register) -> Option<u64> {
+        // FS and GS alone have a base in 64-bit mode.
+        if self.bitness() == 64 && !matches!(register, Register::FS | Register::GS) {
+            return Some(0);
         }
-        self.get(register)
+        Some(self.segment(register)?.base)
     }
 
     fn segment(&self, register: Register) -> Option<&kvm_segment> {
@@ -117,82 +132,111 @@ impl Cpu {
     }
 
     /// A general register of any width; nothing if it is none.
+    #[inline]
     pub(super) fn get(&self, register: Register) -> Option<u64> {
-        if !register.is_gpr() {
-            return None;
-        }
-        let full = *self.whole(register)?;
-        Some(match register.size() {
-            1 if is_high_byte(register) => full >> 8 & 0xff,
-            1 => full & 0xff,
-            2 => full & 0xffff,
-            4 => full & 0xffff_ffff,
-            _ => full,
+        let (part, index) = part(register)?;
+        let full = *self.whole(index);
+        Some(match part {
+            Part::Low8 => full & 0xff,
+            Part::High8 => full >> 8 & 0xff,
+            Part::Low16 => full & 0xffff,
+            Part::Low32 => full & 0xffff_ffff,
+            Part::All => full,
         })
     }
 
     /// Sets a general register: 32 bits clear the upper half, 8 and 16 leave the rest (SDM vol. 1, 3.4.1.1).
+    #[inline]
     pub(super) fn set(&mut self, register: Register, value: u64) -> Option<()> {
-        let high = is_high_byte(register);
-        let size = register.size();
-        let full = self.whole_mut(register)?;
-        *full = match size {
-            1 if high => *full & !0xff00 | (value & 0xff) << 8,
-            1 => *full & !0xff | value & 0xff,
-            2 => *full & !0xffff | value & 0xffff,
-            4 => value & 0xffff_ffff,
-            _ => value,
+        let (part, index) = part(register)?;
+        let full = self.whole_mut(index);
+        *full = match part {
+            Part::Low8 => *full & !0xff | value & 0xff,
+            Part::High8 => *full & !0xff00 | (value & 0xff) << 8,
+            Part::Low16 => *full & !0xffff | value & 0xffff,
+            Part::Low32 => value & 0xffff_ffff,
+            Part::All => value,
         };
         Some(())
     }
 
-    fn whole(&self, register: Register) -> Option<&u64> {
+    /// The register that instructions encode as `index`.
+    #[inline]
+    fn whole(&self, index: u32) -> &u64 {
         let regs = &self.regs;
-        Some(match register.full_register() {
-            Register::RAX => &regs.rax,
-            Register::RBX => &regs.rbx,
-            Register::RCX => &regs.rcx,
-            Register::RDX => &regs.rdx,
-            Register::RSI => &regs.rsi,
-            Register::RDI => &regs.rdi,
-            Register::RBP => &regs.rbp,
-            Register::RSP => &regs.rsp,
-            Register::R8 => &regs.r8,
-            Register::R9 => &regs.r9,
-            Register::R10 => &regs.r10,
-            Register::R11 => &regs.r11,
-            Register::R12 => &regs.r12,
-            Register::R13 => &regs.r13,
-            Register::R14 => &regs.r14,
-            Register::R15 => &regs.r15,
-            _ => return None,
-        })
+        match index & 15 {
+            0 => &regs.rax,
+            1 => &regs.rcx,
+            2 => &regs.rdx,
+            3 => &regs.rbx,
+            4 => &regs.rsp,
+            5 => &regs.rbp,
+            6 => &regs.rsi,
+            7 => &regs.rdi,
+            8 => &regs.r8,
+            9 => &regs.r9,
+            10 => &regs.r10,
+            11 => &regs.r11,
+            12 => &regs.r12,
+            13 => &regs.r13,
+            14 => &regs.r14,
+            _ => &regs.r15,
+        }
     }
 
-    fn whole_mut(&mut self, register: Register) -> Option<&mut u64> {
+    #[inline]
+    fn whole_mut(&mut self, index: u32) -> &mut u64 {
         let regs = &mut self.regs;
-        Some(match register.full_register() {
-            Register::RAX => &mut regs.rax,
-            Register::RBX => &mut regs.rbx,
-            Register::RCX => &mut regs.rcx,
-            Register::RDX => &mut regs.rdx,
-            Register::RSI => &mut regs.rsi,
-            Register::RDI => &mut regs.rdi,
-            Register::RBP => &mut regs.rbp,
-            Register::RSP => &mut regs.rsp,
-            Register::R8 => &mut regs.r8,
-            Register::R9 => &mut regs.r9,
-            Register::R10 => &mut regs.r10,
-            Register::R11 => &mut regs.r11,
-            Register::R12 => &mut regs.r12,
-            Register::R13 => &mut regs.r13,
-            Register::R14 => &mut regs.r14,
-            Register::R15 => &mut regs.r15,
-            _ => return None,
-        })
+        match index & 15 {
+            0 => &mut regs.rax,
+            1 => &mut regs.rcx,
+            2 => &mut regs.rdx,
+            3 => &mut regs.rbx,
+            4 => &mut regs.rsp,
+            5 => &mut regs.rbp,
+            6 => &mut regs.rsi,
+            7 => &mut regs.rdi,
+            8 => &mut regs.r8,
+            9 => &mut regs.r9,
+            10 => &mut regs.r10,
+            11 => &mut regs.r11,
+            12 => &mut regs.r12,
+            13 => &mut regs.r13,
+            14 => &mut regs.r14,
+            _ => &mut regs.r15,
+        }
     }
 }
 
-fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+/// Which part of a general register a name stands for.
+#[derive(Clone, Copy)]
+enum Part {
+    Low8,
+    High8,
+    Low16,
+    Low32,
+    All,
+}
+
+/// What `register` names, and of which one; the decoder's list has each width in the order of the encoding.
+#[inline]
+fn part(register: Register) -> Option<(Part, u32)> {
+    const AL: u32 = Register::AL as u32;
+    const AH: u32 = Register::AH as u32;
+    const SPL: u32 = Register::SPL as u32;
+    const AX: u32 = Register::AX as u32;
+    const EAX: u32 = Register::EAX as u32;
+    const RAX: u32 = Register::RAX as u32;
+    const R15: u32 = Register::R15 as u32;
+    let at = register as u32;
+    Some(match at {
+        RAX..=R15 => (Part::All, at - RAX),
+        EAX..RAX => (Part::Low32, at - EAX),
+        AX..EAX => (Part::Low16, at - AX),
+        // Behind the four old high bytes come SPL to R15L.
+        SPL..AX => (Part::Low8, at - SPL + 4),
+        AH..SPL => (Part::High8, at - AH),
+        AL..AH => (Part::Low8, at - AL),
+        _ => return None,
+    })
 }

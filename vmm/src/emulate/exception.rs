@@ -1,10 +1,12 @@
 //! Exceptions and software interrupts that an instruction raises.
 
 /// Vectors (SDM vol. 3A, table 6-1).
+pub(super) const DIVIDE: u8 = 0;
 pub(super) const DEBUG: u8 = 1;
 pub(super) const BREAKPOINT: u8 = 3;
 pub(super) const INVALID_OPCODE: u8 = 6;
 pub(super) const DEVICE_NOT_AVAILABLE: u8 = 7;
+pub(super) const STACK: u8 = 12;
 pub(super) const GENERAL_PROTECTION: u8 = 13;
 pub(super) const PAGE_FAULT: u8 = 14;
 pub(super) const FLOATING_POINT: u8 = 16;
@@ -58,6 +60,11 @@ impl Exception {
     /// A general protection exception without a selector.
     pub(super) const fn protection() -> Exception {
         Exception { code: Some(0), ..Exception::fault(GENERAL_PROTECTION) }
+    }
+
+    /// A stack exception without a selector.
+    pub(super) const fn stack() -> Exception {
+        Exception { code: Some(0), ..Exception::fault(STACK) }
     }
 
     /// A page fault at `address`.

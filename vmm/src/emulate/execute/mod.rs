@@ -1,10 +1,23 @@
-//! What each instruction does, by family. The list is what `KVM` has no emulation for and kernels use.
+//! What each instruction does, by family: what compiled kernel code is made of, and what `KVM` has no emulation for.
+//!
+//! An operation finds RIP behind the instruction. It changes nothing before everything that can fault has been done, since
+//! nobody restores registers after a fault: memory comes first, then registers and flags. Strings alone show how far they
+//! came.
 
+mod arithmetic;
 mod bits;
 mod control;
 mod exchange;
+mod flags;
+mod flow;
 mod fpu;
+mod integer;
+mod logic;
+mod movement;
 mod random;
+mod shift;
+mod stack;
+mod string;
 mod trap;
 mod xstate;
 
@@ -13,11 +26,21 @@ use iced_x86::Mnemonic;
 use super::linear::Trouble;
 use super::step::Step;
 
-/// Carries an instruction out, but for RIP.
+/// Carries an instruction out. RIP is the next one's when it begins.
 ///
 /// # Errors
 /// It raises an exception, or is not known.
+#[inline]
 pub(super) fn execute(step: &mut Step<'_>) -> Result<(), Trouble> {
+    match integer::execute(step) {
+        Err(Trouble::Unknown) => rare(step),
+        done => done,
+    }
+}
+
+/// What only the parts of a kernel do that know the processor.
+#[cold]
+fn rare(step: &mut Step<'_>) -> Result<(), Trouble> {
     match step.instruction.mnemonic() {
         Mnemonic::Cmpxchg8b => exchange::cmpxchg8b(step),
         Mnemonic::Cmpxchg16b => exchange::cmpxchg16b(step),
