@@ -43,6 +43,7 @@ use kvm_ioctls::VcpuFd;
 use crate::ram::Ram;
 
 pub use counts::Counts;
+pub use deliver::Delivery;
 pub use interpret::{Interpreter, Left};
 
 use cpu::Cpu;
@@ -89,7 +90,7 @@ impl fmt::Display for Refusal {
 ///
 /// # Errors
 /// It is not known, or its operands are not in RAM: nothing is changed.
-pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refusal> {
+pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<Delivery, Refusal> {
     let unread = |_| Refusal { mnemonic: None, why: Why::State("KVM does not tell its registers") };
     let regs = vcpu.get_regs().map_err(unread)?;
     let sregs = vcpu.get_sregs().map_err(unread)?;
@@ -103,7 +104,7 @@ pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refus
     let instruction = match code::fetch(bitness, cpu.regs.rip, at, &memory) {
         Ok(instruction) => instruction,
         Err(Trouble::Raised(exception)) => {
-            return commit(vcpu, &mut cpu, Some(exception)).map_err(|why| why.of(None));
+            return commit(vcpu, &mut cpu, &memory, Some(exception)).map_err(|why| why.of(None));
         }
         Err(trouble) => return Err(Why::from(trouble).of(None)),
     };
@@ -113,9 +114,9 @@ pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<(), Refus
         Err(Trouble::Raised(exception)) => Some(exception),
         Err(trouble) => return Err(Why::from(trouble).of(Some(&instruction))),
     };
-    commit(vcpu, &mut cpu, raised).map_err(|why| why.of(Some(&instruction)))?;
+    let delivery = commit(vcpu, &mut cpu, &memory, raised);
     counts.note(instruction.mnemonic());
-    Ok(())
+    delivery.map_err(|why| why.of(Some(&instruction)))
 }
 
 /// Carries it out on `cpu` and `memory`. RIP is behind it afterwards, or where the exception leaves it.
@@ -137,18 +138,22 @@ fn carry_out(
     done
 }
 
-/// Gives the vCPU its new state, with the exception that was raised.
+/// Delivers what was raised, and gives the vCPU its new state.
 fn commit(
     vcpu: &VcpuFd,
     cpu: &mut Cpu,
+    memory: &dyn Linear,
     raised: Option<Exception>,
-) -> Result<(), Why> {
+) -> Result<Delivery, Why> {
     let single_step = raised.is_none() && cpu.flag(cpu::flag::TRAP);
     let raised = raised.or_else(|| single_step.then(|| Exception::trap(exception::DEBUG)));
-    if let Some(exception) = raised {
-        deliver::deliver(vcpu, cpu, exception)?;
+    match raised {
+        Some(exception) => match deliver::deliver(vcpu, cpu, memory, exception)? {
+            Delivery::Done => vcpu::store(vcpu, cpu).map(|()| Delivery::Done),
+            Delivery::Kvm => Ok(Delivery::Kvm),
+        },
+        None => vcpu::store(vcpu, cpu).map(|()| Delivery::Done),
     }
-    vcpu::store(vcpu, cpu)
 }
 
 impl Why {
