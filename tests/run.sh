@@ -19,9 +19,10 @@ die() { printf '\nrun.sh: %s\n' "$*" >&2; exit 1; }
 # Packages by the tool that is missed. gcc links, iproute2 is for configs/with-tap.sh; the rest for configs/get-debian.sh.
 install_missing() {
   local packages=()
-  command -v cc >/dev/null || packages+=(gcc libc6-dev)
+  [[ -e /usr/lib/x86_64-linux-gnu/libc.a ]] && command -v cc >/dev/null || packages+=(gcc libc6-dev)
   command -v dpkg-deb >/dev/null || packages+=(dpkg)
   command -v cpio >/dev/null || packages+=(cpio)
+  PATH=$PATH:/usr/sbin:/sbin command -v mke2fs >/dev/null || packages+=(e2fsprogs)
   command -v ip >/dev/null || packages+=(iproute2)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
   ((${#packages[@]})) || return 0
