@@ -346,6 +346,7 @@ fn the_shipped_configs_are_fine() {
         let lacks =
             |config: &str, file: &str| path.ends_with(config) && !folder.join(file).exists();
         let needs_download = lacks("debian.toml", "debian/vmlinuz")
+            || lacks("debian.toml", "debian/root.ext4")
             || lacks("template.toml", "template.img")
             || lacks("pmem.toml", "pmem.img")
             || lacks("blk.toml", "disk.img");
