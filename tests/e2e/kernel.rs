@@ -1,28 +1,15 @@
 //! Debian's stock kernel, booted from its config, watched over its serial console.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Output, Report, Scratch, Slat, require_guests, skip_unless_refused, tree};
+use tests::{Debian, Output, Report, Slat, require_debian, require_guests, tree};
 
 /// Where KVM emulates the guest's ring 0 the kernel takes about a minute, and longer on a busy host.
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(240));
 
-/// What configs/get-debian.sh has /init print.
+/// What its first process prints.
 const USERSPACE: &str = "slat: init is up, kernel 6.1";
-
-/// Its shell's.
-const PROMPT: &str = "guest# ";
-
-/// Whether the kernel has been fetched.
-fn require_debian() -> bool {
-    let there = tree::root().join("configs/debian/vmlinuz").exists();
-    if !there {
-        skip_unless_refused("configs/debian is not there (run configs/get-debian.sh)");
-    }
-    there
-}
 
 /// The config as `slat check` sees it.
 fn check(config: &std::path::Path) -> Value {
@@ -73,17 +60,11 @@ fn debian_boots_to_its_first_process_or_to_what_kvm_cannot_emulate() {
     }
     let config = tree::root().join("configs/debian.toml");
     let checked = check(&config);
-    let scratch = Scratch::new();
-    let report = scratch.path().join("report.json");
-    let mut command = SLAT.command(["run"]);
-    command.arg(&config).arg("--json-report").arg(&report).stdin(Stdio::piped());
-    let mut running = SLAT.start(command);
-    if running.says(USERSPACE) && running.says(PROMPT) {
-        running.type_in(b"exit\n");
+    let mut debian = Debian::start(SLAT, SLAT.command::<&str>([]), &[], None);
+    if debian.comes_up() {
+        debian.type_in(b"reboot\n");
     }
-    let output = running.finish();
-    assert!(!output.timed_out, "timed out: {output:?}");
-    let report = Report::read(&report);
+    let (output, report) = debian.finish();
     assert_eq!(report.text("audit"), "clean", "{output:?}");
 
     let console = output.stdout.as_str();

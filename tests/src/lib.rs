@@ -1,6 +1,7 @@
 //! What the crates' tests share: a runner for `slat`, folders with configs, gates for what a machine lacks, and a reader
 //! of source trees.
 
+mod debian;
 pub mod imports;
 mod impostor;
 mod kernel;
@@ -11,8 +12,10 @@ mod running;
 mod skip;
 mod slat;
 mod taps;
+mod terminal;
 pub mod tree;
 
+pub use debian::{Answer, Debian, require_debian};
 pub use impostor::impostor;
 pub use kernel::elf;
 pub use machine::{assert_ended, told};
@@ -22,6 +25,7 @@ pub use running::Running;
 pub use skip::{require_guests, require_kvm, require_userfaultfd, skip, skip_unless_refused};
 pub use slat::{Output, Slat};
 pub use taps::{require_taps, with_taps};
+pub use terminal::Terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};

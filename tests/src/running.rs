@@ -47,26 +47,34 @@ impl Running {
         self.child.id()
     }
 
+    /// How long it has been running.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// What it has written to standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// Waits until standard output has `text`, and says whether it came before the child's end. Panics at the limit.
-    pub fn says(&mut self, text: &str) -> bool {
+    /// Waits until `look` finds something in standard output; nothing if the child ends before. Panics at the limit.
+    pub fn find<T>(&mut self, what: &str, look: impl Fn(&str) -> Option<T>) -> Option<T> {
         loop {
             let ended = self.child.try_wait().expect("the child can be waited for").is_some();
             // What it wrote last may come after its end.
             let complete = ended && self.stdout.is_complete();
-            if self.stdout().contains(text) {
-                return true;
+            let found = look(&self.stdout());
+            if found.is_some() || complete {
+                return found;
             }
-            if complete {
-                return false;
-            }
-            assert!(self.started.elapsed() < self.limit, "no {text:?} yet: {}", self.stdout());
+            assert!(self.started.elapsed() < self.limit, "no {what:?} yet: {}", self.stdout());
             thread::sleep(PAUSE);
         }
+    }
+
+    /// Waits until standard output has `text`, and says whether it came before the child's end. Panics at the limit.
+    pub fn says(&mut self, text: &str) -> bool {
+        self.find(text, |said| said.contains(text).then_some(())).is_some()
     }
 
     /// The same for a text that has to come. Panics if the child ends before.

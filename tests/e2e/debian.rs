@@ -1,0 +1,166 @@
+//! Debian's stock kernel at work: files, memory, a network and a person at its terminal, while the monitor does with its memory
+//! all that it can. A boot takes minutes where KVM emulates ring 0, so a few boots see all.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tests::{
+    Debian, Report, Running, Slat, Terminal, require_debian, require_guests, require_taps, tree,
+    with_taps,
+};
+
+const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(900));
+
+/// Every part of the memory service at work in the background, as fast as it goes.
+const BUSY: [&str; 5] = [
+    "collapse.background=true",
+    "collapse.max_holes=511",
+    "collapse.scan_rate=unlimited",
+    "dedup.background=true",
+    "dedup.scan_rate=unlimited",
+];
+
+/// The report's counts of the device of this name.
+fn count(report: &Report, device: &str, name: &str) -> u64 {
+    let devices = report.at("devices").as_array().expect("devices are a list");
+    let at = devices.iter().position(|told| told["name"] == device);
+    let at = at.unwrap_or_else(|| panic!("no device {device} in {devices:#?}"));
+    report.number(&format!("devices.{at}.counts.{name}"))
+}
+
+/// No driver of the guest did what a device does not allow.
+fn assert_no_breaks(report: &Report) {
+    let devices = report.at("devices").as_array().expect("devices are a list").len();
+    for at in 0..devices {
+        assert_eq!(report.number(&format!("devices.{at}.breaks")), 0, "device {at}");
+    }
+}
+
+/// The program that the guest has, run outside.
+fn outside(args: &[&str]) -> String {
+    let mut command = Command::new(tree::root().join("configs/debian/guest-tool"));
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = Running::start(command, Duration::from_secs(120)).finish();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    output.stdout.trim_end().to_owned()
+}
+
+/// The number after `key=` in a line.
+fn value(line: &str, key: &str) -> f64 {
+    let value = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {key}= in {line:?}"))
+}
+
+/// What was written to the disk is read back right while pages collapse, merge and go back to the host; and a person can work
+/// at the terminal.
+#[test]
+fn debian_keeps_its_files_and_its_user_while_its_memory_is_moved() {
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let command = SLAT.command::<&str>([]);
+    let mut debian = Debian::start(SLAT, command, &BUSY, Some(Terminal::new()));
+    debian.boot();
+
+    // A line that is mended before it ends: a wrong letter, and one that was left out.
+    debian.type_in(b"echo adx\x7f\x1b[Dbc\x1b[C\r");
+    assert!(debian.wait_for("\nabcd\r"), "the shell has no line editing");
+    // `go` comes from the process that sleeps, or rather from what it was before.
+    debian.type_in(b"sh -c 'echo go; exec sleep 1000'\r");
+    assert!(debian.wait_for("\ngo\r"), "nothing sleeps");
+    debian.type_in(b"\x03");
+    // 128 and the number of SIGINT.
+    assert!(debian.wait_for("guest# "), "Ctrl-C ends no sleep");
+    debian.type_in(b"echo \"slept $?\"\r");
+    assert!(debian.wait_for("\nslept 130\r"), "Ctrl-C ends no sleep");
+    assert!(debian.wait_for("guest# "), "there is no prompt");
+
+    let free = debian.tell("free");
+    let memory = free.line("Mem");
+    let numbers: Vec<u64> = memory.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    // Of 256 MiB the kernel keeps some; what is used and what is free are parts of the rest.
+    assert!((180 << 10..256 << 10).contains(&numbers[0]), "{memory}");
+    assert!(numbers[1] + numbers[2] <= numbers[0], "{memory}");
+
+    let files = debian.tell("filetree /tree 7 150 64000 --drop-caches");
+    assert_eq!((files.number("filetree", "files"), files.number("filetree", "wrong")), (150, 0));
+    // Pages of four contents, and time to find them.
+    let memory = debian.tell("memory 64 2 4 5");
+    assert_eq!(memory.number("memory", "wrong"), 0, "{}", memory.text);
+    let files = debian.tell("filetree /tree 7 150 64000 --drop-caches --check");
+    assert_eq!(files.number("filetree", "wrong"), 0, "{}", files.text);
+
+    let inside = debian.tell("compress 8 15");
+    let inside = inside.line("compress");
+    let outside = outside(&["compress", "8", "15"]);
+    for key in ["median_cycles", "best_cycles", "median_ns", "best_ns"] {
+        println!(
+            "compress {key}: inside {:.3} of outside",
+            value(inside, key) / value(&outside, key)
+        );
+    }
+    assert_eq!(value(inside, "packed"), value(&outside, "packed"));
+
+    let (_, report) = debian.end("poweroff");
+    assert_no_breaks(&report);
+    assert!(count(&report, "root", "bytes_written") > 9 << 20, "a sync reaches the disk");
+    assert!(count(&report, "free", "reported") > 0, "free pages are reported");
+}
+
+/// The host's side of the transfer, in the guest's network, and then the monitor in its place.
+const SERVED: &str = r#"
+tool=$1 log=$2
+shift 2
+timeout 900 "$tool" transfer --listen 10.0.0.1:7000 >"$log" 2>&1 </dev/null &
+exec "$@"
+"#;
+
+/// Two processors, and a network to the host: pings come back, and bytes come as they were sent, both ways.
+#[test]
+fn debian_on_two_vcpus_has_a_network() {
+    if !require_guests() || !require_debian() || !require_taps() {
+        return;
+    }
+    let log = tests::Scratch::new();
+    let log = log.path().join("transfer.log");
+    let mut command = with_taps(&[], "bash");
+    command.args(["-c", SERVED, "served"]);
+    command.arg(tree::root().join("configs/debian/guest-tool")).arg(&log).arg(SLAT.exe());
+    let sets = ["machine.vcpus=2", "net.lan.tap=tap0", "collapse.background=true"];
+    let mut debian = Debian::start(SLAT, command, &sets, None);
+    debian.boot();
+    let nproc = debian.tell("nproc");
+    assert!(nproc.text.lines().any(|line| line.trim_end() == "2"), "{}", nproc.text);
+    let ping = debian.tell("ping -c 3 10.0.0.1");
+    assert!(ping.text.contains("3 packets transmitted, 3 packets received, 0% packet loss"));
+    let transfer = debian.tell("transfer 10.0.0.1:7000 16");
+    let told = ["sent", "received", "wrong"].map(|key| transfer.number("transfer", key));
+    assert_eq!(told, [16 << 20, 16 << 20, 0], "{}", transfer.text);
+    println!("transfer: {}", transfer.line("transfer"));
+    let (output, report) = debian.end("poweroff");
+    let served = tree::text(&log);
+    assert!(served.contains("received=16777216 wrong=0 "), "{served}: {output:?}");
+    assert_no_breaks(&report);
+    assert!(count(&report, "lan", "rx_packets") > 3 && count(&report, "lan", "tx_packets") > 3);
+}
+
+/// Less memory than the guest was promised: what it frees goes back and serves what it touches next.
+#[test]
+fn debian_lives_on_less_than_its_ram() {
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let sets = ["memory.pool=192M", "dedup.background=true", "balloon.free.deflate_on_oom=true"];
+    let mut debian = Debian::start(SLAT, SLAT.command::<&str>([]), &sets, None);
+    debian.boot();
+    for _ in 0..3 {
+        let memory = debian.tell("memory 80 1 0 0");
+        assert_eq!(memory.number("memory", "wrong"), 0, "{}", memory.text);
+        // Linux reports pages that have been free for two seconds.
+        debian.tell("sleep 3");
+    }
+    let (_, report) = debian.end("exit");
+    assert_no_breaks(&report);
+    assert!(count(&report, "free", "reported") > 0, "free pages are reported");
+    assert!(report.number("memory.balloon.given_back") > 0);
+}
