@@ -33,6 +33,8 @@ mod paging;
 mod physical;
 mod step;
 mod tlb;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 
 use std::fmt;

@@ -96,13 +96,20 @@ pub(super) fn xadd(step: &mut Step<'_>) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Memory is written either way, with what it was if that is not what was expected.
+/// Memory is written either way, with what it was if that is not what was expected; a register is not.
 pub(super) fn cmpxchg(step: &mut Step<'_>) -> Result<(), Trouble> {
     let (width, new) = (step.width(0), step.read(1)?);
     let accumulator = accumulator(width);
     let expected = step.cpu.get(accumulator).ok_or(Trouble::Unknown)?;
-    let choose = |old: u64| if old == expected { new } else { old };
-    let old = step.modify(choose)?;
+    let old = if step.is_memory(0) {
+        step.modify(|old| if old == expected { new } else { old })?
+    } else {
+        let old = step.read(0)?;
+        if old == expected {
+            step.write(0, new)?;
+        }
+        old
+    };
     if old != expected {
         step.cpu.set(accumulator, old).ok_or(Trouble::Unknown)?;
     }

@@ -44,6 +44,10 @@ pub(super) fn read_base(step: &mut Step<'_>, which: Base) -> Result<(), Trouble>
 
 pub(super) fn write_base(step: &mut Step<'_>, which: Base) -> Result<(), Trouble> {
     let value = step.read(0)?;
+    base(step, which)?;
+    if !step.cpu.is_canonical(value) {
+        return Err(Exception::protection().into());
+    }
     *base(step, which)? = value;
     step.cpu.special_changed = true;
     Ok(())
@@ -65,9 +69,10 @@ pub(super) fn swapgs(step: &mut Step<'_>) -> Result<(), Trouble> {
 
 pub(super) fn rdtscp(step: &mut Step<'_>) -> Result<(), Trouble> {
     let now = step.beyond.msr(MSR_TSC)?;
+    let aux = step.beyond.msr(MSR_TSC_AUX)?;
     step.cpu.regs.rax = now & 0xffff_ffff;
     step.cpu.regs.rdx = now >> 32;
-    step.cpu.regs.rcx = step.beyond.msr(MSR_TSC_AUX)? & 0xffff_ffff;
+    step.cpu.regs.rcx = aux & 0xffff_ffff;
     Ok(())
 }
 
