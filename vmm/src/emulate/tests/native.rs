@@ -84,6 +84,16 @@ impl Arena {
         u64::from_le_bytes(self.take(offset, 8).try_into().unwrap())
     }
 
+    /// Sets the memory that instructions work on.
+    pub(super) fn set_memory(&mut self, data: &[u8]) {
+        self.put(2 * PAGE, data);
+    }
+
+    /// That memory.
+    pub(super) fn memory(&self) -> Vec<u8> {
+        self.take(2 * PAGE, DATA)
+    }
+
     /// The four bytes of an absolute address, behind ModRM and SIB.
     fn absolute(&self, offset: usize) -> [u8; 4] {
         ((self.at as u64 + offset as u64) as u32).to_le_bytes()

@@ -1,8 +1,8 @@
 //! Instructions and states to try them with.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind as Kind,
-    OpKind, Register,
+    Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic,
+    OpCodeOperandKind as Kind, OpKind, Register,
 };
 
 use super::native::{Arena, DATA, FLAGS_ALWAYS, State};
@@ -72,9 +72,12 @@ fn any_register(numbers: &mut Numbers, bytes: usize) -> Register {
     register(bytes, number)
 }
 
-/// All forms of an instruction in 64-bit mode.
+/// All forms of an instruction in 64-bit mode, but for those of processors that are no longer made.
 pub(super) fn codes(mnemonic: Mnemonic) -> impl Iterator<Item = Code> {
-    Code::values().filter(move |code| code.mnemonic() == mnemonic && code.op_code().mode64())
+    Code::values().filter(move |code| {
+        let of_today = !matches!(code.encoding(), EncodingKind::XOP | EncodingKind::MVEX);
+        code.mnemonic() == mnemonic && code.op_code().mode64() && of_today
+    })
 }
 
 /// One way to write `code`, or `None` where its operands are not for general registers and memory, or do not go together.
