@@ -12,6 +12,9 @@ use crate::emulate::step::Step;
 const ERROR_SUMMARY: u16 = 1 << 7;
 /// FCW after FNINIT: every exception masked, 64-bit precision.
 const FCW_INIT: u16 = 0x37f;
+/// What FCW can hold, and the bit that is always set in it.
+const FCW_BITS: u16 = 0x1f3f;
+const FCW_ALWAYS: u16 = 0x40;
 /// What FNCLEX clears of FSW: exceptions, SF, ES, B.
 const FSW_EXCEPTIONS: u16 = 0x80ff;
 
@@ -46,9 +49,18 @@ fn report_pending(step: &Step<'_>, area: &Area) -> Result<(), Trouble> {
     }
 }
 
+/// Makes the first register the top of the stack. Values stay in their registers, of which the area shows the top first.
+fn reset_top(area: &mut Area) {
+    let status = area.u16_at(legacy::FSW);
+    let top = usize::from(status >> 11 & 7);
+    area.bytes_mut(legacy::ST..legacy::XMM).rotate_right(16 * top);
+    area.set_u16_at(legacy::FSW, status & !(7 << 11));
+}
+
 pub(super) fn fninit(step: &mut Step<'_>) -> Result<(), Trouble> {
     check(step)?;
     let mut area = Area::of(&*step.beyond.xsave()?);
+    reset_top(&mut area);
     area.set_u16_at(legacy::FCW, FCW_INIT);
     area.set_u16_at(legacy::FSW, 0);
     // The tags are kept in one byte: none is in use.
@@ -71,7 +83,7 @@ pub(super) fn fldcw(step: &mut Step<'_>) -> Result<(), Trouble> {
     check(step)?;
     let mut area = Area::of(&*step.beyond.xsave()?);
     report_pending(step, &area)?;
-    let wanted = step.read(0)? as u16;
+    let wanted = step.read(0)? as u16 & FCW_BITS | FCW_ALWAYS;
     area.set_u16_at(legacy::FCW, wanted);
     // An exception that was masked may be pending now.
     let status = area.u16_at(legacy::FSW);
@@ -97,10 +109,12 @@ pub(super) fn fnstsw(step: &mut Step<'_>) -> Result<(), Trouble> {
     }
 }
 
+/// As every instruction of MMX, it resets the top of the stack (SDM vol. 1, 9.5.1).
 pub(super) fn emms(step: &mut Step<'_>) -> Result<(), Trouble> {
     check(step)?;
     let mut area = Area::of(&*step.beyond.xsave()?);
     report_pending(step, &area)?;
+    reset_top(&mut area);
     area.set_u16_at(legacy::FTW, 0);
     area.mark_used(legacy::X87);
     step.beyond.set_xsave(&area.into_kvm())

@@ -147,9 +147,7 @@ fn save_legacy(
     if components & legacy::X87 != 0 {
         let mut head = area.bytes(0..legacy::MXCSR).to_vec();
         if !asked.wide {
-            // Selectors, which no processor of today saves.
-            head[legacy::FIP + 4..legacy::FIP + 8].fill(0);
-            head[legacy::FIP + 12..legacy::FIP + 16].fill(0);
+            drop_selectors(&mut head);
         }
         step.memory.write(asked.address, &head)?;
         let registers = area.bytes(legacy::ST..legacy::XMM);
@@ -160,6 +158,12 @@ fn save_legacy(
         step.memory.write(asked.address + legacy::XMM as u64, registers)?;
     }
     Ok(())
+}
+
+/// Where pointers have 32 bits their selectors are, which no processor of today saves or loads.
+fn drop_selectors(head: &mut [u8]) {
+    head[legacy::FIP + 4..legacy::FIP + 8].fill(0);
+    head[legacy::FIP + 12..legacy::FIP + 16].fill(0);
 }
 
 fn save_mxcsr(step: &Step<'_>, asked: &Request, area: &Area) -> Result<(), Trouble> {
@@ -206,6 +210,9 @@ fn restore(step: &Step<'_>, asked: &Request, compacted_only: bool) -> Result<(),
     }
     if load & legacy::X87 != 0 {
         read(0, area.bytes_mut(0..legacy::MXCSR))?;
+        if !asked.wide {
+            drop_selectors(area.bytes_mut(0..legacy::MXCSR));
+        }
         read(legacy::ST, area.bytes_mut(legacy::ST..legacy::XMM))?;
     }
     if load & legacy::SSE != 0 {

@@ -321,7 +321,7 @@ fn control_and_status() {
             operand[..4].copy_from_slice(&value.to_le_bytes());
             compare(&mut arena, &before, &operand, 0, &on(&LDMXCSR, at), everything);
         }
-        for value in [0x37f_u16, 0xe7f, 0x27f, 0x3f] {
+        for value in [0x37f_u16, 0xe7f, 0x27f, 0x3f, 0xffff, 0x340] {
             operand[..2].copy_from_slice(&value.to_le_bytes());
             compare(&mut arena, &before, &operand, 0, &on(&FLDCW, at), everything);
         }

@@ -139,13 +139,13 @@ pub(super) fn variant(code: Code, numbers: &mut Numbers, arena: &Arena) -> Optio
             Kind::imm32 => set_immediate(&mut instruction, operand, OpKind::Immediate32, immediate),
             Kind::imm64 => set_immediate(&mut instruction, operand, OpKind::Immediate64, immediate),
             Kind::imm8sex16 => {
-                sign_extended(&mut instruction, operand, OpKind::Immediate8to16, immediate)
+                sign_extended(&mut instruction, operand, OpKind::Immediate8to16, immediate);
             }
             Kind::imm8sex32 => {
-                sign_extended(&mut instruction, operand, OpKind::Immediate8to32, immediate)
+                sign_extended(&mut instruction, operand, OpKind::Immediate8to32, immediate);
             }
             Kind::imm8sex64 => {
-                sign_extended(&mut instruction, operand, OpKind::Immediate8to64, immediate)
+                sign_extended(&mut instruction, operand, OpKind::Immediate8to64, immediate);
             }
             Kind::imm32sex64 => {
                 instruction.set_op_kind(operand, OpKind::Immediate32to64);
