@@ -1,8 +1,9 @@
 //! Counting, extracting and moving bits: POPCNT, ABM, BMI1, BMI2, ADX, CRC32, MOVBE (SDM vol. 2).
 
-use iced_x86::Register;
+use iced_x86::OpKind;
 
 use crate::emulate::cpu::flag;
+use crate::emulate::exception::Exception;
 use crate::emulate::linear::Trouble;
 use crate::emulate::step::{Step, cut};
 
@@ -77,8 +78,11 @@ pub(super) fn blsr(step: &mut Step<'_>) -> Result<(), Trouble> {
     logic(step, value & value.wrapping_sub(1), value == 0)
 }
 
-/// SF is undefined, and left.
+/// SF is undefined, and left. The form with an immediate is of processors that are no longer made.
 pub(super) fn bextr(step: &mut Step<'_>) -> Result<(), Trouble> {
+    if step.instruction.op_kind(2) != OpKind::Register {
+        return Err(Exception::invalid_opcode().into());
+    }
     let (value, control) = (step.read(1)?, step.read(2)?);
     let (start, length) = (control & 0xff, control >> 8 & 0xff);
     let shifted = if start < 64 { value >> start } else { 0 };
@@ -202,6 +206,5 @@ pub(super) fn crc32(step: &mut Step<'_>) -> Result<(), Trouble> {
 pub(super) fn movbe(step: &mut Step<'_>) -> Result<(), Trouble> {
     let width = step.width(0);
     let swapped = step.read(1)?.swap_bytes() >> (64 - 8 * width);
-    debug_assert!(step.instruction.op_register(0) != Register::None || step.is_memory(0));
     step.write(0, swapped)
 }

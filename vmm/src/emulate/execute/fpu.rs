@@ -111,6 +111,9 @@ pub(super) fn fnstsw(step: &mut Step<'_>) -> Result<(), Trouble> {
 
 /// As every instruction of MMX, it resets the top of the stack (SDM vol. 1, 9.5.1).
 pub(super) fn emms(step: &mut Step<'_>) -> Result<(), Trouble> {
+    if step.cpu.sregs.cr0 & control::CR0_EM != 0 {
+        return Err(Exception::invalid_opcode().into());
+    }
     check(step)?;
     let mut area = Area::of(&*step.beyond.xsave()?);
     report_pending(step, &area)?;

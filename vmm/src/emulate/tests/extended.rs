@@ -34,6 +34,8 @@ const XRSTOR64: Form = Form(&[0x48, 0x0f, 0xae], 5);
 const XSAVEOPT64: Form = Form(&[0x48, 0x0f, 0xae], 6);
 const XSAVEC: Form = Form(&[0x0f, 0xc7], 4);
 const XSAVEC64: Form = Form(&[0x48, 0x0f, 0xc7], 4);
+const XSAVES64: Form = Form(&[0x48, 0x0f, 0xc7], 5);
+const XRSTORS64: Form = Form(&[0x48, 0x0f, 0xc7], 3);
 const LDMXCSR: Form = Form(&[0x0f, 0xae], 2);
 const STMXCSR: Form = Form(&[0x0f, 0xae], 3);
 const FLDCW: Form = Form(&[0xd9], 5);
@@ -190,6 +192,52 @@ fn emulate(
     assert!(!decoded.is_invalid(), "{instruction:02x?}");
     let done = carry_out(&decoded, cpu, arena, extended);
     (done, arena.memory()[OPERAND..AFTER].to_vec())
+}
+
+/// The same for an instruction of ring 0, of which `twin` does the same at ring 3.
+fn compare_twin(
+    arena: &mut Arena,
+    before: &[u8],
+    operand: &[u8],
+    mask: u64,
+    (instruction, twin): (&[u8], &[u8]),
+) {
+    let start = native(arena, before, operand, 0, &[]).after;
+    let there = native(arena, before, operand, mask, twin);
+    let extended = Extended::new(&start);
+    let mut cpu = super::cpu(0);
+    cpu.regs.rax = mask;
+    let (done, here) = emulate(arena, &extended, &mut cpu, operand, instruction);
+    assert_eq!(done, Ok(()));
+    assert!(here == there.operand, "{instruction:02x?} with {mask:#x}");
+    let state = extended.area();
+    assert!(state.bytes(0..HEADER) == &there.after[..HEADER], "{instruction:02x?} with {mask:#x}");
+    assert!(state.bytes(576..4096) == &there.after[576..], "{instruction:02x?} with {mask:#x}");
+}
+
+/// With no supervisor component, they are XSAVEC and XRSTOR of a compacted area.
+#[test]
+fn supervisor_forms() {
+    let mut arena = Arena::new();
+    let mut numbers = Numbers(17);
+    let at = arena.data() + OPERAND as u64;
+    let others = states(&mut numbers);
+    for (before, other) in states(&mut numbers).iter().zip(&others) {
+        for mask in MASKS.map(|mask| mask & enabled()) {
+            let zero = vec![0; 4096];
+            let save = (&*on(&XSAVES64, at), &*on(&XSAVEC64, at));
+            compare_twin(&mut arena, before, &zero, mask, save);
+            let area = native(&mut arena, other, &zero, enabled(), &on(&XSAVEC64, at)).operand;
+            let restore = (&*on(&XRSTORS64, at), &*on(&XRSTOR64, at));
+            compare_twin(&mut arena, before, &area, mask, restore);
+        }
+    }
+    let standard = area(&mut numbers, 3, 0x1f80);
+    let cpu = super::cpu(0);
+    assert_eq!(refused(&mut arena, &cpu, &standard, &on(&XRSTORS64, at)), GENERAL_PROTECTION);
+    let user = super::cpu(3);
+    assert_eq!(refused(&mut arena, &user, &standard, &on(&XRSTORS64, at)), GENERAL_PROTECTION);
+    assert_eq!(refused(&mut arena, &user, &standard, &on(&XSAVES64, at)), GENERAL_PROTECTION);
 }
 
 /// Both; then operand, state and RAX are the same. `written` says which parts of the operand may be looked at.

@@ -6,6 +6,7 @@ mod integer;
 mod native;
 mod paging;
 mod strings;
+mod system;
 mod variants;
 
 use kvm_bindings::{kvm_sregs, kvm_xsave};
