@@ -61,10 +61,14 @@ pub(super) trait Beyond {
     fn xcr0(&self) -> Result<u64, Trouble>;
     /// Sets XCR0.
     fn set_xcr0(&self, value: u64) -> Result<(), Trouble>;
+    /// What CPUID says.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4], Trouble>;
+    /// The time stamp counter.
+    fn tsc(&self) -> Result<u64, Trouble>;
     /// A model-specific register.
     fn msr(&self, index: u32) -> Result<u64, Trouble>;
-    /// Sets one.
-    fn set_msr(&self, index: u32, value: u64) -> Result<(), Trouble>;
+    /// Sets IA32_KERNEL_GS_BASE; what it was.
+    fn exchange_kernel_gs(&self, value: u64) -> Result<u64, Trouble>;
 }
 
 impl Cpu {
@@ -117,6 +121,11 @@ impl Cpu {
             return Some(0);
         }
         Some(self.segment(register)?.base)
+    }
+
+    /// A segment register's selector.
+    pub(super) fn selector(&self, register: Register) -> Option<u16> {
+        self.segment(register).map(|segment| segment.selector)
     }
 
     fn segment(&self, register: Register) -> Option<&kvm_segment> {

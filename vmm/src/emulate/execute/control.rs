@@ -1,13 +1,13 @@
 //! What only a kernel does, and a few that tell a program where it is.
 
+use iced_x86::Register;
+
 use crate::emulate::cpu::{control, flag};
 use crate::emulate::exception::Exception;
 use crate::emulate::linear::{Access, Trouble};
 use crate::emulate::step::Step;
 
-const MSR_TSC: u32 = 0x10;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
-const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const CR4_PCIDE: u64 = 1 << 17;
 
 /// CLAC and STAC.
@@ -60,20 +60,57 @@ pub(super) fn swapgs(step: &mut Step<'_>) -> Result<(), Trouble> {
     if step.cpu.cpl() != 0 {
         return Err(Exception::protection().into());
     }
-    let kernel = step.beyond.msr(MSR_KERNEL_GS_BASE)?;
-    step.beyond.set_msr(MSR_KERNEL_GS_BASE, step.cpu.sregs.gs.base)?;
+    let kernel = step.beyond.exchange_kernel_gs(step.cpu.sregs.gs.base)?;
     step.cpu.sregs.gs.base = kernel;
     step.cpu.special_changed = true;
     Ok(())
 }
 
 pub(super) fn rdtscp(step: &mut Step<'_>) -> Result<(), Trouble> {
-    let now = step.beyond.msr(MSR_TSC)?;
+    let now = step.beyond.tsc()?;
     let aux = step.beyond.msr(MSR_TSC_AUX)?;
     step.cpu.regs.rax = now & 0xffff_ffff;
     step.cpu.regs.rdx = now >> 32;
     step.cpu.regs.rcx = aux & 0xffff_ffff;
     Ok(())
+}
+
+/// CR4.TSD, which would deny it to ring 3, is nothing to ring 0.
+pub(super) fn rdtsc(step: &mut Step<'_>) -> Result<(), Trouble> {
+    if step.cpu.cpl() != 0 {
+        return Err(Trouble::Unknown);
+    }
+    let now = step.beyond.tsc()?;
+    step.cpu.regs.rax = now & 0xffff_ffff;
+    step.cpu.regs.rdx = now >> 32;
+    Ok(())
+}
+
+pub(super) fn cpuid(step: &mut Step<'_>) -> Result<(), Trouble> {
+    let regs = &mut step.cpu.regs;
+    let [eax, ebx, ecx, edx] = step.beyond.cpuid(regs.rax as u32, regs.rcx as u32)?;
+    (regs.rax, regs.rbx) = (eax.into(), ebx.into());
+    (regs.rcx, regs.rdx) = (ecx.into(), edx.into());
+    Ok(())
+}
+
+/// MOV from a segment register, zero-extended where it goes to a register, and from CR0, CR2, CR3 or CR4. CR8 is the local
+/// APIC's; what is moved into any of them is more than a move.
+pub(super) fn mov(step: &mut Step<'_>) -> Result<(), Trouble> {
+    let cpu = &*step.cpu;
+    let sregs = &cpu.sregs;
+    let from = step.instruction.op_register(1);
+    let value = match from {
+        Register::CR0 => sregs.cr0,
+        Register::CR2 => sregs.cr2,
+        Register::CR3 => sregs.cr3,
+        Register::CR4 => sregs.cr4,
+        _ => cpu.selector(from).ok_or(Trouble::Unknown)?.into(),
+    };
+    if from.is_cr() && cpu.cpl() != 0 {
+        return Err(Exception::protection().into());
+    }
+    step.write(0, value)
 }
 
 pub(super) fn rdpid(step: &mut Step<'_>) -> Result<(), Trouble> {

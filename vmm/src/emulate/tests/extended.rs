@@ -98,8 +98,14 @@ impl Beyond for Extended {
     fn msr(&self, _: u32) -> Result<u64, Trouble> {
         Ok(0)
     }
-    fn set_msr(&self, _: u32, _: u64) -> Result<(), Trouble> {
-        Ok(())
+    fn cpuid(&self, _: u32, _: u32) -> Result<[u32; 4], Trouble> {
+        Err(Trouble::State("nothing beyond"))
+    }
+    fn tsc(&self) -> Result<u64, Trouble> {
+        Err(Trouble::State("nothing beyond"))
+    }
+    fn exchange_kernel_gs(&self, _: u64) -> Result<u64, Trouble> {
+        Err(Trouble::State("nothing beyond"))
     }
 }
 
