@@ -239,11 +239,10 @@ fn supervisor_forms() {
         }
     }
     let standard = area(&mut numbers, 3, 0x1f80);
-    let cpu = super::cpu(0);
-    assert_eq!(refused(&mut arena, &cpu, &standard, &on(&XRSTORS64, at)), GENERAL_PROTECTION);
-    let user = super::cpu(3);
-    assert_eq!(refused(&mut arena, &user, &standard, &on(&XRSTORS64, at)), GENERAL_PROTECTION);
-    assert_eq!(refused(&mut arena, &user, &standard, &on(&XSAVES64, at)), GENERAL_PROTECTION);
+    for (level, form) in [(0, &XRSTORS64), (3, &XRSTORS64), (3, &XSAVES64)] {
+        let cpu = super::cpu(level);
+        assert_eq!(refused(&mut arena, &cpu, &standard, &on(form, at)), GENERAL_PROTECTION);
+    }
 }
 
 /// Both; then operand, state and RAX are the same. `written` says which parts of the operand may be looked at.

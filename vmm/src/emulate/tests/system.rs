@@ -197,7 +197,7 @@ fn protected_mode() {
     assert_eq!((cpu.regs.rip, cpu.regs.rsp), (0x1005, 0x100));
     // An offset wraps at 32 bits, and so does the address: lea edx, [eax + eax * 8]
     assert_eq!(run(&arena, &mut cpu, &none, &[0x8d, 0x14, 0xc0]), Ok(()));
-    assert_eq!(cpu.regs.rdx, 0x1122_3344 * 9 & 0xffff_ffff);
+    assert_eq!(cpu.regs.rdx, (0x1122_3344 * 9) & 0xffff_ffff);
     // 16-bit addressing: mov cx, [bx + si]
     cpu.regs.rbx = 0xffff;
     cpu.regs.rsi = 0xfd;
