@@ -136,8 +136,8 @@ impl Rig<'_> {
                     fd.set_regs(&image.entry.regs()).map_err(failed("KVM_SET_REGS"))?;
                 }
                 let (devices, stage, ram) = (devices.clone(), brake.stage.clone(), ram.clone());
-                let (progress, counts) = (Arc::default(), Arc::default());
-                Ok(Vcpu { index, fd, devices, ram, stage, progress, counts })
+                let (progress, shared) = (Arc::default(), Arc::default());
+                Ok(Vcpu { index, fd, devices, ram, stage, progress, shared, runs_ring0: false })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         Kick::prepare().map_err(io::Error::from)?;

@@ -79,6 +79,7 @@ impl Display for Report<'_> {
         row(f, "irqchip", &machine.irqchip)?;
         row(f, "acpi", &machine.acpi)?;
         row(f, "unclaimed", &machine.unclaimed)?;
+        row(f, "ring0", &machine.ring0)?;
         row(f, "cpu", &machine.cpu)?;
         row(f, "device_threads", &machine.device_threads)?;
 
@@ -232,7 +233,7 @@ mod tests {
 
     fn config(overrides: &[&str]) -> MachineConfig {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         MachineConfig::parse(TEXT, Path::new("x.toml"), &overrides, host).unwrap()
     }
 

@@ -146,9 +146,10 @@ pub const FEATURES: &[Feature] = &[
 /// What `cpu = "emulation-safe"` switches off.
 ///
 /// A host may run a guest's ring 0 through KVM's instruction emulator, which stops the guest at an instruction that it
-/// does not decode. A kernel runs most of those only where CPUID offers them: CMPXCHG16B, POPCNT, XSAVE, STAC and CLAC,
-/// RDRAND, INVPCID, RDTSCP, WRFSBASE, and everything with a VEX prefix. LZCNT (`abm`) is worse than not decoded: the
-/// emulator takes it for BSR and gives another result.
+/// does not decode. A kernel runs most of those only where CPUID offers them: CMPXCHG16B, POPCNT, STAC and CLAC, RDRAND,
+/// INVPCID, RDTSCP, WRFSBASE, and everything with a VEX prefix. LZCNT (`abm`) is worse than not decoded: the emulator takes
+/// it for BSR and gives another result. XSAVE, AVX and AVX-512 stay: on such a host a program at ring 3 asks the processor
+/// itself what there is, and uses it; a kernel that did not save those registers would lose them.
 pub const EMULATION_SAFE: &[&str] = &[
     "pclmulqdq",
     "monitor",
@@ -159,8 +160,6 @@ pub const EMULATION_SAFE: &[&str] = &[
     "sse4_2",
     "popcnt",
     "aes",
-    "xsave",
-    "avx",
     "f16c",
     "rdrand",
     "fsgsbase",
@@ -170,7 +169,6 @@ pub const EMULATION_SAFE: &[&str] = &[
     "bmi2",
     "invpcid",
     "rtm",
-    "avx512f",
     "avx512dq",
     "rdseed",
     "adx",

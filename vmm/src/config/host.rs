@@ -17,6 +17,8 @@ pub const HOLE_END: u64 = 1 << 32;
 pub struct Host {
     /// Guest-physical address bits, 32 to 52.
     pub phys_bits: u8,
+    /// Whether the processor has VMX or SVM, and so runs a guest's ring 0 itself. A KVM without either emulates it.
+    pub runs_ring0: bool,
 }
 
 impl Host {
@@ -28,7 +30,7 @@ impl Host {
         } else {
             36 // SDM vol. 2, CPUID: what a CPU without the leaf has, if it has PAE.
         };
-        Host { phys_bits: phys_bits.clamp(32, 52) }
+        Host { phys_bits: phys_bits.clamp(32, 52), runs_ring0: has_vmx() || has_svm() }
     }
 
     /// The address behind the last that a guest's memory can have: the tables of the memory service map 48 bits.
@@ -40,6 +42,17 @@ impl Host {
     pub fn ram_limit(self) -> Bytes {
         Bytes::new((1 << self.phys_bits) - (HOLE_END - HOLE_START))
     }
+}
+
+/// Leaf 1, ECX bit 5 (SDM vol. 2A, CPUID).
+fn has_vmx() -> bool {
+    __cpuid(1).ecx & 1 << 5 != 0
+}
+
+/// Leaf 8000_0001h, ECX bit 2 (APM vol. 3, appendix E.4.2).
+fn has_svm() -> bool {
+    const EXTENDED_FEATURES: u32 = 0x8000_0001;
+    __cpuid(0x8000_0000).eax >= EXTENDED_FEATURES && __cpuid(EXTENDED_FEATURES).ecx & 1 << 2 != 0
 }
 
 /// A piece of guest-physical address space with RAM in it.
@@ -113,7 +126,7 @@ mod tests {
     #[test]
     fn the_largest_guest_ends_where_the_address_space_does() {
         for phys_bits in 32..=52 {
-            let limit = Host { phys_bits }.ram_limit();
+            let limit = Host { phys_bits, runs_ring0: true }.ram_limit();
             let end = ram_ranges(limit).last().map(RamRange::end);
             if phys_bits == 32 {
                 assert_eq!(end, Some(HOLE_START));

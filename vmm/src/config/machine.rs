@@ -75,6 +75,16 @@ keywords! {
 }
 
 keywords! {
+    /// `machine.ring0`, with `auto` decided: who runs what a guest does in ring 0.
+    Ring0 {
+        /// KVM, on the processor or by emulation.
+        Kvm = "kvm",
+        /// This monitor, but for what is KVM's own.
+        Monitor = "monitor",
+    }
+}
+
+keywords! {
     /// `memory.backing`: what the pool's memory is made of.
     Backing {
         /// The best of what the host has.
@@ -262,6 +272,8 @@ pub struct Machine {
     pub acpi: Setting<bool>,
     /// What an access does that nothing claims.
     pub unclaimed: Setting<Unclaimed>,
+    /// Who runs ring 0.
+    pub ring0: Setting<Ring0>,
     /// What CPUID shows.
     pub cpu: Setting<CpuModel>,
     /// Threads that do the work of devices, 1 to 8.

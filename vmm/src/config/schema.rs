@@ -63,6 +63,7 @@ keys! {
     IRQCHIP = "machine" "irqchip" Text "auto, none or kernel";
     ACPI = "machine" "acpi" Boolean "true or false";
     UNCLAIMED = "machine" "unclaimed" Text "auto, stop or ignore";
+    RING0 = "machine" "ring0" Text "auto, kvm or monitor";
     CPU = "machine" "cpu" TextOrList "host, emulation-safe or a list like [\"-cx16\", \"-avx\"]";
     DEVICE_THREADS = "machine" "device_threads" Integer "an integer from 1 to 8";
     SIZE = "memory" "size" Size "a size like \"64M\" or a number of bytes";

@@ -3,12 +3,11 @@
 //! From 64-bit ring 0 to a gate of ring 0, which is what a kernel's own exceptions are, it is delivered here (SDM vol. 3A,
 //! 6.14). Everything else is given to KVM, which delivers it when it runs the guest.
 
-use kvm_ioctls::VcpuFd;
-
 use super::cpu::{Cpu, flag};
 use super::exception::{Exception, Kind};
 use super::linear::{Linear, Trouble};
-use super::{Why, vcpu};
+use super::Why;
+use super::vcpu::Hosted;
 
 /// A gate of the IDT in 64-bit mode (SDM vol. 3A, 6.14.1).
 const GATE_BYTES: u64 = 16;
@@ -19,7 +18,7 @@ const TSS_IST1: u64 = 0x24;
 
 /// Who goes on with an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub(super) enum Delivery {
     /// The vCPU stands at its handler.
     Done,
     /// KVM has it and delivers it first of all.
@@ -27,8 +26,11 @@ pub enum Delivery {
 }
 
 /// Delivers `exception`, raised by the instruction that `cpu` has carried out or stands at.
+///
+/// # Errors
+/// KVM does not take it.
 pub(super) fn deliver(
-    fd: &VcpuFd,
+    vcpu: &Hosted<'_>,
     cpu: &mut Cpu,
     memory: &dyn Linear,
     exception: Exception,
@@ -41,15 +43,8 @@ pub(super) fn deliver(
     if through_gate(cpu, memory, exception) == Ok(true) {
         return Ok(Delivery::Done);
     }
-    vcpu::store(fd, cpu)?;
-    let untold = |_| Why::State("KVM does not tell or take its events");
-    let mut events = fd.get_vcpu_events().map_err(untold)?;
-    events.exception.injected = 1;
-    events.exception.pending = 0;
-    events.exception.nr = exception.vector;
-    events.exception.has_error_code = exception.code.is_some().into();
-    events.exception.error_code = exception.code.unwrap_or(0);
-    fd.set_vcpu_events(&events).map_err(untold)?;
+    vcpu.store(cpu)?;
+    vcpu.inject(exception.vector, exception.code)?;
     Ok(Delivery::Kvm)
 }
 

@@ -10,14 +10,17 @@
 //! Interrupts arrive in KVM. So a burst ends after [`BURST`] where interrupts are on, and after ten times that where they are
 //! off, for the sake of those who want the vCPU to stop.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iced_x86::{Code as Op, Mnemonic};
+use iced_x86::{Code as Op, Instruction, Mnemonic};
 use kvm_ioctls::VcpuFd;
 
 use crate::ram::Ram;
 
 use super::code::Code;
+use super::counts::name;
 use super::cpu::{Beyond, Cpu, flag};
 use super::deliver::{Delivery, deliver};
 use super::exception::Kind;
@@ -25,15 +28,15 @@ use super::linear::{Linear, Trouble};
 use super::paging::Regime;
 use super::physical::Physical;
 use super::tlb::{Tlb, Translations};
-use super::vcpu::store;
-use super::{Refusal, Why, carry_out};
+use super::vcpu::Hosted;
+use super::{Refusal, Shared, Why, carry_out, registers};
 
 /// How long interrupts may wait.
 const BURST: Duration = Duration::from_micros(400);
-/// The opcode of HLT.
-const HLT: u64 = 0xf4;
 /// Instructions between two looks at the clock.
 const STRIDE: u32 = 256;
+/// The opcode of HLT.
+const HLT: u64 = 0xf4;
 
 /// What KVM is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,107 +47,130 @@ pub enum Left {
     One,
 }
 
-/// What a vCPU keeps between its stays in ring 0.
-pub struct Interpreter {
-    code: Code,
-    translations: Translations,
-    /// Instructions carried out.
-    instructions: u64,
-    bursts: u64, time: Duration,
-    why: std::collections::HashMap<String, u64>,
+/// Why KVM has to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Reason {
+    /// An instruction is its to carry out.
+    Instruction(Mnemonic),
+    /// It may have interrupts.
+    Clock,
+    /// An exception, or something that it was about to deliver.
+    Event,
 }
 
-impl Drop for Interpreter {
-    fn drop(&mut self) {
-        eprintln!("XX instr {} bursts {} time {:?}", self.instructions, self.bursts, self.time);
-        let mut v: Vec<_> = self.why.iter().collect();
-        v.sort_by_key(|e| std::cmp::Reverse(*e.1));
-        for (k, n) in v.iter().take(40) { eprintln!("XX {n} {k}"); }
-    }
+/// What a vCPU keeps between its stays in ring 0.
+pub struct Interpreter {
+    shared: Arc<Shared>,
+    code: Code,
+    translations: Translations,
+    instructions: u64,
+    time: Duration,
+    left: HashMap<Reason, u64>,
 }
+
 impl std::fmt::Debug for Interpreter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Interpreter").field("instructions", &self.instructions).finish()
     }
 }
 
-impl Default for Interpreter {
-    fn default() -> Self {
-        Interpreter {
-            code: Code::default(),
-            translations: Translations::default(),
-            instructions: 0, bursts: 0, time: Duration::ZERO, why: Default::default(),
-        }
+impl Drop for Interpreter {
+    fn drop(&mut self) {
+        let named = |(reason, count): (&Reason, &u64)| match reason {
+            Reason::Instruction(mnemonic) => (name(*mnemonic), *count),
+            Reason::Clock => ("(interrupts)".into(), *count),
+            Reason::Event => ("(events)".into(), *count),
+        };
+        let left = self.left.iter().map(named);
+        self.shared.counts.interpreted(self.instructions, self.time, left);
     }
 }
 
 impl Interpreter {
+    /// One that has nothing in it.
+    pub fn new(shared: Arc<Shared>) -> Interpreter {
+        Interpreter {
+            shared,
+            code: Code::default(),
+            translations: Translations::default(),
+            instructions: 0,
+            time: Duration::ZERO,
+            left: HashMap::new(),
+        }
+    }
+
     /// Instructions carried out so far.
     pub fn instructions(&self) -> u64 {
         self.instructions
     }
 
-    /// Runs `vcpu` while it is in ring 0 and 64-bit code, and KVM is not needed.
+    /// Runs the vCPU while it is in ring 0 and 64-bit code, and KVM is not needed.
     ///
     /// # Errors
     /// KVM does not tell or take registers.
-    pub fn run(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<Left, Refusal> {
-        let unread = |_| Why::State("KVM does not tell its registers").of(None);
-        let regs = vcpu.get_regs().map_err(unread)?;
-        let sregs = vcpu.get_sregs().map_err(unread)?;
-        let mut cpu = Cpu::new(regs, sregs);
+    pub fn run(&mut self, fd: &VcpuFd, ram: &dyn Ram) -> Result<Left, Refusal> {
+        self.burst(fd, ram).map_err(|why| why.of(None))
+    }
+
+    fn burst(&mut self, fd: &VcpuFd, ram: &dyn Ram) -> Result<Left, Why> {
+        let begin = Instant::now();
+        let mut cpu = registers(fd)?;
+        // Who single-steps has its traps from KVM.
         if cpu.cpl() != 0 || cpu.bitness() != 64 || cpu.flag(flag::TRAP) {
             return Ok(Left::Guest);
         }
         // Something is on its way to the guest, and comes first.
-        let events = vcpu.get_vcpu_events().map_err(unread)?;
+        let untold = |_| Why::State("KVM does not tell its events");
+        let events = fd.get_vcpu_events().map_err(untold)?;
         let on_its_way = events.exception.injected
             | events.exception.pending
             | events.interrupt.injected
             | events.nmi.injected
             | events.nmi.pending;
         if on_its_way != 0 {
+            *self.left.entry(Reason::Event).or_default() += 1;
             return Ok(Left::One);
         }
         // KVM has run the guest, whose page tables may be others now.
         self.translations.flush();
+        let shared = Arc::clone(&self.shared);
+        let vcpu = Hosted::new(fd, &shared.hidden);
         let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
         let memory = Tlb::new(Physical::of(ram), regime, &self.translations);
-        let begin = Instant::now();
         let before = self.instructions;
-        let left = loop {
-            match stride(&mut self.code, &mut cpu, &memory, vcpu, &mut self.instructions) {
+        let (left, reason) = loop {
+            match stride(&mut self.code, &mut cpu, &memory, &vcpu, &mut self.instructions) {
                 Ok(()) => {}
-                Err(Stop::Leave(left)) => break left,
-                Err(Stop::Trouble(Trouble::Raised(exception))) => {
-                    let delivery = deliver(vcpu, &mut cpu, &memory, exception);
-                    if delivery.map_err(|why| why.of(None))? == Delivery::Kvm {
+                Err(Stop::Leave(left, mnemonic)) => break (left, Reason::Instruction(mnemonic)),
+                Err(Stop::Trouble(Trouble::Raised(exception), _)) => {
+                    if deliver(&vcpu, &mut cpu, &memory, exception)? == Delivery::Kvm {
+                        *self.left.entry(Reason::Event).or_default() += 1;
                         return Ok(Left::One);
                     }
                 }
                 // Whatever it is, KVM may know it; if it does not, it says so.
-                Err(Stop::Trouble(_)) => break Left::One,
+                Err(Stop::Trouble(_, mnemonic)) => {
+                    break (Left::One, Reason::Instruction(mnemonic));
+                }
             }
             let longest = if cpu.flag(flag::INTERRUPT) { BURST } else { 10 * BURST };
             if begin.elapsed() > longest {
-                break Left::One;
+                break (Left::One, Reason::Clock);
             }
         };
-        self.bursts += 1; self.time += begin.elapsed();
-        let m = self.code.at(cpu.regs.rip, &memory).map(|i| format!("{left:?} {:?}", i.code())).unwrap_or_default();
-        let timed = begin.elapsed() > BURST;
-        *self.why.entry(if timed { "timed".into() } else { m }).or_default() += 1;
+        *self.left.entry(reason).or_default() += 1;
         if self.instructions != before {
-            store(vcpu, &cpu).map_err(|why| why.of(None))?;
+            vcpu.store(&cpu)?;
         }
+        self.time += begin.elapsed();
         Ok(left)
     }
 }
 
-/// Why a stride ends early.
+/// Why a stride ends early, and at which instruction.
 enum Stop {
-    Leave(Left),
-    Trouble(Trouble),
+    Leave(Left, Mnemonic),
+    Trouble(Trouble, Mnemonic),
 }
 
 /// Some instructions.
@@ -157,42 +183,40 @@ fn stride(
     done: &mut u64,
 ) -> Result<(), Stop> {
     for _ in 0..STRIDE {
-        let instruction = code.at(cpu.regs.rip, memory).map_err(Stop::Trouble)?;
-        if let Some(left) = is_kvms(instruction, memory) {
-            return Err(Stop::Leave(left));
-        }
+        let instruction = code
+            .at(cpu.regs.rip, memory)
+            .map_err(|trouble| Stop::Trouble(trouble, Mnemonic::INVALID))?;
         let mnemonic = instruction.mnemonic();
-        let carried = carry_out(instruction, cpu, memory, beyond);
-        match carried {
+        if let Some(left) = is_kvms(instruction, memory) {
+            return Err(Stop::Leave(left, mnemonic));
+        }
+        match carry_out(instruction, cpu, memory, beyond) {
             Ok(()) => *done += 1,
             Err(trouble) => {
                 if matches!(trouble, Trouble::Raised(exception) if exception.kind == Kind::Trap) {
                     *done += 1;
                 }
-                return Err(Stop::Trouble(trouble));
+                return Err(Stop::Trouble(trouble, mnemonic));
             }
         }
         if matches!(mnemonic, Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Popfq) {
             memory.set_ac(cpu.flag(flag::ALIGNMENT));
-            // Who single-steps gets its traps from KVM.
             if cpu.flag(flag::TRAP) {
-                return Err(Stop::Leave(Left::One));
+                return Err(Stop::Leave(Left::One, mnemonic));
             }
         }
     }
     Ok(())
 }
 
-/// Whether it is about what KVM keeps.
+/// Whether it is about what KVM keeps: the way to ring 3, and sleep.
 #[inline]
-fn is_kvms(instruction: &iced_x86::Instruction, memory: &Tlb<'_>) -> Option<Left> {
+fn is_kvms(instruction: &Instruction, memory: &Tlb<'_>) -> Option<Left> {
     match instruction.mnemonic() {
         Mnemonic::Sysretq | Mnemonic::Sysret | Mnemonic::Hlt => Some(Left::Guest),
         // No interrupt may come between STI and HLT, or nobody wakes the vCPU: KVM carries out both.
         Mnemonic::Sti if memory.load(instruction.next_ip(), 1) == Ok(HLT) => Some(Left::Guest),
-        _ => match instruction.code() {
-            Op::Iretq => Some(Left::Guest),
-            _ => None,
-        },
+        _ if instruction.code() == Op::Iretq => Some(Left::Guest),
+        _ => None,
     }
 }

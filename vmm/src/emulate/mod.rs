@@ -6,18 +6,20 @@
 //! and the guest goes on.
 //!
 //! ```text
-//!   mod.rs        one instruction: fetch, decode, carry out, commit      vcpu.rs     state to and from KVM
-//!   step.rs       its operands                                           deliver.rs  exceptions, software interrupts
-//!   execute/      what each does, by family                              counts.rs   how often which
+//!   mod.rs        one instruction: fetch, decode, carry out, commit      vcpu.rs      state to and from KVM
+//!   interpret.rs  ring 0, one after the other; code.rs, what was decoded deliver.rs   exceptions, software interrupts
+//!   step.rs       its operands                                           counts.rs    how often which
+//!   execute/      what each does, by family
 //!   cpu.rs        general, segment and control registers
 //!   area.rs       x87, SSE and extended state
-//!   linear.rs     memory by linear address   paging.rs  to a guest-physical one   exception.rs  vectors and codes
+//!   linear.rs     memory by linear address: paging.rs, to a guest-physical one; tlb.rs, translations that are kept;
+//!                 physical.rs, its place in the window                   exception.rs vectors and codes
 //! ```
 //!
 //! # How it is like the processor
 //! An instruction is decoded by `iced-x86`. Its operands are reached through the guest's own page tables, with permissions,
-//! accessed and dirty bits; pages under them come from the memory service, which pins them while they are touched. Nothing
-//! is committed before everything that can fault has been done. Each instruction's test lets the host's processor do the
+//! accessed and dirty bits; under them it is the guest's window that is touched, so the memory service is asked for pages as
+//! it is by KVM. Nothing is committed before everything that can fault has been done. Each instruction's test lets the host's processor do the
 //! same and compares registers, flags and memory.
 
 mod area;
@@ -42,19 +44,21 @@ use std::fmt;
 use iced_x86::Instruction;
 use kvm_ioctls::VcpuFd;
 
+use crate::config::Feature;
 use crate::ram::Ram;
 
-pub use counts::Counts;
-pub use deliver::Delivery;
+pub use counts::{Counts, Emulated};
 pub use interpret::{Interpreter, Left};
 
 use cpu::Cpu;
+use deliver::{Delivery, deliver};
 use exception::{Exception, Kind};
 use linear::{Linear, Trouble};
 use paging::Regime;
 use physical::Physical;
 use step::Step;
 use tlb::{Tlb, Translations};
+use vcpu::Hosted;
 
 /// Why an instruction was not carried out; the vCPU is as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,37 +92,60 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Carries out the instruction at which `vcpu` stands, and counts it.
+/// What the vCPUs of a machine share of this.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// What CPUID does not offer them.
+    pub hidden: Vec<Feature>,
+    /// What was done for them.
+    pub counts: Counts,
+}
+
+/// Carries out the instruction at which `fd` stands, and counts it.
 ///
 /// # Errors
 /// It is not known, or its operands are not in RAM: nothing is changed.
-pub fn assist(vcpu: &VcpuFd, ram: &dyn Ram, counts: &Counts) -> Result<Delivery, Refusal> {
-    let unread = |_| Refusal { mnemonic: None, why: Why::State("KVM does not tell its registers") };
-    let regs = vcpu.get_regs().map_err(unread)?;
-    let sregs = vcpu.get_sregs().map_err(unread)?;
-    let mut cpu = Cpu::new(regs, sregs);
+pub fn assist(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<(), Refusal> {
+    let mut cpu = registers(fd).map_err(|why| why.of(None))?;
+    let vcpu = Hosted::new(fd, &shared.hidden);
     let translations = Translations::default();
     let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
     let memory = Tlb::new(Physical::of(ram), regime, &translations);
     let bitness = cpu.bitness();
     let base = if bitness == 64 { 0 } else { cpu.sregs.cs.base };
     let at = base.wrapping_add(cpu.regs.rip);
-    let instruction = match code::fetch(bitness, cpu.regs.rip, at, &memory) {
-        Ok(instruction) => instruction,
-        Err(Trouble::Raised(exception)) => {
-            return commit(vcpu, &mut cpu, &memory, Some(exception)).map_err(|why| why.of(None));
-        }
-        Err(trouble) => return Err(Why::from(trouble).of(None)),
-    };
-    let done = carry_out(&instruction, &mut cpu, &memory, vcpu);
-    let raised = match done {
+    let fetched = code::fetch(bitness, cpu.regs.rip, at, &memory);
+    let done = fetched.and_then(|instruction| {
+        carry_out(&instruction, &mut cpu, &memory, &vcpu)?;
+        Ok(())
+    });
+    let instruction = fetched.ok();
+    let mut raised = match done {
         Ok(()) => None,
         Err(Trouble::Raised(exception)) => Some(exception),
-        Err(trouble) => return Err(Why::from(trouble).of(Some(&instruction))),
+        Err(trouble) => return Err(Why::from(trouble).of(instruction.as_ref())),
     };
-    let delivery = commit(vcpu, &mut cpu, &memory, raised);
-    counts.note(instruction.mnemonic());
-    delivery.map_err(|why| why.of(Some(&instruction)))
+    if raised.is_none() && cpu.flag(cpu::flag::TRAP) {
+        raised = Some(Exception::trap(exception::DEBUG));
+    }
+    let given = match raised {
+        Some(exception) => deliver(&vcpu, &mut cpu, &memory, exception),
+        None => Ok(Delivery::Done),
+    };
+    let stored = given.and_then(|delivery| match delivery {
+        Delivery::Done => vcpu.store(&cpu),
+        Delivery::Kvm => Ok(()),
+    });
+    stored.map_err(|why| why.of(instruction.as_ref()))?;
+    if let Some(instruction) = instruction {
+        shared.counts.assisted(instruction.mnemonic());
+    }
+    Ok(())
+}
+
+fn registers(fd: &VcpuFd) -> Result<Cpu, Why> {
+    let untold = |_| Why::State("KVM does not tell its registers");
+    Ok(Cpu::new(fd.get_regs().map_err(untold)?, fd.get_sregs().map_err(untold)?))
 }
 
 /// Carries it out on `cpu` and `memory`. RIP is behind it afterwards, or where the exception leaves it.
@@ -138,24 +165,6 @@ fn carry_out(
         Err(_) => cpu.regs.rip = instruction.ip(),
     }
     done
-}
-
-/// Delivers what was raised, and gives the vCPU its new state.
-fn commit(
-    vcpu: &VcpuFd,
-    cpu: &mut Cpu,
-    memory: &dyn Linear,
-    raised: Option<Exception>,
-) -> Result<Delivery, Why> {
-    let single_step = raised.is_none() && cpu.flag(cpu::flag::TRAP);
-    let raised = raised.or_else(|| single_step.then(|| Exception::trap(exception::DEBUG)));
-    match raised {
-        Some(exception) => match deliver::deliver(vcpu, cpu, memory, exception)? {
-            Delivery::Done => vcpu::store(vcpu, cpu).map(|()| Delivery::Done),
-            Delivery::Kvm => Ok(Delivery::Kvm),
-        },
-        None => vcpu::store(vcpu, cpu).map(|()| Delivery::Done),
-    }
 }
 
 impl Why {

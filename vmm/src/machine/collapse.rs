@@ -84,7 +84,7 @@ mod tests {
         if !::tests::require_userfaultfd() {
             return;
         }
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         let text = "boot.guest = 'hello'\n[memory]\nsize = '15M'";
         let config = MachineConfig::parse(text, Path::new("x.toml"), &[], host).unwrap();
         let ram = ServedRam::new(&config.memory, Box::new(|_| ())).unwrap();

@@ -51,7 +51,7 @@ mod tests {
 
     fn config(sets: &[&str]) -> DedupConfig {
         let sets: Vec<String> = sets.iter().map(|set| format!("dedup.{set}")).collect();
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         let text = "boot.guest = 'hello'";
         scanner(&MachineConfig::parse(text, Path::new("x.toml"), &sets, host).unwrap().dedup)
     }

@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_those_of_the_library() {
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         let text = "boot.guest = 'hello'";
         let config = MachineConfig::parse(text, Path::new("x.toml"), &[], host).unwrap();
         assert_eq!(collapser(&config.collapse), CollapserConfig::default());
@@ -228,7 +228,7 @@ mod tests {
     fn a_config_reaches_the_library() {
         let sets = ["max_holes=7", "copying=false", "scan_rate=unlimited", "copy_budget=9"];
         let sets = sets.map(|set| format!("collapse.{set}"));
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         let text = "boot.guest = 'hello'";
         let config = MachineConfig::parse(text, Path::new("x.toml"), &sets, host).unwrap();
         let policy = CollapsePolicy { max_holes: 7, copying: Copying::Never };

@@ -48,9 +48,9 @@ use guest_mm::addr::Gpa;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::BootError;
-use crate::config::{HostPath, Irqchip, MachineConfig};
+use crate::config::{HostPath, Irqchip, MachineConfig, Ring0};
 use crate::control::{self, BindError, Listener};
-use crate::emulate::Counts;
+use crate::emulate::{Counts, Shared};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu, set_virtual_wire};
@@ -237,15 +237,19 @@ impl Machine {
             mmio,
             unclaimed: config.machine.unclaimed.value,
         });
-        let counts = Arc::new(Counts::default());
+        let shared = Arc::new(Shared {
+            hidden: config.machine.cpu.value.hidden(),
+            counts: Counts::default(),
+        });
+        let runs_ring0 = config.machine.ring0.value == Ring0::Monitor;
         let vcpus = (0..config.machine.vcpus.value)
             .map(|index| {
                 let fd = vm.add_vcpu(index)?;
                 fd.set_cpuid2(&cpus.for_vcpu(index)).map_err(failed("KVM_SET_CPUID2"))?;
                 let (devices, stage) = (Arc::clone(&devices), Arc::clone(&stage));
                 let ram: Arc<dyn Ram> = ram.clone();
-                let (progress, counts) = (Arc::default(), Arc::clone(&counts));
-                Ok(Vcpu { index, fd, devices, ram, stage, progress, counts })
+                let (progress, shared) = (Arc::default(), Arc::clone(&shared));
+                Ok(Vcpu { index, fd, devices, ram, stage, progress, shared, runs_ring0 })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
@@ -280,6 +284,7 @@ impl Machine {
         // Bound in this order, the VM goes before the memory on every way out.
         let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, virtio, .. } = self;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
+        let shared = Arc::clone(&vcpus[0].shared);
         let virtio = virtio.serve()?;
         let entered = Instant::now();
         if let Err(source) = threads.start(vcpus) {
@@ -323,6 +328,7 @@ impl Machine {
             serial,
             ram,
             progress,
+            emulated: shared.counts.all(),
             control_error,
             started: self.started,
             ran,

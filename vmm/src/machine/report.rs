@@ -11,6 +11,7 @@ use guest_mm::dedup::DedupStats;
 use guest_mm::map::MemoryMap;
 use guest_mm::stats::Stats;
 
+use crate::emulate::Emulated;
 use crate::vcpu::{CpuReport, Devices, Ending, Progress, Stage};
 
 use super::memory::ServedRam;
@@ -47,6 +48,8 @@ pub struct Report {
     pub ran_us: u64,
     /// Exits of all vCPUs.
     pub exits: u64,
+    /// Instructions that were not the processor's.
+    pub emulated: Emulated,
     /// Accesses that nothing claimed, ports and memory.
     pub unclaimed: UnclaimedCounts,
     /// Bytes that the guest wrote to its console, and those that were lost.
@@ -95,6 +98,7 @@ pub(super) struct Ingredients {
     pub(super) serial: Arc<Mutex<Serial>>,
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
+    pub(super) emulated: Emulated,
     pub(super) control_error: Option<String>,
     pub(super) started: Instant,
     pub(super) ran: Duration,
@@ -103,7 +107,7 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, virtio, serial, ram, progress, .. } = left;
+        let Ingredients { stage, devices, virtio, serial, ram, progress, emulated, .. } = left;
         let Ingredients { control_error, started, ran, .. } = left;
         let pool = ram.describe_pool();
         let collapser = ram.rest_collapser();
@@ -130,6 +134,7 @@ impl Outcome {
             first_output_us: output.first_byte.map(|at| micros(at.duration_since(started))),
             ran_us: micros(ran),
             exits: progress.iter().map(|vcpu| vcpu.exits()).sum(),
+            emulated,
             unclaimed: unclaimed(&devices),
             console: ConsoleBytes { written: output.bytes, lost: output.lost },
             devices: virtio,

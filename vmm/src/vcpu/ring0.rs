@@ -1,10 +1,11 @@
 //! A vCPU whose ring 0 KVM emulates: who runs it when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
-use crate::emulate::{Interpreter, Left, Refusal};
+use crate::emulate::{Interpreter, Left, Refusal, Shared};
 use crate::ram::Ram;
 
 use super::kick::Alarm;
@@ -29,18 +30,16 @@ pub(super) struct Ring0 {
 
 impl Ring0 {
     /// For the vCPU that this thread runs.
-    pub(super) fn new() -> std::io::Result<Ring0> {
+    ///
+    /// # Errors
+    /// There is no timer to be had.
+    pub(super) fn new(shared: Arc<Shared>) -> std::io::Result<Ring0> {
         Ok(Ring0 {
-            interpreter: Interpreter::default(),
+            interpreter: Interpreter::new(shared),
             alarm: Alarm::new()?,
             left: Left::Guest,
             wait: SOON,
         })
-    }
-
-    /// Instructions carried out so far.
-    pub(super) fn instructions(&self) -> u64 {
-        self.interpreter.instructions()
     }
 
     /// Before KVM runs the guest.
@@ -51,7 +50,10 @@ impl Ring0 {
         });
     }
 
-    /// After KVM has run the guest, and does not wait for anybody.
+    /// After KVM has run the guest, when nothing is left to do for it.
+    ///
+    /// # Errors
+    /// KVM does not tell or take registers.
     pub(super) fn after(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<(), Refusal> {
         self.alarm.clear();
         if self.left == Left::Guest && is_halted(vcpu) {

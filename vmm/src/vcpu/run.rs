@@ -9,7 +9,7 @@ use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::config::Unclaimed;
-use crate::emulate::{self, Counts};
+use crate::emulate::{self, Shared};
 use crate::ram::Ram;
 
 use super::ending::{Ending, Stage};
@@ -73,8 +73,10 @@ pub struct Vcpu {
     pub stage: Arc<Stage>,
     /// For the monitor.
     pub progress: Arc<Progress>,
-    /// Instructions that KVM had no emulation for.
-    pub counts: Arc<Counts>,
+    /// What this and other vCPUs have of KVM's shortcomings.
+    pub shared: Arc<Shared>,
+    /// Whether this monitor runs ring 0.
+    pub runs_ring0: bool,
 }
 
 /// A vCPU thread that panics has said why; the run must still end.
@@ -100,8 +102,6 @@ enum Outcome {
     /// KVM's own failure; the text is complete but for where.
     Failed(String),
     InternalError,
-    /// KVM has carried out the one instruction that it was asked for.
-    Stepped,
 }
 
 impl Vcpu {
@@ -111,7 +111,10 @@ impl Vcpu {
         let _bell = RingOnPanic(Arc::clone(&self.stage));
         let stage = Arc::clone(&self.stage);
         let passer = stage.gate().join();
-        let mut ring0: Option<Ring0> = (std::env::var_os("RING0").is_some()).then(|| Ring0::new().expect("X"));
+        let mut ring0 = match self.ring0() {
+            Ok(ring0) => ring0,
+            Err(what) => return stage.end(Ending::Kvm { what, cpu: self.report() }),
+        };
         loop {
             passer.pass();
             if stage.ending().is_some() {
@@ -121,24 +124,27 @@ impl Vcpu {
                 ring0.before();
             }
             let outcome = self.enter();
-            self.progress.exits.fetch_add(1, Ordering::Relaxed);
+            // A kick is not the guest's doing.
+            if !matches!(outcome, Outcome::Kicked) {
+                self.progress.exits.fetch_add(1, Ordering::Relaxed);
+            }
             let ending = match outcome {
                 Outcome::GoOn => continue,
-                Outcome::Stepped => {
-                    if let Some(ring0) = &mut ring0 {
-                        ring0.after(&self.fd, &*self.ram).expect("X");
-                    }
-                    continue;
-                }
                 Outcome::Kicked => {
                     self.fd.set_kvm_immediate_exit(0);
-                    if let Some(ring0) = &mut ring0 {
-                        ring0.after(&self.fd, &*self.ram).expect("X");
-                    }
                     if self.progress.asked.swap(false, Ordering::Relaxed) {
                         self.progress.asleep.store(self.sleeps_for_ever(), Ordering::Relaxed);
                     }
-                    continue;
+                    match self.go_on(&mut ring0) {
+                        Ok(()) => continue,
+                        Err(what) => Ending::Kvm { what, cpu: self.report() },
+                    }
+                }
+                Outcome::InternalError => {
+                    match self.assist().and_then(|()| self.go_on(&mut ring0)) {
+                        Ok(()) => continue,
+                        Err(what) => Ending::Kvm { what, cpu: self.report() },
+                    }
                 }
                 Outcome::End(ending) => ending,
                 Outcome::Nowhere(space, access) => {
@@ -146,17 +152,26 @@ impl Vcpu {
                 }
                 Outcome::TripleFault => Ending::TripleFault(self.report()),
                 Outcome::Failed(what) => Ending::Kvm { what, cpu: self.report() },
-                Outcome::InternalError => match self.assist() {
-                    Ok(()) => {
-                        let r = ring0.get_or_insert_with(|| Ring0::new().expect("X"));
-                        r.after(&self.fd, &*self.ram).expect("X");
-                        continue;
-                    }
-                    Err(what) => Ending::Kvm { what, cpu: self.report() },
-                },
             };
-            self.stage.end(ending);
+            stage.end(ending);
         }
+    }
+
+    /// Goes on in ring 0, if that is this monitor's. KVM has finished what it began: after an access to a device it has not.
+    fn go_on(&self, ring0: &mut Option<Ring0>) -> Result<(), String> {
+        let Some(ring0) = ring0 else { return Ok(()) };
+        ring0
+            .after(&self.fd, &*self.ram)
+            .map_err(|refusal| format!("ring 0 cannot be run here ({refusal})"))
+    }
+
+    /// Ring 0, where it is this monitor's.
+    fn ring0(&self) -> Result<Option<Ring0>, String> {
+        if !self.runs_ring0 {
+            return Ok(None);
+        }
+        let made = Ring0::new(Arc::clone(&self.shared));
+        made.map(Some).map_err(|error| format!("no timer for a vCPU ({error}),"))
     }
 
     /// One stay in the guest, and what it left for.
@@ -192,7 +207,6 @@ impl Vcpu {
             Ok(VcpuExit::Hlt) => Outcome::End(Ending::Halted),
             Ok(VcpuExit::Shutdown) => Outcome::TripleFault,
             Ok(VcpuExit::Intr) => Outcome::Kicked,
-            Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
             Ok(VcpuExit::SystemEvent(..)) => Outcome::End(Ending::Reset),
             Ok(VcpuExit::FailEntry(reason, _)) => {
@@ -219,8 +233,7 @@ impl Vcpu {
         if !is_emulation_failure(run) {
             return Err(what);
         }
-        emulate::assist(&self.fd, &*self.ram, &self.counts)
-            .map(|_| ())
+        emulate::assist(&self.fd, &*self.ram, &self.shared)
             .map_err(|refusal| format!("{what}, and {refusal},"))
     }
 

@@ -245,7 +245,7 @@ mod tests {
             (
                 "[machine]\nvcpu = 1",
                 "x.toml:2: machine.vcpu is unknown (did you mean machine.vcpus?): \
-                 [machine] takes vcpus, irqchip, acpi, unclaimed, cpu and device_threads",
+                 [machine] takes vcpus, irqchip, acpi, unclaimed, ring0, cpu and device_threads",
             ),
             (
                 "\n[memroy]\nsize = 1",

@@ -15,7 +15,7 @@ use read::{
 use super::error::quoted;
 use super::machine::{
     Backing, Boot, BuiltinGuest, Console, Control, CpuModel, HostPath, Image, Irqchip, Kernel,
-    Machine, MachineConfig, Memory, PageSize, Protocol, Serial, Setting, Unclaimed,
+    Machine, MachineConfig, Memory, PageSize, Protocol, Ring0, Serial, Setting, Unclaimed,
 };
 use super::raw::{Document, Raw, Value, Written};
 use super::schema;
@@ -35,7 +35,7 @@ pub(super) fn resolve(document: &Document, host: Host) -> Result<MachineConfig, 
     let raw = &document.keys;
     // First, because it is what an empty file lacks, and because defaults depend on it.
     let boot = boot(raw)?;
-    let machine = machine(raw, &boot)?;
+    let machine = machine(raw, &boot, host)?;
     let memory = memory(raw, host)?;
     let collapse = collapse::collapse(raw)?;
     let dedup = dedup::dedup(raw, &memory)?;
@@ -136,13 +136,15 @@ fn cmdline(written: &Written) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
+fn machine(raw: &Raw, boot: &Boot, host: Host) -> Result<Machine, ConfigError> {
     let vcpus = setting(raw, &schema::VCPUS, 1, |w| small_count(w, &schema::VCPUS))?;
     let builtin = matches!(boot.image.value, Image::Guest(_));
     // One vCPU has nobody to interrupt it, and creating the chips costs milliseconds.
     let irqchip = if builtin && vcpus.value == 1 { Irqchip::None } else { Irqchip::Kernel };
     // A built-in guest touches only what it knows to be there; a kernel probes.
     let unclaimed = if builtin { Unclaimed::Stop } else { Unclaimed::Ignore };
+    // A built-in guest is in ring 0 for a moment; a kernel lives there.
+    let ring0 = if builtin || host.runs_ring0 { Ring0::Kvm } else { Ring0::Monitor };
     let several = vcpus.value > 1;
     let irqchip = setting(raw, &schema::IRQCHIP, irqchip, |w| {
         let chip = keyword_or_auto(w, irqchip, Irqchip::ALL, Irqchip::as_str)?;
@@ -168,6 +170,9 @@ fn machine(raw: &Raw, boot: &Boot) -> Result<Machine, ConfigError> {
         acpi,
         unclaimed: setting(raw, &schema::UNCLAIMED, unclaimed, |w| {
             keyword_or_auto(w, unclaimed, Unclaimed::ALL, Unclaimed::as_str)
+        })?,
+        ring0: setting(raw, &schema::RING0, ring0, |w| {
+            keyword_or_auto(w, ring0, Ring0::ALL, Ring0::as_str)
         })?,
         cpu: setting(raw, &schema::CPU, CpuModel::Host, cpu)?,
         device_threads: setting(raw, &schema::DEVICE_THREADS, 1, |w| {

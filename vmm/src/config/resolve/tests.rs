@@ -7,7 +7,7 @@ use crate::config::{EMULATION_SAFE, Rate};
 
 fn parse(text: &str, overrides: &[&str]) -> Result<MachineConfig, ConfigError> {
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-    let host = Host { phys_bits: 46 };
+    let host = Host { phys_bits: 46, runs_ring0: true };
     MachineConfig::parse(text, Path::new("configs/x.toml"), &overrides, host)
 }
 
@@ -55,7 +55,7 @@ fn auto_is_decided_by_what_runs_on_how_many_vcpus() {
     ] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/resolve/x.toml");
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-        let host = Host { phys_bits: 46 };
+        let host = Host { phys_bits: 46, runs_ring0: true };
         let config = MachineConfig::parse(text, &file, &overrides, host).unwrap();
         let decided = (config.machine.irqchip.value, config.machine.unclaimed.value);
         assert_eq!(decided, (irqchip, unclaimed), "{text} {overrides:?}");
@@ -191,7 +191,7 @@ fn paths_start_from_the_config_and_in_a_flag_from_here() {
 #[test]
 fn the_socket_lies_beside_the_config_and_in_a_flag_here() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/x.toml");
-    let host = Host { phys_bits: 46 };
+    let host = Host { phys_bits: 46, runs_ring0: true };
     let text = "boot.guest = 'hello'\ncontrol.socket = 's'";
     let socket = |overrides: &[String]| {
         let config = MachineConfig::parse(text, &file, overrides, host).unwrap();

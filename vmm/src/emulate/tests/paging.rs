@@ -1,14 +1,13 @@
 //! Walks of page tables: every kind of paging, its permissions, bits that are set, and error codes.
-#![allow(unsafe_code, reason = "memory is lent as the service lends it: by pointer")]
-
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::kvm_sregs;
-use vm_memory::VolatileSlice;
 
 use crate::emulate::exception::Exception;
-use crate::emulate::linear::{Access, Linear, Paged, Trouble};
+use crate::emulate::linear::{Access, Linear, Trouble};
 use crate::emulate::paging::Regime;
+use crate::emulate::physical::Physical;
+use crate::emulate::tlb::{Tlb, Translations};
 use crate::kvm::Slot;
 use crate::ram::Ram;
 
@@ -66,29 +65,15 @@ impl Memory {
 
 impl Ram for Memory {
     fn slots(&self) -> Vec<Slot> {
-        Vec::new()
+        vec![Slot { gpa: 0, hva: self.0.as_ptr() as u64, bytes: BYTES }]
     }
 
-    fn read(&self, gpa: u64, into: &mut [u8]) -> bool {
-        self.with(gpa, into.len(), false, &mut |slice| {
-            slice.copy_to(into);
-        })
+    fn read(&self, _: u64, _: &mut [u8]) -> bool {
+        unreachable!("a walk goes through the window")
     }
 
-    fn with(
-        &self,
-        gpa: u64,
-        bytes: usize,
-        _write: bool,
-        act: &mut dyn FnMut(VolatileSlice<'_>),
-    ) -> bool {
-        if gpa.saturating_add(bytes as u64) > BYTES {
-            return false;
-        }
-        let at = self.0.as_ptr().cast::<u8>().cast_mut();
-        // SAFETY: the bytes lie in the words, which are atomic, and outlive the call.
-        act(unsafe { VolatileSlice::new(at.add(gpa as usize), bytes) });
-        true
+    fn ready(&self, gpa: u64, _write: bool) -> bool {
+        gpa < BYTES
     }
 }
 
@@ -124,7 +109,7 @@ impl Machine {
     }
 
     fn translate(&self, linear: u64, access: Access) -> Result<u64, Trouble> {
-        Regime::of(&self.sregs, self.rflags).translate(&self.memory, linear, access)
+        Regime::of(&self.sregs, self.rflags).translate(&Physical::of(&self.memory), linear, access)
     }
 
     fn user(&mut self) {
@@ -311,7 +296,8 @@ fn over_two_pages() {
     machine.map(0x1000, 3, 0, 0x8000 | PRESENT | WRITABLE);
     machine.memory.put(0x4000 + 8 * 2, 0x9000 | PRESENT);
     let regime = Regime::of(&machine.sregs, 0);
-    let paged = Paged { regime, ram: &machine.memory };
+    let translations = Translations::default();
+    let paged = Tlb::new(Physical::of(&machine.memory), regime, &translations);
     machine.memory.put(0x8ff8, 0x1122_3344_5566_7788);
     machine.memory.put(0x9000, 0x99aa_bbcc_ddee_ff00);
     assert_eq!(paged.load(0x1ffc, 8), Ok(0xddee_ff00_1122_3344));

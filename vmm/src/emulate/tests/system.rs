@@ -44,9 +44,16 @@ impl Beyond for Registers {
         let none = Trouble::State("a model-specific register");
         self.0.borrow().get(&index).copied().ok_or(none)
     }
-    fn set_msr(&self, index: u32, value: u64) -> Result<(), Trouble> {
-        self.0.borrow_mut().insert(index, value);
-        Ok(())
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4], Trouble> {
+        Ok([leaf, 2, subleaf, 4])
+    }
+    fn tsc(&self) -> Result<u64, Trouble> {
+        self.msr(TSC)
+    }
+    fn exchange_kernel_gs(&self, value: u64) -> Result<u64, Trouble> {
+        let was = self.msr(KERNEL_GS_BASE)?;
+        self.0.borrow_mut().insert(KERNEL_GS_BASE, value);
+        Ok(was)
     }
 }
 
