@@ -32,8 +32,8 @@ pub use guard::Guard;
 pub use host::{HOLE_END, HOLE_START, Host, RamRange, pmem_ranges, ram_ranges};
 pub use machine::{
     Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, Dedup, HostPath, Image,
-    Irqchip, Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Ring0, Serial, Setting,
-    Template, Unclaimed,
+    Irqchip, Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Ring0, Serial,
+    Setting, Template, Unclaimed,
 };
 
 use std::path::Path;

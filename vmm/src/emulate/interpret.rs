@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iced_x86::{Code as Op, Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic};
 use kvm_ioctls::VcpuFd;
 
 use crate::ram::Ram;
@@ -136,7 +136,7 @@ impl Interpreter {
         let shared = Arc::clone(&self.shared);
         let vcpu = Hosted::new(fd, &shared.hidden);
         let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
-        let memory = Tlb::new(Physical::of(ram), regime, &self.translations);
+        let memory = Tlb::new(Physical::of(ram), regime, &self.translations).guarding_tables();
         let before = self.instructions;
         let (left, reason) = loop {
             match stride(&mut self.code, &mut cpu, &memory, &vcpu, &mut self.instructions) {
@@ -187,7 +187,7 @@ fn stride(
             .at(cpu.regs.rip, memory)
             .map_err(|trouble| Stop::Trouble(trouble, Mnemonic::INVALID))?;
         let mnemonic = instruction.mnemonic();
-        if let Some(left) = is_kvms(instruction, memory) {
+        if let Some(left) = is_kvms(instruction, cpu.regs.rsp, memory) {
             return Err(Stop::Leave(left, mnemonic));
         }
         match carry_out(instruction, cpu, memory, beyond) {
@@ -199,7 +199,7 @@ fn stride(
                 return Err(Stop::Trouble(trouble, mnemonic));
             }
         }
-        if matches!(mnemonic, Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Popfq) {
+        if matches!(mnemonic, Mnemonic::Stac | Mnemonic::Clac | Mnemonic::Popfq | Mnemonic::Iretq) {
             memory.set_ac(cpu.flag(flag::ALIGNMENT));
             if cpu.flag(flag::TRAP) {
                 return Err(Stop::Leave(Left::One, mnemonic));
@@ -211,12 +211,15 @@ fn stride(
 
 /// Whether it is about what KVM keeps: the way to ring 3, and sleep.
 #[inline]
-fn is_kvms(instruction: &Instruction, memory: &Tlb<'_>) -> Option<Left> {
+fn is_kvms(instruction: &Instruction, rsp: u64, memory: &Tlb<'_>) -> Option<Left> {
     match instruction.mnemonic() {
         Mnemonic::Sysretq | Mnemonic::Sysret | Mnemonic::Hlt => Some(Left::Guest),
         // No interrupt may come between STI and HLT, or nobody wakes the vCPU: KVM carries out both.
         Mnemonic::Sti if memory.load(instruction.next_ip(), 1) == Ok(HLT) => Some(Left::Guest),
-        _ if instruction.code() == Op::Iretq => Some(Left::Guest),
+        // To ring 3: the selector above RIP says so.
+        Mnemonic::Iretq if memory.load(rsp.wrapping_add(8), 8).is_ok_and(|cs| cs & 3 != 0) => {
+            Some(Left::Guest)
+        }
         _ => None,
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Trouble {
     Raised(Exception),
     /// It touches what is no RAM: a device's registers, or nothing.
     Absent(u64),
+    /// It changes what may be an entry of a page table that KVM has a shadow of.
+    Table,
     /// Nothing here knows it.
     Unknown,
     /// KVM does not tell, or take, a part of the vCPU's state.
@@ -82,14 +84,7 @@ pub(crate) trait Linear {
         width: usize,
         change: &mut dyn FnMut(u64) -> u64,
     ) -> Result<u64, Trouble> {
-        if !matches!(width, 1 | 2 | 4 | 8) || !address.is_multiple_of(width as u64) {
-            return Err(Trouble::Unknown);
-        }
-        let mut old = 0;
-        self.with(address, width, Access::Write, &mut |slice| {
-            old = exchanged(&slice, width, change);
-        })?;
-        Ok(old)
+        exchange_in(self, address, width, change)
     }
 
     /// Copies out, over any number of pages.
@@ -124,6 +119,26 @@ pub(crate) trait Linear {
         }
         Ok(())
     }
+}
+
+/// [`Linear::exchange`] by [`Linear::with`].
+///
+/// # Errors
+/// As there.
+pub(super) fn exchange_in<L: Linear + ?Sized>(
+    memory: &L,
+    address: u64,
+    width: usize,
+    change: &mut dyn FnMut(u64) -> u64,
+) -> Result<u64, Trouble> {
+    if !matches!(width, 1 | 2 | 4 | 8) || !address.is_multiple_of(width as u64) {
+        return Err(Trouble::Unknown);
+    }
+    let mut old = 0;
+    memory.with(address, width, Access::Write, &mut |slice| {
+        old = exchanged(&slice, width, change);
+    })?;
+    Ok(old)
 }
 
 /// Replaces the integer in `slice`, which is aligned; what it was.

@@ -29,14 +29,15 @@ mod cpu;
 mod deliver;
 mod exception;
 mod execute;
-mod linear;
 mod interpret;
+mod linear;
 mod paging;
 mod physical;
 mod step;
-mod tlb;
+mod syscall;
 #[cfg(test)]
 mod tests;
+mod tlb;
 mod vcpu;
 
 use std::fmt;
@@ -49,6 +50,7 @@ use crate::ram::Ram;
 
 pub use counts::{Counts, Emulated};
 pub use interpret::{Interpreter, Left};
+pub use syscall::{fault_handler, finish};
 
 use cpu::Cpu;
 use deliver::{Delivery, deliver};
@@ -179,7 +181,7 @@ impl From<Trouble> for Why {
         match trouble {
             Trouble::Absent(gpa) => Why::Absent(gpa),
             Trouble::State(what) => Why::State(what),
-            Trouble::Unknown | Trouble::Raised(_) => Why::Unknown,
+            Trouble::Unknown | Trouble::Table | Trouble::Raised(_) => Why::Unknown,
         }
     }
 }

@@ -23,6 +23,11 @@ impl<'r> Physical<'r> {
         Physical { ram, slots: ram.slots() }
     }
 
+    /// Whether there is RAM at `gpa`.
+    pub(super) fn holds(&self, gpa: u64) -> bool {
+        self.slots.iter().any(|slot| (slot.gpa..slot.gpa + slot.bytes).contains(&gpa))
+    }
+
     /// `bytes` bytes at `gpa`, which lie in one page.
     ///
     /// # Errors

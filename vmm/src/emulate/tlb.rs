@@ -6,13 +6,19 @@ use std::ops::Range;
 
 use vm_memory::VolatileSlice;
 
-use super::linear::{Access, Linear, Trouble};
+use super::linear::{Access, Linear, Trouble, exchange_in};
 use super::paging::Regime;
 use super::physical::Physical;
 
 const PAGE: u64 = 4096;
 /// Translations that are kept: enough for what one entry into a kernel touches.
 const PLACES: usize = 512;
+
+/// An entry that is present (bit 0), the user's (2) and accessed (5): SDM vol. 3A, 4.5.
+const ENTRY: u64 = 1 << 0 | 1 << 2 | 1 << 5;
+/// Bits that are zero in the entries of a kernel that has no more than 52 bits of physical address; 58 and above are its own.
+const NO_ENTRY: u64 = 0x03f0_0000_0000_0000;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A translation: of a linear page, and where that is in this process.
 #[derive(Clone, Copy)]
@@ -54,6 +60,8 @@ pub(super) struct Tlb<'r> {
     physical: Physical<'r>,
     regime: RefCell<Regime>,
     translations: &'r Translations,
+    /// Whether entries of page tables are KVM's to change.
+    guards_tables: bool,
 }
 
 impl<'r> Tlb<'r> {
@@ -62,7 +70,26 @@ impl<'r> Tlb<'r> {
         regime: Regime,
         translations: &'r Translations,
     ) -> Tlb<'r> {
-        Tlb { physical, regime: RefCell::new(regime), translations }
+        Tlb { physical, regime: RefCell::new(regime), translations, guards_tables: false }
+    }
+
+    /// The same, where a store that may change a page table is refused with [`Trouble::Table`].
+    ///
+    /// KVM without hardware below it runs ring 3 on tables that it derives from the guest's. It sees the stores that it
+    /// emulates, and corrects what it has derived; a store here it does not see. What it may have derived something from is
+    /// an entry that is present, the user's and accessed ([`ENTRY`]), since it sets that bit first; and a word that looks
+    /// like one and is none costs a way to KVM, no more.
+    pub(super) fn guarding_tables(self) -> Tlb<'r> {
+        Tlb { guards_tables: true, ..self }
+    }
+
+    /// Whether the word around the bytes at `host` may be such an entry.
+    #[inline]
+    fn is_entry(&self, host: *mut u8) -> bool {
+        let word = (host as u64 & !7) as *const u64;
+        // SAFETY: as in `with`; an aligned word does not cross a page.
+        let word = unsafe { word.read_volatile() };
+        word & (ENTRY | NO_ENTRY) == ENTRY && self.physical.holds(word & ADDRESS)
     }
 
     /// Says that RFLAGS.AC is `on`, which decides about the user's pages.
@@ -91,7 +118,8 @@ impl<'r> Tlb<'r> {
     fn find(&self, address: u64, access: Access, known: u8) -> Result<*mut u8, Trouble> {
         let page = address / PAGE;
         let gpa = self.regime.borrow().translate(&self.physical, address, access)?;
-        let slice = self.physical.slice(gpa & !(PAGE - 1), PAGE as usize, access == Access::Write)?;
+        let slice =
+            self.physical.slice(gpa & !(PAGE - 1), PAGE as usize, access == Access::Write)?;
         let host = slice.ptr_guard_mut().as_ptr() as u64;
         // What may be written may be read, but not the other way: the dirty bit is set by the first write.
         let also = if access == Access::Write { bit(Access::Read) } else { 0 };
@@ -145,6 +173,18 @@ impl Linear for Tlb<'_> {
         Ok(())
     }
 
+    fn exchange(
+        &self,
+        address: u64,
+        width: usize,
+        change: &mut dyn FnMut(u64) -> u64,
+    ) -> Result<u64, Trouble> {
+        if self.guards_tables && self.is_entry(self.host(address, Access::Write)?) {
+            return Err(Trouble::Table);
+        }
+        exchange_in(self, address, width, change)
+    }
+
     #[inline]
     fn load(&self, address: u64, width: usize) -> Result<u64, Trouble> {
         if width > Self::room(address) {
@@ -169,6 +209,9 @@ impl Linear for Tlb<'_> {
             return self.write(address, &value.to_le_bytes()[..width]);
         }
         let host = self.host(address, Access::Write)?;
+        if self.guards_tables && self.is_entry(host) {
+            return Err(Trouble::Table);
+        }
         // SAFETY: as in `load`.
         unsafe {
             match width {

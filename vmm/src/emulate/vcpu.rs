@@ -96,7 +96,8 @@ impl<'a> Hosted<'a> {
             flags: 0,
         };
         // SAFETY: KVM reads the attribute and writes eight bytes to `offset`; both live during the call.
-        let asked = unsafe { libc::ioctl(self.fd.as_raw_fd(), GET_DEVICE_ATTR, &raw const attribute) };
+        let asked =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), GET_DEVICE_ATTR, &raw const attribute) };
         (asked == 0).then_some(offset)
     }
 }

@@ -14,8 +14,8 @@ use crate::ram::Ram;
 
 use super::ending::{Ending, Stage};
 use super::kick::Kick;
-use super::ring0::Ring0;
 use super::report::{CpuReport, internal_error, is_emulation_failure};
+use super::ring0::Ring0;
 
 /// Interrupts are taken (RFLAGS bit 9).
 const RFLAGS_IF: u64 = 1 << 9;
@@ -102,6 +102,8 @@ enum Outcome {
     /// KVM's own failure; the text is complete but for where.
     Failed(String),
     InternalError,
+    /// The guest has come to a breakpoint of the monitor's.
+    Entered,
 }
 
 impl Vcpu {
@@ -146,6 +148,13 @@ impl Vcpu {
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
                 }
+                Outcome::Entered => {
+                    let Some(ring0) = &mut ring0 else { continue };
+                    match ring0.entered(&self.fd, &*self.ram) {
+                        Ok(()) => continue,
+                        Err(what) => Ending::Kvm { what, cpu: self.report() },
+                    }
+                }
                 Outcome::End(ending) => ending,
                 Outcome::Nowhere(space, access) => {
                     Ending::Unclaimed { space, access, cpu: self.report() }
@@ -160,9 +169,7 @@ impl Vcpu {
     /// Goes on in ring 0, if that is this monitor's. KVM has finished what it began: after an access to a device it has not.
     fn go_on(&self, ring0: &mut Option<Ring0>) -> Result<(), String> {
         let Some(ring0) = ring0 else { return Ok(()) };
-        ring0
-            .after(&self.fd, &*self.ram)
-            .map_err(|refusal| format!("ring 0 cannot be run here ({refusal})"))
+        ring0.after(&self.fd, &*self.ram)
     }
 
     /// Ring 0, where it is this monitor's.
@@ -207,6 +214,7 @@ impl Vcpu {
             Ok(VcpuExit::Hlt) => Outcome::End(Ending::Halted),
             Ok(VcpuExit::Shutdown) => Outcome::TripleFault,
             Ok(VcpuExit::Intr) => Outcome::Kicked,
+            Ok(VcpuExit::Debug(_)) => Outcome::Entered,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
             Ok(VcpuExit::SystemEvent(..)) => Outcome::End(Ending::Reset),
             Ok(VcpuExit::FailEntry(reason, _)) => {

@@ -69,6 +69,7 @@ fn rare(step: &mut Step<'_>) -> Result<(), Trouble> {
         Mnemonic::Int3 => trap::int3(),
         Mnemonic::Int1 => trap::int1(),
         Mnemonic::Int => trap::int(step),
+        Mnemonic::Iretq => trap::iretq(step),
         Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => trap::undefined(),
 
         Mnemonic::Wait => fpu::wait(step),

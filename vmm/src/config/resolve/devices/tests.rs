@@ -174,7 +174,12 @@ fn persistent_memory_that_no_address_reaches_is_refused_by_its_key() {
     let text = "boot.guest = 'hello'\nmemory.size = '62G'\nmemory.pool = '1G'\n[pmem.p]\nfile = 'huge'\n\
                 [pmem.q]\nfile = 'huge'";
     let parse = |phys_bits| {
-        MachineConfig::parse(text, &folder.0.path().join("x.toml"), &[], Host { phys_bits, runs_ring0: true })
+        MachineConfig::parse(
+            text,
+            &folder.0.path().join("x.toml"),
+            &[],
+            Host { phys_bits, runs_ring0: true },
+        )
     };
     assert_eq!(parse(37).unwrap().pmem().count(), 2);
     let refused = parse(36).unwrap_err().to_string();
@@ -217,7 +222,9 @@ fn an_address_stays_that_of_its_config_and_name() {
     let folder = Folder::new();
     let mac = |file: &Path, name: &str| {
         let text = format!("boot.guest = 'hello'\n[net.{name}]\ntap = 't'");
-        let config = MachineConfig::parse(&text, file, &[], Host { phys_bits: 46, runs_ring0: true }).unwrap();
+        let config =
+            MachineConfig::parse(&text, file, &[], Host { phys_bits: 46, runs_ring0: true })
+                .unwrap();
         let DeviceKind::Net(net) = &config.devices[0].kind else { panic!("{config:?}") };
         net.mac.value
     };

@@ -1,0 +1,100 @@
+//! The rest of a SYSCALL.
+//!
+//! A KVM without VMX and SVM may carry SYSCALL out by halves: RCX, R11, RIP and RFLAGS are as they should be, CS and SS are
+//! still those of ring 3. The entry is a page of the kernel's, so the fetch fails, and the guest gets a page fault from ring 3
+//! at the entry itself. [`finish`] takes such a fault back at its handler's first instruction, and puts the vCPU where
+//! SYSCALL puts it.
+//!
+//! # Who else comes there
+//! A program that jumps to the entry meets the same fault, and is taken for one that has made a system call from the address in
+//! RCX. It gains nothing: it could have made that call, and returned there. R11 alone becomes flags that a program cannot set
+//! (IOPL, IF), so those have to be what every program has.
+
+use kvm_bindings::kvm_segment;
+use kvm_ioctls::VcpuFd;
+
+use crate::ram::Ram;
+
+use super::cpu::{Beyond, flag};
+use super::exception::{PAGE_FAULT, page_fault};
+use super::linear::Linear;
+use super::paging::Regime;
+use super::physical::Physical;
+use super::tlb::{Tlb, Translations};
+use super::vcpu::Hosted;
+use super::{Refusal, Shared, Why, deliver, registers};
+
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+
+/// Where the guest's handler of page faults begins, if it is a kernel that has system calls.
+///
+/// # Errors
+/// KVM does not tell what it takes to know.
+pub fn fault_handler(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<Option<u64>, Refusal> {
+    let find = || {
+        let cpu = registers(fd)?;
+        let vcpu = Hosted::new(fd, &shared.hidden);
+        if vcpu.msr(MSR_LSTAR)? == 0 || cpu.bitness() != 64 {
+            return Ok(None);
+        }
+        let translations = Translations::default();
+        // The tables of descriptors are the kernel's, whoever runs.
+        let mut regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
+        regime.user = false;
+        let memory = Tlb::new(Physical::of(ram), regime, &translations);
+        let gate = deliver::gate(&cpu, &memory, PAGE_FAULT)?;
+        Ok(gate.map(|gate| gate.handler))
+    };
+    find().map_err(|why: Why| why.of(None))
+}
+
+/// Takes a page fault back that was half a SYSCALL. The vCPU stands at the handler's first instruction; whether it was one.
+///
+/// # Errors
+/// KVM does not tell or take a part of the state.
+pub fn finish(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Refusal> {
+    finish_it(fd, ram, shared).map_err(|why| why.of(None))
+}
+
+fn finish_it(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Why> {
+    let mut cpu = registers(fd)?;
+    let vcpu = Hosted::new(fd, &shared.hidden);
+    let translations = Translations::default();
+    let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
+    let memory = Tlb::new(Physical::of(ram), regime, &translations);
+    let word = |index: u64| memory.load(cpu.regs.rsp.wrapping_add(8 * index), 8);
+    // What an exception with an error code pushes (SDM vol. 3A, 6.14.2).
+    let [code, rip, cs, flags, rsp] = [word(0)?, word(1)?, word(2)?, word(3)?, word(4)?];
+    let fetch = u64::from(page_fault::USER | page_fault::FETCH);
+    let plain =
+        cpu.regs.r11 & (flag::IOPL | flag::VIRTUAL_8086 | flag::INTERRUPT) == flag::INTERRUPT;
+    let is_one = cs & 3 == 3
+        && cpu.cpl() == 0
+        && cpu.sregs.cr2 == rip
+        && code & fetch == fetch
+        && plain
+        && rip == vcpu.msr(MSR_LSTAR)?;
+    if !is_one {
+        return Ok(false);
+    }
+    let selector = (vcpu.msr(MSR_STAR)? >> 32) as u16 & !3;
+    (cpu.sregs.cs, cpu.sregs.ss) = (code_segment(selector), stack_segment(selector + 8));
+    cpu.special_changed = true;
+    (cpu.regs.rip, cpu.regs.rsp) = (rip, rsp);
+    cpu.regs.rflags = flags & !flag::RESUME;
+    vcpu.store(&cpu)?;
+    Ok(true)
+}
+
+/// CS as SYSCALL loads it (SDM vol. 2B, SYSCALL): flat 64-bit code of ring 0.
+fn code_segment(selector: u16) -> kvm_segment {
+    let flat = kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..kvm_segment::default() };
+    kvm_segment { selector, type_: 0xb, l: 1, ..flat }
+}
+
+/// SS: flat data that can be written.
+fn stack_segment(selector: u16) -> kvm_segment {
+    let flat = kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..kvm_segment::default() };
+    kvm_segment { selector, type_: 3, db: 1, ..flat }
+}
