@@ -49,8 +49,9 @@ use crate::config::Feature;
 use crate::ram::Ram;
 
 pub use counts::{Counts, Emulated};
+pub use exception::PAGE_FAULT;
 pub use interpret::{Interpreter, Left};
-pub use syscall::{fault_handler, finish};
+pub use syscall::{finish, handler};
 
 use cpu::Cpu;
 use deliver::{Delivery, deliver};

@@ -16,7 +16,7 @@ use kvm_ioctls::VcpuFd;
 use crate::ram::Ram;
 
 use super::cpu::{Beyond, flag};
-use super::exception::{PAGE_FAULT, page_fault};
+use super::exception::page_fault;
 use super::linear::Linear;
 use super::paging::Regime;
 use super::physical::Physical;
@@ -27,11 +27,16 @@ use super::{Refusal, Shared, Why, deliver, registers};
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 
-/// Where the guest's handler of page faults begins, if it is a kernel that has system calls.
+/// Where the guest's handler of `vector` begins, if it is a kernel that has system calls.
 ///
 /// # Errors
 /// KVM does not tell what it takes to know.
-pub fn fault_handler(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<Option<u64>, Refusal> {
+pub fn handler(
+    fd: &VcpuFd,
+    ram: &dyn Ram,
+    shared: &Shared,
+    vector: u8,
+) -> Result<Option<u64>, Refusal> {
     let find = || {
         let cpu = registers(fd)?;
         let vcpu = Hosted::new(fd, &shared.hidden);
@@ -43,8 +48,7 @@ pub fn fault_handler(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<Opti
         let mut regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
         regime.user = false;
         let memory = Tlb::new(Physical::of(ram), regime, &translations);
-        let gate = deliver::gate(&cpu, &memory, PAGE_FAULT)?;
-        Ok(gate.map(|gate| gate.handler))
+        Ok(deliver::gate(&cpu, &memory, vector)?.map(|gate| gate.handler))
     };
     find().map_err(|why: Why| why.of(None))
 }

@@ -78,7 +78,8 @@ impl<'r> Tlb<'r> {
     /// KVM without hardware below it runs ring 3 on tables that it derives from the guest's. It sees the stores that it
     /// emulates, and corrects what it has derived; a store here it does not see. What it may have derived something from is
     /// an entry that is present, the user's and accessed ([`ENTRY`]), since it sets that bit first; and a word that looks
-    /// like one and is none costs a way to KVM, no more.
+    /// like one and is none costs a way to KVM, no more. Small numbers would look like entries for page 0, which no kernel
+    /// gives to ring 3: they are none.
     pub(super) fn guarding_tables(self) -> Tlb<'r> {
         Tlb { guards_tables: true, ..self }
     }
@@ -89,7 +90,8 @@ impl<'r> Tlb<'r> {
         let word = (host as u64 & !7) as *const u64;
         // SAFETY: as in `with`; an aligned word does not cross a page.
         let word = unsafe { word.read_volatile() };
-        word & (ENTRY | NO_ENTRY) == ENTRY && self.physical.holds(word & ADDRESS)
+        let page = word & ADDRESS;
+        word & (ENTRY | NO_ENTRY) == ENTRY && page != 0 && self.physical.holds(page)
     }
 
     /// Says that RFLAGS.AC is `on`, which decides about the user's pages.

@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::emulate::{Interpreter, Left, Shared, fault_handler, finish};
+use crate::emulate::{Interpreter, Left, PAGE_FAULT, Shared, finish, handler};
 use crate::ram::Ram;
 
 use super::kick::Alarm;
@@ -24,8 +24,12 @@ const BRIEF: Duration = Duration::from_micros(10);
 const SOON: Duration = Duration::from_micros(200);
 const LATE: Duration = Duration::from_millis(2);
 
-/// DR7: breakpoint 0 is on, for instructions (SDM vol. 3B, 17.2.4). Bit 10 is always set.
-const DR7_FIRST: u64 = 1 << 0 | 1 << 10;
+/// DR7 without a breakpoint (SDM vol. 3B, 17.2.4): bit 10 is always set, bit 2n has breakpoint n on, for instructions.
+const DR7_FIXED: u64 = 1 << 10;
+/// Page faults and the timer.
+const ALL_WATCHED: usize = 2;
+/// How often it is looked for them; a kernel that has no timer has none.
+const LOOKS: u32 = 100_000;
 
 /// Ring 0 of one vCPU.
 #[derive(Debug)]
@@ -37,8 +41,10 @@ pub(super) struct Ring0 {
     /// How long it may.
     wait: Duration,
     shared: Arc<Shared>,
-    /// Where its handler of page faults begins, once it has one.
-    handler: Option<u64>,
+    /// Breakpoints that are set.
+    watched: usize,
+    /// Times that it was looked where they belong.
+    looks: u32,
 }
 
 impl Ring0 {
@@ -53,7 +59,8 @@ impl Ring0 {
             alarm: Alarm::new()?,
             left: Left::Guest,
             wait: SOON,
-            handler: None,
+            watched: 0,
+            looks: 0,
         })
     }
 
@@ -79,7 +86,7 @@ impl Ring0 {
         self.left = self.interpreter.run(vcpu, ram).map_err(|refusal| refusal.to_string())?;
         let ran = self.interpreter.instructions() > before;
         self.wait = if ran { SOON } else { (2 * self.wait).min(LATE) };
-        if self.left == Left::Guest && self.handler.is_none() {
+        if self.left == Left::Guest && self.watched < ALL_WATCHED && self.looks < LOOKS {
             self.watch(vcpu, ram)?;
         }
         Ok(())
@@ -95,19 +102,39 @@ impl Ring0 {
         self.after(vcpu, ram)
     }
 
-    /// Puts breakpoints where the guest's kernel is entered, once there is one.
+    /// Puts breakpoints where the guest's kernel is entered, as far as it has said where.
     fn watch(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<(), String> {
-        let found =
-            fault_handler(vcpu, ram, &self.shared).map_err(|refusal| refusal.to_string())?;
-        let Some(handler) = found else { return Ok(()) };
-        let control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-        let mut debug = kvm_guest_debug { control, ..kvm_guest_debug::default() };
-        debug.arch.debugreg[0] = handler;
-        debug.arch.debugreg[7] = DR7_FIRST;
-        vcpu.set_guest_debug(&debug).map_err(|error| format!("KVM_SET_GUEST_DEBUG: {error}"))?;
-        self.handler = Some(handler);
+        self.looks += 1;
+        let mut found = vec![PAGE_FAULT];
+        found.extend(timer_vector(vcpu)?);
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+            ..kvm_guest_debug::default()
+        };
+        debug.arch.debugreg[7] = DR7_FIXED;
+        for (index, vector) in found.iter().enumerate() {
+            let handler = handler(vcpu, ram, &self.shared, *vector);
+            let Some(handler) = handler.map_err(|refusal| refusal.to_string())? else {
+                return Ok(());
+            };
+            debug.arch.debugreg[index] = handler;
+            debug.arch.debugreg[7] |= 1 << (2 * index);
+        }
+        if found.len() > self.watched {
+            vcpu.set_guest_debug(&debug)
+                .map_err(|error| format!("KVM_SET_GUEST_DEBUG: {error}"))?;
+            self.watched = found.len();
+        }
         Ok(())
     }
+}
+
+/// The vector of the local APIC's timer, once it has one (SDM vol. 3A, 11.5.1). Vectors below 16 are the processor's.
+fn timer_vector(vcpu: &VcpuFd) -> Result<Option<u8>, String> {
+    const LVT_TIMER: usize = 0x320;
+    let lapic = vcpu.get_lapic().map_err(|error| format!("KVM_GET_LAPIC: {error}"))?;
+    let vector = lapic.regs[LVT_TIMER] as u8;
+    Ok((vector >= 16).then_some(vector))
 }
 
 fn is_halted(vcpu: &VcpuFd) -> bool {
