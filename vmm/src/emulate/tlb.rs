@@ -91,7 +91,10 @@ impl<'r> Tlb<'r> {
         // SAFETY: as in `with`; an aligned word does not cross a page.
         let word = unsafe { word.read_volatile() };
         let page = word & ADDRESS;
-        word & (ENTRY | NO_ENTRY) == ENTRY && page != 0 && self.physical.holds(page)
+        word & (ENTRY | NO_ENTRY) == ENTRY
+            && page != 0
+            && self.physical.holds(page)
+            && may_be_table(host)
     }
 
     /// Says that RFLAGS.AC is `on`, which decides about the user's pages.
@@ -150,6 +153,16 @@ impl<'r> Tlb<'r> {
     fn room(address: u64) -> usize {
         (PAGE - address % PAGE) as usize
     }
+}
+
+/// Whether the page around `host` may be a page table: one that has a word which looks present, with bits that no entry has,
+/// is none. Stacks have such words: the odd ones among the addresses of a kernel's code.
+#[cold]
+fn may_be_table(host: *const u8) -> bool {
+    let page = (host as u64 & !(PAGE - 1)) as *const u64;
+    // SAFETY: the page is mapped, as the byte at `host` is, and a page has so many words.
+    let mut words = (0..PAGE as usize / 8).map(|index| unsafe { page.add(index).read_volatile() });
+    !words.any(|word| word & 1 != 0 && word & NO_ENTRY != 0)
 }
 
 /// An integer at any address: one access for the processor all the same.
