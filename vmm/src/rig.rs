@@ -137,7 +137,17 @@ impl Rig<'_> {
                 }
                 let (devices, stage, ram) = (devices.clone(), brake.stage.clone(), ram.clone());
                 let (progress, shared) = (Arc::default(), Arc::default());
-                Ok(Vcpu { index, fd, devices, ram, stage, progress, shared, runs_ring0: false })
+                Ok(Vcpu {
+                    index,
+                    fd,
+                    devices,
+                    ram,
+                    stage,
+                    progress,
+                    shared,
+                    runs_ring0: false,
+                    profile: None,
+                })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         Kick::prepare().map_err(io::Error::from)?;

@@ -96,6 +96,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub json_report: Option<PathBuf>,
 
+    /// Say at the end where the vCPUs' time went, by exit and by address: on standard error, and in the JSON report.
+    #[arg(long)]
+    pub profile: bool,
+
     /// Say nothing but what the guest says, and errors.
     #[arg(long, short)]
     pub quiet: bool,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::emulate::ProfileReport;
 use crate::machine::{Machine, Outcome};
 use crate::map::{Document, State, picture};
 use crate::vcpu::CpuReport;
@@ -18,7 +19,8 @@ pub(super) fn run(args: &RunArgs, started: Instant) -> Result<ExitCode, Failure>
     // The last one wins, and what is typed for this alone is meant.
     args.config.overrides.extend(args.control.iter().map(|path| format!("control.socket={path}")));
     let config = args.config.load()?;
-    let outcome = Machine::new(&config, started)?.run()?;
+    let machine = Machine::new(&config, started)?;
+    let outcome = if args.profile { machine.profiled() } else { machine }.run()?;
     tell(&args, &outcome);
     if let Some(path) = &args.json_report {
         write_json(path, &outcome.report)?;
@@ -45,6 +47,7 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
     lines.extend(outcome.console_error.iter().map(|error| format!("error: {error}")));
     let control = outcome.control_error.iter();
     lines.extend(control.map(|error| format!("error: the control socket was not served: {error}")));
+    lines.extend(outcome.report.profile.iter().flat_map(ProfileReport::lines));
     if !args.quiet {
         lines.push(format!("slat: {}", outcome.report.summary()));
     }

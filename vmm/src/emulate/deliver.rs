@@ -49,7 +49,11 @@ pub(super) fn deliver(
 }
 
 /// Enters the handler, if it is one of 64-bit ring 0 and this is that, too; nothing has changed otherwise.
-fn through_gate(cpu: &mut Cpu, memory: &dyn Linear, exception: Exception) -> Result<bool, Trouble> {
+pub(super) fn through_gate(
+    cpu: &mut Cpu,
+    memory: &dyn Linear,
+    exception: Exception,
+) -> Result<bool, Trouble> {
     if cpu.cpl() != 0 || cpu.bitness() != 64 {
         return Ok(false);
     }

@@ -27,6 +27,7 @@ use super::exception::Kind;
 use super::linear::{Linear, Trouble};
 use super::paging::Regime;
 use super::physical::Physical;
+use super::profile::Profiler;
 use super::tlb::{Tlb, Translations};
 use super::vcpu::Hosted;
 use super::{Refusal, Shared, Why, carry_out, registers};
@@ -108,11 +109,21 @@ impl Interpreter {
     ///
     /// # Errors
     /// KVM does not tell or take registers.
-    pub fn run(&mut self, fd: &VcpuFd, ram: &dyn Ram) -> Result<Left, Refusal> {
-        self.burst(fd, ram).map_err(|why| why.of(None))
+    pub fn run(
+        &mut self,
+        fd: &VcpuFd,
+        ram: &dyn Ram,
+        profiler: Option<&mut Profiler>,
+    ) -> Result<Left, Refusal> {
+        self.burst(fd, ram, profiler).map_err(|why| why.of(None))
     }
 
-    fn burst(&mut self, fd: &VcpuFd, ram: &dyn Ram) -> Result<Left, Why> {
+    fn burst(
+        &mut self,
+        fd: &VcpuFd,
+        ram: &dyn Ram,
+        mut profiler: Option<&mut Profiler>,
+    ) -> Result<Left, Why> {
         let begin = Instant::now();
         let mut cpu = registers(fd)?;
         // Who single-steps has its traps from KVM.
@@ -152,6 +163,9 @@ impl Interpreter {
                 Err(Stop::Trouble(_, mnemonic)) => {
                     break (Left::One, Reason::Instruction(mnemonic));
                 }
+            }
+            if let Some(profiler) = &mut profiler {
+                profiler.look(0, cpu.regs.rip);
             }
             let longest = if cpu.flag(flag::INTERRUPT) { BURST } else { 10 * BURST };
             if begin.elapsed() > longest {

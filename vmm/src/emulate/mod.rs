@@ -14,6 +14,7 @@
 //!   area.rs       x87, SSE and extended state
 //!   linear.rs     memory by linear address: paging.rs, to a guest-physical one; tlb.rs, translations that are kept;
 //!                 physical.rs, its place in the window                   exception.rs vectors and codes
+//!   syscall.rs    a SYSCALL of which KVM has done one half               profile.rs   where the time goes
 //! ```
 //!
 //! # How it is like the processor
@@ -33,6 +34,7 @@ mod interpret;
 mod linear;
 mod paging;
 mod physical;
+mod profile;
 mod step;
 mod syscall;
 #[cfg(test)]
@@ -51,6 +53,7 @@ use crate::ram::Ram;
 pub use counts::{Counts, Emulated};
 pub use exception::PAGE_FAULT;
 pub use interpret::{Interpreter, Left};
+pub use profile::{Profile, ProfileReport, Profiler};
 pub use syscall::{finish, handler};
 
 use cpu::Cpu;

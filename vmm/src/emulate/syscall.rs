@@ -15,9 +15,9 @@ use kvm_ioctls::VcpuFd;
 
 use crate::ram::Ram;
 
-use super::cpu::{Beyond, flag};
+use super::cpu::{Beyond, Cpu, flag};
 use super::exception::page_fault;
-use super::linear::Linear;
+use super::linear::{Linear, Trouble};
 use super::paging::Regime;
 use super::physical::Physical;
 use super::tlb::{Tlb, Translations};
@@ -67,28 +67,39 @@ fn finish_it(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Why> {
     let translations = Translations::default();
     let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
     let memory = Tlb::new(Physical::of(ram), regime, &translations);
-    let word = |index: u64| memory.load(cpu.regs.rsp.wrapping_add(8 * index), 8);
-    // What an exception with an error code pushes (SDM vol. 3A, 6.14.2).
-    let [code, rip, cs, flags, rsp] = [word(0)?, word(1)?, word(2)?, word(3)?, word(4)?];
-    let fetch = u64::from(page_fault::USER | page_fault::FETCH);
-    let plain =
-        cpu.regs.r11 & (flag::IOPL | flag::VIRTUAL_8086 | flag::INTERRUPT) == flag::INTERRUPT;
-    let is_one = cs & 3 == 3
-        && cpu.cpl() == 0
-        && cpu.sregs.cr2 == rip
-        && code & fetch == fetch
-        && plain
-        && rip == vcpu.msr(MSR_LSTAR)?;
-    if !is_one {
+    if cpu.cpl() != 0 || cpu.bitness() != 64 || !is_half(&cpu, &memory, vcpu.msr(MSR_LSTAR)?)? {
         return Ok(false);
     }
-    let selector = (vcpu.msr(MSR_STAR)? >> 32) as u16 & !3;
-    (cpu.sregs.cs, cpu.sregs.ss) = (code_segment(selector), stack_segment(selector + 8));
-    cpu.special_changed = true;
-    (cpu.regs.rip, cpu.regs.rsp) = (rip, rsp);
-    cpu.regs.rflags = flags & !flag::RESUME;
+    complete(&mut cpu, &memory, vcpu.msr(MSR_STAR)?)?;
     vcpu.store(&cpu)?;
     Ok(true)
+}
+
+/// A word of what an exception with an error code pushes: code, RIP, CS, RFLAGS, RSP, SS (SDM vol. 3A, 6.14.2).
+fn pushed(cpu: &Cpu, memory: &dyn Linear, index: u64) -> Result<u64, Trouble> {
+    memory.load(cpu.regs.rsp.wrapping_add(8 * index), 8)
+}
+
+/// Whether the page fault at whose handler `cpu` stands was half a SYSCALL to `entry`.
+pub(super) fn is_half(cpu: &Cpu, memory: &dyn Linear, entry: u64) -> Result<bool, Trouble> {
+    let [code, rip, cs] = [0, 1, 2].map(|index| pushed(cpu, memory, index));
+    let fetch = u64::from(page_fault::USER | page_fault::FETCH);
+    let privileged = flag::IOPL | flag::VIRTUAL_8086 | flag::INTERRUPT;
+    Ok(rip? == entry
+        && cpu.sregs.cr2 == entry
+        && code? & fetch == fetch
+        && cs? & 3 == 3
+        && cpu.regs.r11 & privileged == flag::INTERRUPT)
+}
+
+/// The other half: what was pushed is taken back, but for CS and SS, which are as SYSCALL loads them from `star`.
+pub(super) fn complete(cpu: &mut Cpu, memory: &dyn Linear, star: u64) -> Result<(), Trouble> {
+    let [rip, flags, rsp] = [1, 3, 4].map(|index| pushed(cpu, memory, index));
+    (cpu.regs.rip, cpu.regs.rflags, cpu.regs.rsp) = (rip?, flags? & !flag::RESUME, rsp?);
+    let selector = (star >> 32) as u16 & !3;
+    (cpu.sregs.cs, cpu.sregs.ss) = (code_segment(selector), stack_segment(selector + 8));
+    cpu.special_changed = true;
+    Ok(())
 }
 
 /// CS as SYSCALL loads it (SDM vol. 2B, SYSCALL): flat 64-bit code of ring 0.

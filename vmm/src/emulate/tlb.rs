@@ -84,17 +84,17 @@ impl<'r> Tlb<'r> {
         Tlb { guards_tables: true, ..self }
     }
 
-    /// Whether the word around the bytes at `host` may be such an entry.
+    /// Whether the word around the bytes at `address`, which are at `host` in this process, may be such an entry.
     #[inline]
-    fn is_entry(&self, host: *mut u8) -> bool {
-        let word = (host as u64 & !7) as *const u64;
+    fn is_entry(&self, address: u64, host: *const u8) -> bool {
+        let word = host.wrapping_sub((address % 8) as usize).cast::<u64>();
         // SAFETY: as in `with`; an aligned word does not cross a page.
         let word = unsafe { word.read_volatile() };
         let page = word & ADDRESS;
         word & (ENTRY | NO_ENTRY) == ENTRY
             && page != 0
             && self.physical.holds(page)
-            && may_be_table(host)
+            && may_be_table(host.wrapping_sub((address % PAGE) as usize))
     }
 
     /// Says that RFLAGS.AC is `on`, which decides about the user's pages.
@@ -155,12 +155,12 @@ impl<'r> Tlb<'r> {
     }
 }
 
-/// Whether the page around `host` may be a page table: one that has a word which looks present, with bits that no entry has,
-/// is none. Stacks have such words: the odd ones among the addresses of a kernel's code.
+/// Whether the page at `host` may be a page table: one that has a word which looks present, with bits that no entry has, is
+/// none. Stacks have such words: the odd ones among the addresses of a kernel's code.
 #[cold]
 fn may_be_table(host: *const u8) -> bool {
-    let page = (host as u64 & !(PAGE - 1)) as *const u64;
-    // SAFETY: the page is mapped, as the byte at `host` is, and a page has so many words.
+    let page = host.cast::<u64>();
+    // SAFETY: the page is mapped, as a byte of it is, and has so many words.
     let mut words = (0..PAGE as usize / 8).map(|index| unsafe { page.add(index).read_volatile() });
     !words.any(|word| word & 1 != 0 && word & NO_ENTRY != 0)
 }
@@ -194,7 +194,7 @@ impl Linear for Tlb<'_> {
         width: usize,
         change: &mut dyn FnMut(u64) -> u64,
     ) -> Result<u64, Trouble> {
-        if self.guards_tables && self.is_entry(self.host(address, Access::Write)?) {
+        if self.guards_tables && self.is_entry(address, self.host(address, Access::Write)?) {
             return Err(Trouble::Table);
         }
         exchange_in(self, address, width, change)
@@ -224,7 +224,7 @@ impl Linear for Tlb<'_> {
             return self.write(address, &value.to_le_bytes()[..width]);
         }
         let host = self.host(address, Access::Write)?;
-        if self.guards_tables && self.is_entry(host) {
+        if self.guards_tables && self.is_entry(address, host) {
             return Err(Trouble::Table);
         }
         // SAFETY: as in `load`.

@@ -50,7 +50,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::boot::BootError;
 use crate::config::{HostPath, Irqchip, MachineConfig, Ring0};
 use crate::control::{self, BindError, Listener};
-use crate::emulate::{Counts, Shared};
+use crate::emulate::{Counts, Profile, Shared};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
 use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu, set_virtual_wire};
@@ -198,6 +198,16 @@ impl Machine {
         Ok(Machine { control, ..machine })
     }
 
+    /// The same, with a note of where the vCPUs' time goes.
+    #[must_use]
+    pub fn profiled(mut self) -> Machine {
+        let profile = Arc::new(Profile::default());
+        for vcpu in &mut self.vcpus {
+            vcpu.profile = Some(Arc::clone(&profile));
+        }
+        self
+    }
+
     /// The same on a pool that it may share with others, its console where `speech` says, without a control socket.
     fn on(
         kvm: &kvm_ioctls::Kvm,
@@ -249,7 +259,17 @@ impl Machine {
                 let (devices, stage) = (Arc::clone(&devices), Arc::clone(&stage));
                 let ram: Arc<dyn Ram> = ram.clone();
                 let (progress, shared) = (Arc::default(), Arc::clone(&shared));
-                Ok(Vcpu { index, fd, devices, ram, stage, progress, shared, runs_ring0 })
+                Ok(Vcpu {
+                    index,
+                    fd,
+                    devices,
+                    ram,
+                    stage,
+                    progress,
+                    shared,
+                    runs_ring0,
+                    profile: None,
+                })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
         enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
@@ -284,7 +304,7 @@ impl Machine {
         // Bound in this order, the VM goes before the memory on every way out.
         let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, virtio, .. } = self;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
-        let shared = Arc::clone(&vcpus[0].shared);
+        let (shared, profile) = (Arc::clone(&vcpus[0].shared), vcpus[0].profile.clone());
         let virtio = virtio.serve()?;
         let entered = Instant::now();
         if let Err(source) = threads.start(vcpus) {
@@ -329,6 +349,7 @@ impl Machine {
             ram,
             progress,
             emulated: shared.counts.all(),
+            profile: profile.map(|profile| profile.report()),
             control_error,
             started: self.started,
             ran,

@@ -11,7 +11,7 @@ use guest_mm::dedup::DedupStats;
 use guest_mm::map::MemoryMap;
 use guest_mm::stats::Stats;
 
-use crate::emulate::Emulated;
+use crate::emulate::{Emulated, ProfileReport};
 use crate::vcpu::{CpuReport, Devices, Ending, Progress, Stage};
 
 use super::memory::ServedRam;
@@ -50,6 +50,8 @@ pub struct Report {
     pub exits: u64,
     /// Instructions that were not the processor's.
     pub emulated: Emulated,
+    /// Where the vCPUs' time went, if that was asked for.
+    pub profile: Option<ProfileReport>,
     /// Accesses that nothing claimed, ports and memory.
     pub unclaimed: UnclaimedCounts,
     /// Bytes that the guest wrote to its console, and those that were lost.
@@ -99,6 +101,7 @@ pub(super) struct Ingredients {
     pub(super) ram: Arc<ServedRam>,
     pub(super) progress: Vec<Arc<Progress>>,
     pub(super) emulated: Emulated,
+    pub(super) profile: Option<ProfileReport>,
     pub(super) control_error: Option<String>,
     pub(super) started: Instant,
     pub(super) ran: Duration,
@@ -107,7 +110,9 @@ pub(super) struct Ingredients {
 impl Outcome {
     /// Looks at everything once more, and takes the memory down.
     pub(super) fn new(left: Ingredients) -> Outcome {
-        let Ingredients { stage, devices, virtio, serial, ram, progress, emulated, .. } = left;
+        let Ingredients {
+            stage, devices, virtio, serial, ram, progress, emulated, profile, ..
+        } = left;
         let Ingredients { control_error, started, ran, .. } = left;
         let pool = ram.describe_pool();
         let collapser = ram.rest_collapser();
@@ -135,6 +140,7 @@ impl Outcome {
             ran_us: micros(ran),
             exits: progress.iter().map(|vcpu| vcpu.exits()).sum(),
             emulated,
+            profile,
             unclaimed: unclaimed(&devices),
             console: ConsoleBytes { written: output.bytes, lost: output.lost },
             devices: virtio,
@@ -168,6 +174,14 @@ impl Report {
             }
             None => String::new(),
         };
+        let assisted: u64 = self.emulated.assisted.values().sum();
+        let emulated = match (assisted, self.emulated.interpreted) {
+            (0, 0) => String::new(),
+            (assisted, 0) => format!(", {assisted} instructions for KVM"),
+            (_, interpreted) => {
+                format!(", {} million instructions of ring 0", interpreted / 1_000_000)
+            }
+        };
         let leaves = if leaves.is_empty() { "none".into() } else { leaves.join(" + ") };
         let first = match self.first_output_us {
             Some(us) => format!("first guest output after {:.1} ms", us as f64 / 1e3),
@@ -179,7 +193,7 @@ impl Report {
             true => format!("ended by {}, exit code {}", self.ending, self.exit_code),
         };
         format!(
-            "{} faults, {} pages filled ahead{collapsed}{merged}; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
+            "{} faults, {} pages filled ahead{collapsed}{merged}{emulated}; {} frames in use ({leaves}) of {}, pool on {}; {first}; \
              audit {}; {ending}",
             memory.violations(),
             memory.prefilled,

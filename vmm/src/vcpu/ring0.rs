@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::emulate::{Interpreter, Left, PAGE_FAULT, Shared, finish, handler};
+use crate::emulate::{Interpreter, Left, PAGE_FAULT, Profiler, Shared, finish, handler};
 use crate::ram::Ram;
 
 use super::kick::Alarm;
@@ -76,14 +76,20 @@ impl Ring0 {
     ///
     /// # Errors
     /// What KVM does not tell or take, in words.
-    pub(super) fn after(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<(), String> {
+    pub(super) fn after(
+        &mut self,
+        vcpu: &VcpuFd,
+        ram: &dyn Ram,
+        profiler: Option<&mut Profiler>,
+    ) -> Result<(), String> {
         self.alarm.clear();
         if self.left == Left::Guest && is_halted(vcpu) {
             self.wait = LATE;
             return Ok(());
         }
         let before = self.interpreter.instructions();
-        self.left = self.interpreter.run(vcpu, ram).map_err(|refusal| refusal.to_string())?;
+        self.left =
+            self.interpreter.run(vcpu, ram, profiler).map_err(|refusal| refusal.to_string())?;
         let ran = self.interpreter.instructions() > before;
         self.wait = if ran { SOON } else { (2 * self.wait).min(LATE) };
         if self.left == Left::Guest && self.watched < ALL_WATCHED && self.looks < LOOKS {
@@ -96,10 +102,15 @@ impl Ring0 {
     ///
     /// # Errors
     /// As [`Ring0::after`].
-    pub(super) fn entered(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<(), String> {
+    pub(super) fn entered(
+        &mut self,
+        vcpu: &VcpuFd,
+        ram: &dyn Ram,
+        profiler: Option<&mut Profiler>,
+    ) -> Result<(), String> {
         finish(vcpu, ram, &self.shared).map_err(|refusal| refusal.to_string())?;
         self.left = Left::One;
-        self.after(vcpu, ram)
+        self.after(vcpu, ram, profiler)
     }
 
     /// Puts breakpoints where the guest's kernel is entered, as far as it has said where.
@@ -137,6 +148,6 @@ fn timer_vector(vcpu: &VcpuFd) -> Result<Option<u8>, String> {
     Ok((vector >= 16).then_some(vector))
 }
 
-fn is_halted(vcpu: &VcpuFd) -> bool {
+pub(super) fn is_halted(vcpu: &VcpuFd) -> bool {
     vcpu.get_mp_state().is_ok_and(|state| state.mp_state != KVM_MP_STATE_RUNNABLE)
 }

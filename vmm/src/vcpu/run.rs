@@ -3,20 +3,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use devices::bus::{Bus, Claimed, Direction, MmioBus, PioBus, Request, Space, UnclaimedAccess};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::config::Unclaimed;
-use crate::emulate::{self, Shared};
+use crate::emulate::{self, Profile, Profiler, Shared};
 use crate::ram::Ram;
 
 use super::ending::{Ending, Stage};
-use super::kick::Kick;
+use super::kick::{Alarm, Kick};
 use super::report::{CpuReport, internal_error, is_emulation_failure};
-use super::ring0::Ring0;
+use super::ring0::{Ring0, is_halted};
 
+/// How often a profile looks at a vCPU that is in the guest.
+const SAMPLE: Duration = Duration::from_millis(1);
 /// Interrupts are taken (RFLAGS bit 9).
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -77,6 +80,8 @@ pub struct Vcpu {
     pub shared: Arc<Shared>,
     /// Whether this monitor runs ring 0.
     pub runs_ring0: bool,
+    /// Where its time is noted, if it is to be.
+    pub profile: Option<Arc<Profile>>,
 }
 
 /// A vCPU thread that panics has said why; the run must still end.
@@ -106,6 +111,19 @@ enum Outcome {
     Entered,
 }
 
+impl Outcome {
+    /// Its name in a profile.
+    fn name(&self) -> &'static str {
+        match self {
+            Outcome::GoOn | Outcome::Nowhere(..) => "access to a device",
+            Outcome::Kicked => "kick",
+            Outcome::InternalError => "instruction that KVM cannot emulate",
+            Outcome::Entered => "breakpoint",
+            Outcome::End(_) | Outcome::TripleFault | Outcome::Failed(_) => "end",
+        }
+    }
+}
+
 impl Vcpu {
     /// Runs until the run ends, here or elsewhere.
     pub fn run(mut self) {
@@ -113,8 +131,15 @@ impl Vcpu {
         let _bell = RingOnPanic(Arc::clone(&self.stage));
         let stage = Arc::clone(&self.stage);
         let passer = stage.gate().join();
-        let mut ring0 = match self.ring0() {
-            Ok(ring0) => ring0,
+        let mut profiler = self.profile.clone().map(Profiler::new);
+        let alarms = || {
+            let no_timer = |error| format!("no timer for a vCPU ({error}),");
+            let sampler = profiler.is_some().then(Alarm::new).transpose().map_err(no_timer)?;
+            let ring0 = self.runs_ring0.then(|| Ring0::new(Arc::clone(&self.shared)));
+            Ok((sampler, ring0.transpose().map_err(no_timer)?))
+        };
+        let (sampler, mut ring0) = match alarms() {
+            Ok(both) => both,
             Err(what) => return stage.end(Ending::Kvm { what, cpu: self.report() }),
         };
         loop {
@@ -122,10 +147,15 @@ impl Vcpu {
             if stage.ending().is_some() {
                 return;
             }
-            if let Some(ring0) = &mut ring0 {
-                ring0.before();
+            match (&mut ring0, &sampler) {
+                (Some(ring0), _) => ring0.before(),
+                (None, Some(sampler)) => sampler.set(SAMPLE),
+                (None, None) => {}
             }
             let outcome = self.enter();
+            if let Some(profiler) = &mut profiler {
+                self.look(profiler, &outcome);
+            }
             // A kick is not the guest's doing.
             if !matches!(outcome, Outcome::Kicked) {
                 self.progress.exits.fetch_add(1, Ordering::Relaxed);
@@ -137,20 +167,20 @@ impl Vcpu {
                     if self.progress.asked.swap(false, Ordering::Relaxed) {
                         self.progress.asleep.store(self.sleeps_for_ever(), Ordering::Relaxed);
                     }
-                    match self.go_on(&mut ring0) {
+                    match self.go_on(&mut ring0, profiler.as_mut()) {
                         Ok(()) => continue,
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
                 }
                 Outcome::InternalError => {
-                    match self.assist().and_then(|()| self.go_on(&mut ring0)) {
+                    match self.assist().and_then(|()| self.go_on(&mut ring0, profiler.as_mut())) {
                         Ok(()) => continue,
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
                 }
                 Outcome::Entered => {
                     let Some(ring0) = &mut ring0 else { continue };
-                    match ring0.entered(&self.fd, &*self.ram) {
+                    match ring0.entered(&self.fd, &*self.ram, profiler.as_mut()) {
                         Ok(()) => continue,
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
@@ -167,18 +197,24 @@ impl Vcpu {
     }
 
     /// Goes on in ring 0, if that is this monitor's. KVM has finished what it began: after an access to a device it has not.
-    fn go_on(&self, ring0: &mut Option<Ring0>) -> Result<(), String> {
+    fn go_on(
+        &self,
+        ring0: &mut Option<Ring0>,
+        profiler: Option<&mut Profiler>,
+    ) -> Result<(), String> {
         let Some(ring0) = ring0 else { return Ok(()) };
-        ring0.after(&self.fd, &*self.ram)
+        ring0.after(&self.fd, &*self.ram, profiler)
     }
 
-    /// Ring 0, where it is this monitor's.
-    fn ring0(&self) -> Result<Option<Ring0>, String> {
-        if !self.runs_ring0 {
-            return Ok(None);
+    /// Notes for the profile where KVM came back from, and why.
+    fn look(&self, profiler: &mut Profiler, outcome: &Outcome) {
+        profiler.exit(outcome.name());
+        if is_halted(&self.fd) {
+            return profiler.skip();
         }
-        let made = Ring0::new(Arc::clone(&self.shared));
-        made.map(Some).map_err(|error| format!("no timer for a vCPU ({error}),"))
+        if let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) {
+            profiler.look(sregs.ss.dpl, regs.rip);
+        }
     }
 
     /// One stay in the guest, and what it left for.

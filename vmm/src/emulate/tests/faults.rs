@@ -195,8 +195,8 @@ fn far_jumps_and_system_registers_are_not_known() {
         &[0xff, 0x18],             // call far [rax]
         &[0xcb],                   // retf
         &[0x8e, 0xd8],             // mov ds, eax
-        &[0x8c, 0xd8],             // mov eax, ds
-        &[0x0f, 0x20, 0xc0],       // mov rax, cr0
+        &[0x0f, 0x22, 0xd8],       // mov cr3, rax
+        &[0x44, 0x0f, 0x20, 0xc0], // mov rax, cr8
         &[0x0f, 0xa0],             // push fs
         &[0xf2, 0x0f, 0x10, 0x00], // movsd xmm0, [rax]
     ];

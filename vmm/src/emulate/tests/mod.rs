@@ -1,5 +1,6 @@
 //! Instructions here and on this machine's processor: registers, flags and memory have to be the same afterwards.
 
+mod entry;
 mod extended;
 mod faults;
 mod integer;

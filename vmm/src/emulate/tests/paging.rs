@@ -37,18 +37,18 @@ const AC: u64 = 1 << 18;
 
 /// 64 KiB at 0.
 #[derive(Debug)]
-struct Memory(Box<[AtomicU64]>);
+pub(super) struct Memory(Box<[AtomicU64]>);
 
 impl Memory {
-    fn new() -> Memory {
+    pub(super) fn new() -> Memory {
         Memory((0..BYTES / 8).map(|_| AtomicU64::new(0)).collect())
     }
 
-    fn put(&self, at: u64, entry: u64) {
+    pub(super) fn put(&self, at: u64, entry: u64) {
         self.0[at as usize / 8].store(entry, Ordering::SeqCst);
     }
 
-    fn at(&self, at: u64) -> u64 {
+    pub(super) fn at(&self, at: u64) -> u64 {
         self.0[at as usize / 8].load(Ordering::SeqCst)
     }
 
