@@ -103,8 +103,8 @@ fn debian_keeps_its_files_and_its_user_while_its_memory_is_moved() {
 
     let (_, report) = debian.end("poweroff");
     assert_no_breaks(&report);
-    assert!(count(&report, "root", "bytes_written") > 9 << 20, "a sync reaches the disk");
-    assert!(count(&report, "free", "reported") > 0, "free pages are reported");
+    assert!(count(&report, "disk.root", "bytes_written") > 9 << 20, "a sync reaches the disk");
+    assert!(count(&report, "balloon.free", "reported") > 0, "free pages are reported");
 }
 
 /// The host's side of the transfer, in the guest's network, and then the monitor in its place.
@@ -141,7 +141,9 @@ fn debian_on_two_vcpus_has_a_network() {
     let served = tree::text(&log);
     assert!(served.contains("received=16777216 wrong=0 "), "{served}: {output:?}");
     assert_no_breaks(&report);
-    assert!(count(&report, "lan", "rx_packets") > 3 && count(&report, "lan", "tx_packets") > 3);
+    assert!(
+        count(&report, "net.lan", "rx_packets") > 3 && count(&report, "net.lan", "tx_packets") > 3
+    );
 }
 
 /// Less memory than the guest was promised: what it frees goes back and serves what it touches next.
@@ -161,6 +163,6 @@ fn debian_lives_on_less_than_its_ram() {
     }
     let (_, report) = debian.end("exit");
     assert_no_breaks(&report);
-    assert!(count(&report, "free", "reported") > 0, "free pages are reported");
+    assert!(count(&report, "balloon.free", "reported") > 0, "free pages are reported");
     assert!(report.number("memory.balloon.given_back") > 0);
 }

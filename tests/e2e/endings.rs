@@ -257,3 +257,77 @@ fn a_signal_in_the_middle_of_faults_leaves_the_books_right() {
         assert_eq!(Report::read(&report).text("audit"), "clean", "{output:?}");
     }
 }
+
+/// A kernel of this code, run with `ring0`; its report.
+fn ring0(code: &[u8], ring0: &str) -> (Output, Report) {
+    let scratch = Scratch::new();
+    let config = scratch.write("x.toml", "[boot]\nkernel = \"kernel\"\n");
+    std::fs::write(scratch.path().join("kernel"), elf(0x10_0000, 0x1000, code)).unwrap();
+    let report = scratch.path().join("report.json");
+    let ring0 = format!("machine.ring0={ring0}");
+    let args = [OsString::from("run"), config.into(), "--set".into(), ring0.into()];
+    let more = ["--json-report".into(), report.clone().into(), "--profile".into()];
+    let output = SLAT.run(args.into_iter().chain(more));
+    (output, Report::read(&report))
+}
+
+/// POPCNT, CMPXCHG16B and ten thousand rounds of a loop in ring 0, whoever carries them out.
+#[test]
+fn ring_0_is_the_same_whoever_runs_it() {
+    if !require_guests() {
+        return;
+    }
+    let code = [
+        &[0x48, 0x8d, 0x3d, 0xf9, 0x00, 0x00, 0x00][..], // lea rdi, [rip + 0xf9]: 0x100100
+        &[0xb9, 0x10, 0x27, 0x00, 0x00],                 // mov ecx, 10000
+        &[0xff, 0xc3],                                   // inc ebx
+        &[0xff, 0xc9],                                   // dec ecx
+        &[0x75, 0xfa],                                   // jnz: to inc
+        &[0x31, 0xc0, 0x31, 0xd2],                       // xor eax, eax; xor edx, edx
+        &[0xf0, 0x48, 0x0f, 0xc7, 0x0f],                 // lock cmpxchg16b [rdi]
+        &[0xf3, 0x0f, 0xb8, 0x07],                       // popcnt eax, [rdi]: of 10000, five
+        &[0xe6, 0xf4, 0xfa, 0xf4],                       // out 0xf4, al; cli; hlt
+    ]
+    .concat();
+    for who in ["kvm", "monitor"] {
+        let (output, report) = ring0(&code, who);
+        assert_eq!((output.code, report.text("ending")), (Some(5), "verdict"), "{who}: {output:?}");
+        assert!(output.stderr.contains("profile: time by place"), "{output:?}");
+        let interpreted = report.number("emulated.interpreted");
+        if who == "kvm" {
+            assert_eq!(interpreted, 0, "{output:?}");
+        } else {
+            assert!(interpreted > 0, "{output:?}");
+        }
+    }
+}
+
+/// An instruction that neither KVM nor the monitor knows is told with its bytes, its name and its place; a processor that runs
+/// ring 0 just carries it out.
+#[test]
+fn an_instruction_that_nobody_knows_is_reported() {
+    if !require_guests() {
+        return;
+    }
+    let code = [
+        &[0x0f, 0x20, 0xe0, 0x66, 0x0d, 0x00, 0x02, 0x0f, 0x22, 0xe0][..], // CR4.OSFXSR
+        &[0x66, 0x44, 0x0f, 0x6e, 0xf9],                                   // movd xmm15, ecx
+        &[0xb0, 0x07, 0xe6, 0xf4, 0xfa, 0xf4],                             // verdict 7
+    ]
+    .concat();
+    for who in ["kvm", "monitor"] {
+        let (output, report) = ring0(&code, who);
+        if report.text("ending") == "verdict" {
+            assert_eq!(output.code, Some(7), "{output:?}");
+            continue;
+        }
+        assert_eq!((output.code, report.text("ending")), (Some(1), "kvm-error"), "{output:?}");
+        assert!(output.stderr.contains("KVM cannot emulate the instruction (66 44 0f 6e f9"));
+        assert!(
+            output.stderr.contains("this monitor does not carry out movd either"),
+            "{output:?}"
+        );
+        assert_cpu_reported(&output, &report);
+        assert_eq!(report.number("cpu.rip"), 0x10_000a, "{output:?}");
+    }
+}

@@ -6,6 +6,7 @@
 //! race                     the races that the memory service was built against, made to happen: replays, storms, models
 //! machine  rig             a whole machine: built, run, taken down with its books checked; or just the vCPUs and a console
 //! vcpu                     a thread for each vCPU, and how a run ends
+//! emulate                  instructions that KVM does not carry out, and ring 0 where no processor runs it
 //! boot  kvm  guests        what is booted; the hypervisor; the bare-metal guests that come along
 //! map  control             the memory map as text, JSON and picture; the socket of a running machine
 //! config                   TOML with an origin for every value, and errors that name file, line and key

@@ -1,7 +1,7 @@
 //! CPUID features by name, for `machine.cpu`.
 //!
 //! The names are those of Linux's `/proc/cpuinfo`; leaf, register and bit are from Intel's SDM vol. 2 (CPUID) and, for
-//! `xop`, `fma4` and `sse4a`, AMD's APM vol. 3, appendix E. Only features that a guest may be better off without are listed.
+//! `xop`, `fma4` and `sse4a`, AMD's APM vol. 3, appendix E; those of KVM are from Linux, Documentation/virt/kvm/x86/cpuid.rst. Only features that a guest may be better off without are listed.
 
 use std::fmt;
 
@@ -133,6 +133,9 @@ pub const FEATURES: &[Feature] = &[
     bit("xsavec", 0xd, 1, Register::Eax, 1),
     bit("xgetbv1", 0xd, 1, Register::Eax, 2),
     bit("xsaves", 0xd, 1, Register::Eax, 3),
+    bit("kvm_pv_unhalt", 0x4000_0001, 0, Register::Eax, 7),
+    bit("kvm_pv_ipi", 0x4000_0001, 0, Register::Eax, 11),
+    bit("kvm_pv_sched_yield", 0x4000_0001, 0, Register::Eax, 13),
     bit("abm", 0x8000_0001, 0, Register::Ecx, 5),
     bit("sse4a", 0x8000_0001, 0, Register::Ecx, 6),
     bit("3dnowprefetch", 0x8000_0001, 0, Register::Ecx, 8),
@@ -149,7 +152,8 @@ pub const FEATURES: &[Feature] = &[
 /// does not decode. A kernel runs most of those only where CPUID offers them: CMPXCHG16B, POPCNT, STAC and CLAC, RDRAND,
 /// INVPCID, RDTSCP, WRFSBASE, and everything with a VEX prefix. LZCNT (`abm`) is worse than not decoded: the emulator takes
 /// it for BSR and gives another result. XSAVE, AVX and AVX-512 stay: on such a host a program at ring 3 asks the processor
-/// itself what there is, and uses it; a kernel that did not save those registers would lose them.
+/// itself what there is, and uses it; a kernel that did not save those registers would lose them. What KVM offers by
+/// hypercalls goes: its emulator first writes the instruction anew, and kernel code is read-only.
 pub const EMULATION_SAFE: &[&str] = &[
     "pclmulqdq",
     "monitor",
@@ -205,6 +209,9 @@ pub const EMULATION_SAFE: &[&str] = &[
     "xsavec",
     "xgetbv1",
     "xsaves",
+    "kvm_pv_unhalt",
+    "kvm_pv_ipi",
+    "kvm_pv_sched_yield",
     "abm",
     "sse4a",
     "xop",

@@ -1,11 +1,11 @@
 //! A microVM as it is going to be: every value filled in and checked.
 
-use std::path::{Path, PathBuf};
-
 use serde::{Serialize, Serializer};
 
 use super::devices::{DeviceKind, Pmem, Sharing};
-use super::{Bytes, Device, EMULATION_SAFE, Feature, Guard, Origin, RamRange, ram_ranges};
+use super::{
+    Bytes, Device, EMULATION_SAFE, Feature, Guard, HostPath, Origin, RamRange, ram_ranges,
+};
 
 /// A value, and who set it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -437,23 +437,4 @@ pub enum Serial {
 pub struct Control {
     /// The socket where the running machine answers questions. Its folder was there when the config was read.
     pub socket: Option<Setting<HostPath>>,
-}
-
-/// A path on the host, relative to the folder that the monitor runs in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostPath(pub PathBuf);
-
-impl std::ops::Deref for HostPath {
-    type Target = Path;
-
-    fn deref(&self) -> &Path {
-        &self.0
-    }
-}
-
-/// Paths need not be UTF-8, JSON must: other bytes become U+FFFD.
-impl Serialize for HostPath {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0.display())
-    }
 }

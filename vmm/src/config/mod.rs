@@ -16,6 +16,7 @@ mod features;
 mod file;
 mod guard;
 mod host;
+mod host_path;
 mod machine;
 mod raw;
 mod resolve;
@@ -30,10 +31,11 @@ pub use error::{ConfigError, Origin, Problem};
 pub use features::{EMULATION_SAFE, FEATURES, Feature, Register};
 pub use guard::Guard;
 pub use host::{HOLE_END, HOLE_START, Host, RamRange, pmem_ranges, ram_ranges};
+pub use host_path::HostPath;
 pub use machine::{
-    Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, Dedup, HostPath, Image,
-    Irqchip, Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Ring0, Serial,
-    Setting, Template, Unclaimed,
+    Backing, Boot, BuiltinGuest, Collapse, Console, Control, CpuModel, Dedup, Image, Irqchip,
+    Kernel, Machine, MachineConfig, Memory, PageSize, Protocol, Rate, Ring0, Serial, Setting,
+    Template, Unclaimed,
 };
 
 use std::path::Path;

@@ -147,10 +147,17 @@ impl<P: Protocol> ServedRam<P> {
         }
         let gpa = Gpa::new(start);
         self.guest.populate(GfnRange::from_bytes(gpa, bytes.len() as u64)?)?;
-        self.guest.write(gpa, bytes).map_err(|error| match error {
-            WriteError::NotMapped(missing) => MachineError::Guarded { gpa: missing.gpa },
-            WriteError::Fault(error) => MachineError::Load(error),
-        })
+        loop {
+            match self.guest.write(gpa, bytes) {
+                Ok(()) => return Ok(()),
+                // A scanner for duplicates may have dropped a page of zeroes again; a guard page stays away.
+                Err(WriteError::NotMapped(missing)) => self
+                    .guest
+                    .fault(missing.gpa, Access::Write)
+                    .map_err(|_| MachineError::Guarded { gpa: missing.gpa })?,
+                Err(WriteError::Fault(error)) => return Err(MachineError::Load(error)),
+            };
+        }
     }
 
     /// Serves no fault any more. No vCPU may run.

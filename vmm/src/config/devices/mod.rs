@@ -6,7 +6,8 @@ use serde::{Serialize, Serializer};
 
 pub use mac::Mac;
 
-use super::machine::{HostPath, Rate, Setting, keywords};
+use super::HostPath;
+use super::machine::{Rate, Setting, keywords};
 use super::{Bytes, Origin, RamRange};
 
 keywords! {

@@ -14,12 +14,12 @@ use read::{
 
 use super::error::quoted;
 use super::machine::{
-    Backing, Boot, BuiltinGuest, Console, Control, CpuModel, HostPath, Image, Irqchip, Kernel,
-    Machine, MachineConfig, Memory, PageSize, Protocol, Ring0, Serial, Setting, Unclaimed,
+    Backing, Boot, BuiltinGuest, Console, Control, CpuModel, Image, Irqchip, Kernel, Machine,
+    MachineConfig, Memory, PageSize, Protocol, Ring0, Serial, Setting, Unclaimed,
 };
 use super::raw::{Document, Raw, Value, Written};
 use super::schema;
-use super::{Bytes, ConfigError, Feature, Guard, Host, Origin, Problem};
+use super::{Bytes, ConfigError, Feature, Guard, Host, HostPath, Origin, Problem};
 
 /// What a page table entry maps at least.
 const PAGE: Bytes = Bytes::kib(4);

@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use crate::config::HostPath;
 use crate::config::error::quoted;
 use crate::config::file::{describe, reason};
-use crate::config::machine::HostPath;
 use crate::config::raw::{Raw, Written};
 use crate::config::schema::Key;
 

@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::config::HostPath;
 use crate::config::error::quoted;
 use crate::config::file::{describe, reason};
-use crate::config::machine::{HostPath, Rate, Setting};
+use crate::config::machine::{Rate, Setting};
 use crate::config::raw::{Raw, Value, Written};
 use crate::config::schema::{self, Key};
 use crate::config::{Bytes, ConfigError, Origin, ParseBytesError};

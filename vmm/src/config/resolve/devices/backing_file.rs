@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat};
 
 use crate::config::Bytes;
+use crate::config::HostPath;
 use crate::config::devices::BackingFile;
 use crate::config::error::quoted;
 use crate::config::file::{describe, reason};
-use crate::config::machine::HostPath;
 use crate::config::raw::{Raw, Written};
 use crate::config::schema::Key;
 

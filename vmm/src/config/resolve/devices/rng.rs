@@ -7,10 +7,10 @@ use std::os::unix::fs::FileTypeExt;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use crate::config::ConfigError;
+use crate::config::HostPath;
 use crate::config::devices::Rng;
 use crate::config::error::quoted;
 use crate::config::file::{describe, reason};
-use crate::config::machine::HostPath;
 use crate::config::raw::{Raw, Written};
 use crate::config::schema;
 
