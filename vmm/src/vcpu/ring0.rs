@@ -18,8 +18,10 @@ use crate::ram::Ram;
 
 use super::kick::Alarm;
 
-/// How long KVM has for an instruction of its own, or to begin an interrupt.
+/// How long KVM has for an instruction of its own, or to begin an interrupt: at first, and where that was not enough, as on a
+/// busy host.
 const BRIEF: Duration = Duration::from_micros(10);
+const LESS_BRIEF: Duration = Duration::from_millis(1);
 /// How long KVM runs the guest before it is looked whether it is in ring 0: at first, and at most.
 const SOON: Duration = Duration::from_micros(200);
 const LATE: Duration = Duration::from_millis(2);
@@ -38,8 +40,9 @@ pub(super) struct Ring0 {
     alarm: Alarm,
     /// What KVM was told to do.
     left: Left,
-    /// How long it may.
+    /// How long it may, for either.
     wait: Duration,
+    brief: Duration,
     shared: Arc<Shared>,
     /// Breakpoints that are set.
     watched: usize,
@@ -59,6 +62,7 @@ impl Ring0 {
             alarm: Alarm::new()?,
             left: Left::Guest,
             wait: SOON,
+            brief: BRIEF,
             watched: 0,
             looks: 0,
         })
@@ -68,7 +72,7 @@ impl Ring0 {
     pub(super) fn before(&mut self) {
         self.alarm.set(match self.left {
             Left::Guest => self.wait,
-            Left::One => BRIEF,
+            Left::One => self.brief,
         });
     }
 
@@ -92,6 +96,7 @@ impl Ring0 {
             self.interpreter.run(vcpu, ram, profiler).map_err(|refusal| refusal.to_string())?;
         let ran = self.interpreter.instructions() > before;
         self.wait = if ran { SOON } else { (2 * self.wait).min(LATE) };
+        self.brief = if ran { BRIEF } else { (2 * self.brief).min(LESS_BRIEF) };
         if self.left == Left::Guest && self.watched < ALL_WATCHED && self.looks < LOOKS {
             self.watch(vcpu, ram)?;
         }
