@@ -148,7 +148,7 @@ impl Interpreter {
         let vcpu = Hosted::new(fd, &shared.hidden);
         let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
         let memory = Tlb::new(Physical::of(ram), regime, &self.translations).guarding_tables();
-        let before = self.instructions;
+        let before = cpu.regs;
         let (left, reason) = loop {
             match stride(&mut self.code, &mut cpu, &memory, &vcpu, &mut self.instructions) {
                 Ok(()) => {}
@@ -173,7 +173,8 @@ impl Interpreter {
             }
         };
         *self.left.entry(reason).or_default() += 1;
-        if self.instructions != before {
+        // An exception that was delivered and a string that came halfway count as no instruction, and change registers.
+        if cpu.regs != before {
             vcpu.store(&cpu)?;
         }
         self.time += begin.elapsed();

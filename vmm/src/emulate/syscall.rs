@@ -67,7 +67,11 @@ fn finish_it(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Why> {
     let translations = Translations::default();
     let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
     let memory = Tlb::new(Physical::of(ram), regime, &translations);
-    if cpu.cpl() != 0 || cpu.bitness() != 64 || !is_half(&cpu, &memory, vcpu.msr(MSR_LSTAR)?)? {
+    // Every fault and every tick comes here: KVM is asked for the entry when nothing else is against it.
+    if cpu.cpl() != 0 || cpu.bitness() != 64 || !is_half(&cpu, &memory, cpu.sregs.cr2)? {
+        return Ok(false);
+    }
+    if cpu.sregs.cr2 != vcpu.msr(MSR_LSTAR)? {
         return Ok(false);
     }
     complete(&mut cpu, &memory, vcpu.msr(MSR_STAR)?)?;

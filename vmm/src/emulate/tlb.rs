@@ -79,7 +79,8 @@ impl<'r> Tlb<'r> {
     /// emulates, and corrects what it has derived; a store here it does not see. What it may have derived something from is
     /// an entry that is present, the user's and accessed ([`ENTRY`]), since it sets that bit first; and a word that looks
     /// like one and is none costs a way to KVM, no more. Small numbers would look like entries for page 0, which no kernel
-    /// gives to ring 3: they are none.
+    /// gives to ring 3: they are none. Strings (`rep stos`, `rep movs`) are not looked at: a kernel takes entries away one by
+    /// one before it clears their page or makes it something else.
     pub(super) fn guarding_tables(self) -> Tlb<'r> {
         Tlb { guards_tables: true, ..self }
     }

@@ -250,7 +250,7 @@ impl Vcpu {
             Ok(VcpuExit::Hlt) => Outcome::End(Ending::Halted),
             Ok(VcpuExit::Shutdown) => Outcome::TripleFault,
             Ok(VcpuExit::Intr) => Outcome::Kicked,
-            Ok(VcpuExit::Debug(_)) => Outcome::Entered,
+            Ok(VcpuExit::Debug(_)) if self.runs_ring0 => Outcome::Entered,
             Ok(VcpuExit::InternalError) => Outcome::InternalError,
             Ok(VcpuExit::SystemEvent(..)) => Outcome::End(Ending::Reset),
             Ok(VcpuExit::FailEntry(reason, _)) => {
