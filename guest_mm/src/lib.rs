@@ -5,7 +5,7 @@
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
 //!      pin  place  dedup                            claims of devices; pages that arrive; pages that are the same
 //! F3   fault  collapse  share  unmap  protect       the operations; they do not know each other
-//!      split  mark  copy  dirty
+//!      split  mark  copy  dirty  lift
 //! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
 //! F0   addr  entry  prot  geometry  sync  tally     words and numbers; threads that work by themselves
@@ -53,7 +53,7 @@ pub mod pool;
 pub mod image;
 pub mod mirror;
 mod space;
-pub use space::{FaultPolicy, Sharing};
+pub use space::{Answer, FaultPolicy, Sharing};
 pub mod table;
 // F3
 pub mod collapse;
@@ -62,6 +62,8 @@ pub mod copy;
 #[cfg(not(loom))]
 mod dirty;
 pub mod fault;
+#[cfg(not(loom))]
+pub mod lift;
 pub mod mark;
 pub mod protect;
 pub mod share;

@@ -50,8 +50,17 @@ pub struct FaultPolicy {
     pub pages: PageSize,
 }
 
+/// What becomes of an access to a page that is marked missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// It was asked for: who waits goes on when it is placed.
+    Asked,
+    /// It will never come: the access fails.
+    Lost,
+}
+
 /// Asks for a page that is marked missing.
-pub(crate) struct Pager(pub(crate) Box<dyn Fn(Gpa) + Send + Sync>);
+pub(crate) struct Pager(pub(crate) Box<dyn Fn(Gpa) -> Answer + Send + Sync>);
 
 impl std::fmt::Debug for Pager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

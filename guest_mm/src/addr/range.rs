@@ -157,6 +157,12 @@ impl GfnRange {
         (start < end).then(|| GfnRange { start, frames: end.0 - start.0 })
     }
 
+    /// It and `next`, which begins where it ends.
+    pub fn joined(self, next: GfnRange) -> Option<GfnRange> {
+        (self.end() == next.start)
+            .then(|| GfnRange { start: self.start, frames: self.frames + next.frames })
+    }
+
     /// It, cut at every multiple of `frames` (a power of two): in order, without gaps.
     pub fn chunks(self, frames: u64) -> impl Iterator<Item = GfnRange> {
         let mut next = self.start;

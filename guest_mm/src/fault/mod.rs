@@ -38,7 +38,7 @@ use crate::mirror::MirrorError;
 use crate::pool::Exhausted;
 use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::space::{AddressSpace, RamRegion, count};
+use crate::space::{AddressSpace, Answer, RamRegion, count};
 use crate::table::OutOfTables;
 use crate::table::cursor::Cursor;
 use crate::table::walk::Walked;
@@ -82,6 +82,16 @@ pub enum FaultError {
         access: Access,
         /// How the page is marked.
         marker: Marker,
+    },
+    /// The page was to come from elsewhere, and never will.
+    #[error(
+        "{access} of guest-physical {gpa}, which has not arrived and never will: its source is gone"
+    )]
+    Lost {
+        /// Where.
+        gpa: Gpa,
+        /// What was tried.
+        access: Access,
     },
     /// A write where only reads are allowed.
     #[error("write to the read-only page at guest-physical {gpa}")]
@@ -162,15 +172,17 @@ fn serve<P: Protocol>(
     match (served, &space.pager) {
         (Err(FaultError::Marked { marker: Marker::Missing, .. }), Some(pager)) => {
             // Without a lock. If it was placed meanwhile, who waits has been told.
-            (pager.0)(gpa);
-            Ok(Filled::Asked)
+            match (pager.0)(gpa) {
+                Answer::Asked => Ok(Filled::Asked),
+                Answer::Lost => Err(FaultError::Lost { gpa, access }),
+            }
         }
         (served, _) => served,
     }
 }
 
 /// A frame for the page at `gfn`, absent, missing or returned, its bytes whatever they are, where the page should lie.
-pub(crate) fn frame_for_arrival<P: Protocol>(
+pub(crate) fn frame_to_fill<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
@@ -182,7 +194,7 @@ pub(crate) fn frame_for_arrival<P: Protocol>(
         let exhausted = |cause| FaultError::Exhausted { gpa, access, cause };
         return own::frame_for_copy(space, region, cursor, gfn).map_err(exhausted);
     }
-    zero::frame_for_touch(space, region, cursor, gfn).map_err(|error| error.at(gpa, access))
+    zero::frame_to_fill(space, region, cursor, gfn).map_err(|error| error.at(gpa, access))
 }
 
 /// The entry for `gfn`, for decisions that are made again under the lock.

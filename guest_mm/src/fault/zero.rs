@@ -310,17 +310,38 @@ fn install<P: Protocol>(
     Ok(None)
 }
 
-/// A zeroed frame for the page `gfn`, which arrives.
-pub(super) fn frame_for_touch<P: Protocol>(
+/// A frame for the page `gfn`, which arrives: its bytes are whatever they were.
+pub(super) fn frame_to_fill<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
     gfn: Gfn,
 ) -> Result<FrameNo, FillError> {
-    match frame_for(space, region, cursor, gfn, Cause::Touched)? {
-        Some(frame) => Ok(frame),
-        None => Err(FillError::Exhausted(Exhausted { frames: space.pool.nr_frames() })),
+    reserve(space, region, cursor)?;
+    let offset = gfn.offset_in(Level::PT.table_frames());
+    if let Some(frame) = cursor.reservation().and_then(|own| space.pool.claim(own, offset)) {
+        return Ok(frame);
     }
+    count(&space.counters.scattered, 1);
+    space.pool.alloc().map_err(FillError::Exhausted)
+}
+
+/// Has the page table reserve a block, and the window show it there, if nothing lies in it yet.
+fn reserve<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    cursor: &mut Cursor<'_, P>,
+) -> Result<(), FillError> {
+    if cursor.reservation().is_some() || cursor.has_leaf() {
+        return Ok(());
+    }
+    let block = cursor.range();
+    let hint = region.preferred_frame(block.start(), space.pool.nr_frames()).block();
+    let Some(reservation) = space.pool.reserve(hint) else { return Ok(()) };
+    cursor.set_reservation(reservation);
+    let run =
+        Run { gfn: block.start(), frame: reservation.block().first(), frames: block.frames() };
+    space.mirror.remap(run).map_err(FillError::Mirror)
 }
 
 /// A zeroed frame for the vacant page `gfn`, or none where `cause` does not justify one.
@@ -332,19 +353,7 @@ fn frame_for<P: Protocol>(
     cause: Cause,
 ) -> Result<Option<FrameNo>, FillError> {
     let pool: &Pool = &space.pool;
-    if cursor.reservation().is_none() && !cursor.has_leaf() {
-        let block = cursor.range();
-        let hint = region.preferred_frame(block.start(), pool.nr_frames()).block();
-        if let Some(reservation) = pool.reserve(hint) {
-            cursor.set_reservation(reservation);
-            let run = Run {
-                gfn: block.start(),
-                frame: reservation.block().first(),
-                frames: block.frames(),
-            };
-            space.mirror.remap(run).map_err(FillError::Mirror)?;
-        }
-    }
+    reserve(space, region, cursor)?;
     let offset = gfn.offset_in(Level::PT.table_frames());
     let in_place = cursor.reservation().and_then(|r| pool.claim_zeroed(r, offset));
     if in_place.is_some() || cause == Cause::Around {

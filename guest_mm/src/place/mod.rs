@@ -18,14 +18,18 @@
 //! Variant     `HugeOnFirstPage` skips M2.
 //! ```
 
+mod arrive;
+mod block;
 #[cfg(all(test, loom))]
 mod model;
 mod parcel;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use crate::addr::{FrameNo, Gfn, GfnRange, Gpa};
 use crate::collapse::{CollapseError, CollapsePolicy, Collapsed, Copying, collapse_block};
 use crate::entry::{Entry, Leaf, Marker};
-use crate::fault::{FaultError, frame_for_arrival};
+use crate::fault::{FaultError, frame_to_fill};
 use crate::geometry::Level;
 use crate::mirror::{MirrorError, Run};
 use crate::prot::{Access, Prot};
@@ -33,17 +37,17 @@ use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, CutsPage, RamRegion, count};
 use crate::table::cursor::Cursor;
 
+pub use arrive::{Arrived, Arriving, Onto, Page};
+pub(crate) use arrive::{arrive, wake};
+pub use block::BlockParcel;
+pub(crate) use block::place_block;
 pub use parcel::Parcel;
 
 /// What a page holds that is placed.
 #[derive(Debug)]
 pub enum Content<'a> {
     /// These bytes: a page of them.
-    #[cfg(not(loom))]
-    Bytes(&'a [u8; crate::geometry::FRAME_BYTES as usize]),
-    /// A model's word.
-    #[cfg(loom)]
-    Bytes(&'a u64),
+    Bytes(&'a Page),
     /// Zeroes.
     Zero,
     /// A frame that was filled before, and becomes the guest's.
@@ -163,7 +167,7 @@ fn fill<P: Protocol>(
     if let Content::Frame(parcel) = content {
         return parcel.open(&space.pool).ok_or(PlaceError::OtherService { gpa: gfn.gpa() });
     }
-    let frame = frame_for_arrival(space, region, cursor, gfn, Access::Write)?;
+    let frame = frame_to_fill(space, region, cursor, gfn, Access::Write)?;
     match content {
         #[cfg(not(loom))]
         Content::Bytes(bytes) => space.pool.memory().write(frame, 0, bytes),

@@ -20,6 +20,7 @@ mod frame;
 #[cfg(not(loom))]
 pub(crate) mod host_range;
 mod ledger;
+mod own_block;
 mod pins;
 mod to_host;
 
@@ -34,6 +35,7 @@ pub(crate) use frame::{FrameTable, FrameWords};
 use ledger::Ledger;
 pub(crate) use ledger::Reservation;
 pub use ledger::{Exhausted, PoolUsage};
+pub(crate) use own_block::OwnBlock;
 pub(crate) use pins::Dirty;
 pub(crate) use to_host::ToHost;
 

@@ -6,7 +6,7 @@ use crate::fault::FaultError;
 use crate::image::Image;
 use crate::mirrors::uffd::WindowError;
 use crate::pool::BackingKind;
-use crate::space::{FaultPolicy, Sharing};
+use crate::space::{Answer, FaultPolicy, Sharing};
 use crate::sync::Arc;
 
 /// What a guest is made of.
@@ -20,8 +20,9 @@ pub struct GuestConfig {
     /// Threads that serve its faults.
     pub fault_threads: usize,
     /// Called, on the thread that met it, for a page that is marked missing: asks for it, once or more often. Who waits
-    /// for the page goes on when it is placed. Without this, touching such a page stops the guest.
-    pub on_missing: Option<Box<dyn Fn(Gpa) + Send + Sync>>,
+    /// for the page goes on when it is placed, or finds out that it never comes. Without this, touching such a page stops the
+    /// guest.
+    pub on_missing: Option<Box<dyn Fn(Gpa) -> Answer + Send + Sync>>,
     /// Called, on a fault thread, for a violation that cannot be served. When it returns, the vCPU that
     /// made the access must have been sent out of the guest, so that it leaves `KVM_RUN` as soon as the
     /// access is let go, which it then is; the others have to follow soon.

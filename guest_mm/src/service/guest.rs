@@ -13,11 +13,13 @@ use crate::dedup::Scanner;
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
+use crate::lift::{self, Lifted};
 use crate::map::{MemoryMap, map};
 use crate::mark::{self, MarkError};
+use crate::mirror::MirrorError;
 use crate::mirrors::uffd::{FaultThreads, Uffd};
 use crate::pin::{self, Patience, PinBatch, PinError, Pinned};
-use crate::place::{self, Content, PlaceError, Placed};
+use crate::place::{self, Arrived, Arriving, BlockParcel, Content, Onto, PlaceError, Placed};
 use crate::prot::{Access, Prot};
 use crate::protect::{self, ProtectError};
 use crate::protocol::{Protocol, Sound};
@@ -116,6 +118,72 @@ impl<P: Protocol> Guest<P> {
     /// [`PlaceError`]: there is no room for it, or nothing may be there.
     pub fn place(&self, gpa: Gpa, content: Content<'_>) -> Result<Placed, PlaceError> {
         place::place(&self.space, gpa, content)
+    }
+
+    /// Fills the pages from `first` on, all in one block, as `onto` has it, and lets those go on that wait for one of them.
+    ///
+    /// # Errors
+    /// [`PlaceError`]: pages before the one that it names have arrived.
+    pub fn arrive<'a>(
+        &self,
+        first: Gfn,
+        onto: Onto,
+        pages: impl ExactSizeIterator<Item = Arriving<'a>>,
+    ) -> Result<Arrived, PlaceError> {
+        place::arrive(&self.space, first, onto, pages)
+    }
+
+    /// A block of the pool to be filled for the guest block around `gfn`; none if that is not all RAM, or no block is whole.
+    pub fn block_parcel(&self, gfn: Gfn) -> Option<BlockParcel> {
+        BlockParcel::new(&self.space, gfn)
+    }
+
+    /// Has the guest block that `parcel` is for be it, if nothing of the block is there yet. Otherwise the parcel comes back:
+    /// its pages are to arrive one by one.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    pub fn place_block(
+        &self,
+        parcel: BlockParcel,
+        onto: Onto,
+    ) -> Result<Result<Arrived, BlockParcel>, PlaceError> {
+        place::place_block(&self.space, parcel, onto)
+    }
+
+    /// Copies the pages from `first` on, all in one block, to `into`, a page each. Bytes of `into` stay what they are where a
+    /// page has none.
+    ///
+    /// # Errors
+    /// [`FaultError`]: a page over an image cannot be read.
+    ///
+    /// # Panics
+    /// If `into` is no number of whole pages, or reaches out of the block.
+    pub fn lift(&self, first: Gfn, into: &mut [u8]) -> Result<Lifted, FaultError> {
+        lift::lift(&self.space, first, into)
+    }
+
+    /// The runs of pages that may hold anything but zeroes, in order.
+    pub fn holding(&self) -> Vec<GfnRange> {
+        lift::holding(&self.space)
+    }
+
+    /// The runs of pages that are to come from elsewhere, in order.
+    pub fn missing(&self) -> Vec<GfnRange> {
+        lift::missing(&self.space)
+    }
+
+    /// The blocks that are one page of the guest's own, or part of a larger one.
+    pub fn huge_blocks(&self) -> Vec<GfnRange> {
+        lift::huge_blocks(&self.space)
+    }
+
+    /// Lets those ask again that wait for a page of `range`: perhaps it will never come.
+    ///
+    /// # Errors
+    /// The window could not be changed: who waits goes on waiting.
+    pub fn wake(&self, range: GfnRange) -> Result<(), MirrorError> {
+        place::wake(&self.space, range)
     }
 
     /// Copies bytes out of populated memory.

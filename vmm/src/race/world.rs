@@ -13,7 +13,7 @@ use guest_mm::pool::BackingChoice;
 use guest_mm::prot::Access;
 use guest_mm::service::WriteError;
 use guest_mm::share::MergeError;
-use guest_mm::{FaultPolicy, Guest, GuestConfig, ImageRam, Service, Sharing};
+use guest_mm::{Answer, FaultPolicy, Guest, GuestConfig, ImageRam, Service, Sharing};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -158,7 +158,7 @@ impl World {
         let guest = service.add_guest(GuestConfig {
             ram,
             over,
-            on_missing: Some(Box::new(|_| {})),
+            on_missing: Some(Box::new(|_| Answer::Asked)),
             policy: FaultPolicy { pages: size.faults },
             fault_threads: 1,
             on_stop: Box::new(move |error| {
