@@ -81,6 +81,7 @@ pub mod mirrors;
 pub mod audit;
 #[cfg(not(loom))]
 pub mod map;
+pub mod postcopy;
 #[cfg(not(loom))]
 pub mod service;
 #[cfg(not(loom))]

@@ -101,7 +101,10 @@ fn with_missing(
     let ask = std::sync::Mutex::new(ask);
     let config = GuestConfig {
         over: vec![over(image, range(0, 4 * MIB))],
-        on_missing: Some(Box::new(move |gpa| ask.lock().unwrap().send(gpa.as_u64()).unwrap())),
+        on_missing: Some(Box::new(move |gpa| {
+            ask.lock().unwrap().send(gpa.as_u64()).unwrap();
+            guest_mm::Answer::Asked
+        })),
         ..nothing(pages)
     };
     let test = add_as(mm, config);

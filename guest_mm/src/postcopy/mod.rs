@@ -1,0 +1,4 @@
+//! The page channel.
+#[cfg(not(loom))]
+mod plan;
+mod requests;

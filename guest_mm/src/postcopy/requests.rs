@@ -1,0 +1,228 @@
+//! Who waits for which page, and one request for it however many they are.
+//!
+//! ```text
+//! one-request-per-page    who misses a page (fault thread, pin)    arrival (urgent or bulk stream)
+//!                         W1 the entry is missing                  B1 place the page, wake who waits (A1 to A4)
+//!                         W2 note it as wanted; who is the         B2 the note goes
+//!                            first to do so asks:
+//!                         W3 the request goes out, if there
+//!                            is a line
+//!
+//!                                                                  new line, after a broken one
+//!                                                                  R1 it is the line from now on
+//!                                                                  R2 all that is noted is asked for again
+//!
+//! Invariant   whoever waits is woken after its page is there. Its access came before W1, so B1 finds it waiting, or W1
+//!             finds the page. A note has a request under way, an arrival about to take it away, or R2 before it.
+//! Tolerated   W1 before B1 and W2 after B2: a page that is there is asked for. The answer finds nothing missing, takes
+//!             the note away and is thrown away.
+//! Origin      ours. Linux leaves this to each monitor; QEMU keeps a tree of requested pages for the same reason, so
+//!             that a recovered migration asks again.
+//! Variant     `forget_cut`: R2 is left out, and who waited when the line broke waits for ever.
+//! ```
+//!
+//! W2 and W3 are one step under one lock, and so are R1 and R2: a request is noted before R2 looks, or goes out on the
+//! new line.
+
+#[cfg(all(test, loom))]
+mod model;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::addr::{Gfn, GfnRange};
+use crate::space::Answer;
+use crate::sync::{Lock, Rank};
+
+/// Where requests go out.
+pub(crate) trait Line: Send {
+    /// Asks for the page. Waits for nothing; what cannot go out now goes out by itself, or not at all if the line is broken:
+    /// whoever reads from it finds that out.
+    fn ask(&mut self, gfn: Gfn);
+}
+
+/// The pages that are wanted.
+#[derive(Debug)]
+pub(crate) struct Requests<L> {
+    book: Lock<Book<L>>,
+}
+
+#[derive(Debug)]
+struct Book<L> {
+    line: State<L>,
+    /// When each was asked for first.
+    wanted: BTreeMap<Gfn, Instant>,
+    /// Requests that went out.
+    asked: u64,
+    /// Waits that found their page asked for already.
+    joined: u64,
+}
+
+#[derive(Debug)]
+enum State<L> {
+    /// There is none yet, or none any more: what is wanted is asked for later.
+    Cut,
+    Open(L),
+    /// There will be none.
+    Lost,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Asked {
+    /// Requests that went out.
+    pub(crate) requests: u64,
+    /// Waits that found their page asked for already.
+    pub(crate) joined: u64,
+}
+
+impl<L: Line> Requests<L> {
+    /// None, and no line.
+    pub(crate) fn new() -> Requests<L> {
+        let book = Book { line: State::Cut, wanted: BTreeMap::new(), asked: 0, joined: 0 };
+        Requests { book: Lock::new(Rank::Last, book) }
+    }
+
+    /// W2 and W3: somebody waits for the page at `gfn`.
+    pub(crate) fn want(&self, gfn: Gfn) -> Answer {
+        let book = &mut *self.book.lock();
+        if let State::Lost = book.line {
+            return Answer::Lost;
+        }
+        if book.wanted.contains_key(&gfn) {
+            book.joined += 1;
+            return Answer::Asked;
+        }
+        book.wanted.insert(gfn, Instant::now());
+        if let State::Open(line) = &mut book.line {
+            line.ask(gfn);
+            book.asked += 1;
+        }
+        Answer::Asked
+    }
+
+    /// Whether anybody is known to wait for a page of `range`.
+    pub(crate) fn wants(&self, range: GfnRange) -> bool {
+        self.book.lock().wanted.range(range.start()..range.end()).next().is_some()
+    }
+
+    /// Those of `range` that somebody is known to wait for.
+    pub(crate) fn wanted_in(&self, range: GfnRange) -> Vec<Gfn> {
+        let book = self.book.lock();
+        book.wanted.range(range.start()..range.end()).map(|(&gfn, _)| gfn).collect()
+    }
+
+    /// B2: the pages of `range` are there. Calls `see` with how long each was waited for.
+    pub(crate) fn arrived(&self, range: GfnRange, mut see: impl FnMut(Duration)) {
+        let mut book = self.book.lock();
+        while let Some((&gfn, &since)) = book.wanted.range(range.start()..range.end()).next() {
+            book.wanted.remove(&gfn);
+            see(since.elapsed());
+        }
+    }
+
+    /// R1 and R2: requests go out on `line` from now on, those first that are still open.
+    pub(crate) fn connect(&self, mut line: L) {
+        let book = &mut *self.book.lock();
+        for &gfn in book.wanted.keys() {
+            line.ask(gfn);
+            book.asked += 1;
+        }
+        book.line = State::Open(line);
+    }
+
+    /// R1 without R2: the variant.
+    #[cfg(all(test, loom))]
+    fn forget_cut(&self, line: L) {
+        self.book.lock().line = State::Open(line);
+    }
+
+    /// The line is broken. Who waits goes on waiting.
+    pub(crate) fn cut(&self) {
+        let book = &mut *self.book.lock();
+        if let State::Open(_) = book.line {
+            book.line = State::Cut;
+        }
+    }
+
+    /// There will be no other line. The pages that are waited for: who does has to be woken, and finds out.
+    pub(crate) fn give_up(&self) -> Vec<Gfn> {
+        let book = &mut *self.book.lock();
+        book.line = State::Lost;
+        std::mem::take(&mut book.wanted).into_keys().collect()
+    }
+
+    /// What was asked for so far.
+    pub(crate) fn asked(&self) -> Asked {
+        let book = self.book.lock();
+        Asked { requests: book.asked, joined: book.joined }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Wire(Arc<Mutex<Vec<u64>>>);
+
+    impl Line for Wire {
+        fn ask(&mut self, gfn: Gfn) {
+            self.0.lock().unwrap().push(gfn.as_u64());
+        }
+    }
+
+    impl Wire {
+        fn take(&self) -> Vec<u64> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    fn gfn(at: u64) -> Gfn {
+        Gfn::new(at)
+    }
+
+    fn only(at: u64) -> GfnRange {
+        GfnRange::new(gfn(at), 1).unwrap()
+    }
+
+    #[test]
+    fn a_page_is_asked_for_once_however_many_wait() {
+        let (requests, wire) = (Requests::new(), Wire::default());
+        requests.connect(wire.clone());
+        for at in [7, 8, 7, 7] {
+            assert_eq!(requests.want(gfn(at)), Answer::Asked);
+        }
+        assert_eq!(wire.take(), [7, 8]);
+        assert_eq!(requests.asked(), Asked { requests: 2, joined: 2 });
+        let mut waits = 0;
+        requests.arrived(only(7), |_| waits += 1);
+        requests.arrived(only(7), |_| waits += 1);
+        assert_eq!((waits, requests.wants(only(7)), requests.wants(only(8))), (1, false, true));
+    }
+
+    #[test]
+    fn what_is_open_is_asked_for_on_the_next_line() {
+        let (requests, first, second) = (Requests::new(), Wire::default(), Wire::default());
+        requests.want(gfn(1));
+        requests.connect(first.clone());
+        requests.want(gfn(2));
+        requests.cut();
+        requests.want(gfn(3));
+        requests.arrived(only(2), |_| {});
+        requests.connect(second.clone());
+        assert_eq!((first.take(), second.take()), (vec![1, 2], vec![1, 3]));
+    }
+
+    #[test]
+    fn who_waits_for_what_never_comes_is_told() {
+        let requests = Requests::<Wire>::new();
+        requests.want(gfn(5));
+        assert_eq!(requests.give_up(), [gfn(5)]);
+        assert_eq!(requests.want(gfn(6)), Answer::Lost);
+        requests.cut();
+        assert_eq!(requests.want(gfn(6)), Answer::Lost);
+    }
+}
