@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
+//!      postcopy                                     the page channel: pages that go from one host to another
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
 //!      pin  place  dedup                            claims of devices; pages that arrive; pages that are the same
 //! F3   fault  collapse  share  unmap  protect       the operations; they do not know each other
