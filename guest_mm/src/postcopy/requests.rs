@@ -36,9 +36,12 @@ use crate::sync::{Lock, Rank};
 
 /// Where requests go out.
 pub(crate) trait Line: Send {
-    /// Asks for the page. Waits for nothing; what cannot go out now goes out by itself, or not at all if the line is broken:
-    /// whoever reads from it finds that out.
-    fn ask(&mut self, gfn: Gfn);
+    /// Asks for the page, without waiting. Whether the request is out, or will never be: a line that is broken is found out by
+    /// who reads from it.
+    fn ask(&mut self, gfn: Gfn) -> bool;
+
+    /// Tries to get requests out that are not; whether all are.
+    fn push(&mut self) -> bool;
 }
 
 /// The pages that are wanted.
@@ -56,6 +59,8 @@ struct Book<L> {
     asked: u64,
     /// Waits that found their page asked for already.
     joined: u64,
+    /// Requests wait in the line.
+    queued: bool,
 }
 
 #[derive(Debug)]
@@ -79,7 +84,8 @@ pub(crate) struct Asked {
 impl<L: Line> Requests<L> {
     /// None, and no line.
     pub(crate) fn new() -> Requests<L> {
-        let book = Book { line: State::Cut, wanted: BTreeMap::new(), asked: 0, joined: 0 };
+        let wanted = BTreeMap::new();
+        let book = Book { line: State::Cut, wanted, asked: 0, joined: 0, queued: false };
         Requests { book: Lock::new(Rank::Last, book) }
     }
 
@@ -95,13 +101,14 @@ impl<L: Line> Requests<L> {
         }
         book.wanted.insert(gfn, Instant::now());
         if let State::Open(line) = &mut book.line {
-            line.ask(gfn);
+            book.queued |= !line.ask(gfn);
             book.asked += 1;
         }
         Answer::Asked
     }
 
     /// Whether anybody is known to wait for a page of `range`.
+    #[cfg(test)]
     pub(crate) fn wants(&self, range: GfnRange) -> bool {
         self.book.lock().wanted.range(range.start()..range.end()).next().is_some()
     }
@@ -124,8 +131,9 @@ impl<L: Line> Requests<L> {
     /// R1 and R2: requests go out on `line` from now on, those first that are still open.
     pub(crate) fn connect(&self, mut line: L) {
         let book = &mut *self.book.lock();
+        book.queued = false;
         for &gfn in book.wanted.keys() {
-            line.ask(gfn);
+            book.queued |= !line.ask(gfn);
             book.asked += 1;
         }
         book.line = State::Open(line);
@@ -137,9 +145,21 @@ impl<L: Line> Requests<L> {
         self.book.lock().line = State::Open(line);
     }
 
+    /// Gets requests out that the line did not take at once; whether all are.
+    pub(crate) fn push(&self) -> bool {
+        let book = &mut *self.book.lock();
+        if book.queued
+            && let State::Open(line) = &mut book.line
+        {
+            book.queued = !line.push();
+        }
+        !book.queued
+    }
+
     /// The line is broken. Who waits goes on waiting.
     pub(crate) fn cut(&self) {
         let book = &mut *self.book.lock();
+        book.queued = false;
         if let State::Open(_) = book.line {
             book.line = State::Cut;
         }
@@ -169,8 +189,13 @@ mod tests {
     struct Wire(Arc<Mutex<Vec<u64>>>);
 
     impl Line for Wire {
-        fn ask(&mut self, gfn: Gfn) {
+        fn ask(&mut self, gfn: Gfn) -> bool {
             self.0.lock().unwrap().push(gfn.as_u64());
+            true
+        }
+
+        fn push(&mut self) -> bool {
+            true
         }
     }
 

@@ -336,6 +336,13 @@ impl<P: Protocol> Guest<P> {
         dirty::take(&self.space, range, see);
     }
 
+    /// Its RAM, in order.
+    pub fn ram(&self) -> Vec<GfnRange> {
+        let mut ranges: Vec<_> = self.space.ram.iter().map(|region| region.range).collect();
+        ranges.sort_unstable_by_key(|range| range.start());
+        ranges
+    }
+
     /// Whether all of `range` is RAM.
     pub fn is_ram(&self, range: GfnRange) -> bool {
         self.space.is_ram(range)

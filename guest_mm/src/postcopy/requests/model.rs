@@ -21,8 +21,13 @@ use super::{Line, Requests};
 struct Wire(std::sync::Arc<Plain>);
 
 impl Line for Wire {
-    fn ask(&mut self, _: Gfn) {
+    fn ask(&mut self, _: Gfn) -> bool {
         self.0.fetch_add(1, Relaxed);
+        true
+    }
+
+    fn push(&mut self) -> bool {
+        true
     }
 }
 

@@ -37,6 +37,14 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         }
         self.queue.drain(..std::mem::take(&mut self.written));
         self.queue.extend(request.encode());
+        self.try_flush()
+    }
+
+    /// Sends what was only queued, likewise.
+    ///
+    /// # Errors
+    /// What can go wrong with a stream.
+    pub fn try_flush(&mut self) -> Result<Sent, StreamError> {
         let mut cx = Context::from_waker(Waker::noop());
         while self.written < self.queue.len() {
             let rest = &self.queue[self.written..];

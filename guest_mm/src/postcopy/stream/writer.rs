@@ -11,6 +11,7 @@ use super::StreamError;
 use crate::postcopy::wire::{self, Control, Kind, Lane, PagesHeader, Parts, Request, WireError};
 
 /// Writes one direction of one stream.
+#[derive(Debug)]
 pub struct FrameWriter<W> {
     pub(super) inner: W,
     lane: Lane,

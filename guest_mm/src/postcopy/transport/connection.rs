@@ -43,6 +43,18 @@ enum Writing {
 }
 
 impl Connection {
+    /// The same connection, woken by the runtime that this is called in: for a thread of its own. One inside of TLS stays with the
+    /// runtime that it was made in, which has to run on.
+    ///
+    /// # Errors
+    /// The runtime cannot take the socket.
+    pub fn adopted(self) -> io::Result<Connection> {
+        Ok(match self {
+            Connection::Plain(socket) => Connection::Plain(socket.adopted()?),
+            tls @ Connection::Tls(_) => tls,
+        })
+    }
+
     /// Its two directions, each for a task of its own. Only those of TLS share a lock.
     pub fn split(self) -> (ReadHalf, WriteHalf) {
         match self {

@@ -84,6 +84,8 @@ pub enum Control {
     Ping(u64),
     /// To the sink: the source has freed the guest's memory. The last message.
     Freed,
+    /// To the sink, which is ready: the guest is to run there. From here on the source never runs it by itself again.
+    Go,
     /// To the source: the offer is taken.
     Accept,
     /// To the source: the offer is not taken.
@@ -95,8 +97,12 @@ pub enum Control {
         /// Whether more follows.
         part: Part,
     },
-    /// To the source: the guest runs at the sink. The source must never run it again.
+    /// To the source: state and missing pages are noted, and the guest could run.
+    Ready,
+    /// To the source: the guest runs at the sink.
     Running,
+    /// To the source: the guest has ended, and needs no page any more. The source may free its own.
+    Ended,
     /// To the source: all pages are there. The source may free its own.
     Complete(Digest),
     /// To the source: the sink gives up.
@@ -116,9 +122,12 @@ impl Control {
             Control::Cancel(_) => Kind::Cancel,
             Control::Ping(_) => Kind::Ping,
             Control::Freed => Kind::Freed,
+            Control::Go => Kind::Go,
             Control::Accept => Kind::Accept,
             Control::Refuse(_) => Kind::Refuse,
             Control::Received { .. } => Kind::Received,
+            Control::Ready => Kind::Ready,
+            Control::Ended => Kind::Ended,
             Control::Running => Kind::Running,
             Control::Complete(_) => Kind::Complete,
             Control::Failed(_) => Kind::Failed,
@@ -182,7 +191,12 @@ impl Control {
                     out.extend(reason.as_str().as_bytes());
                 }
                 Control::Ping(number) | Control::Pong(number) => out.extend(number.to_le_bytes()),
-                Control::Freed | Control::Accept | Control::Running => {}
+                Control::Freed
+                | Control::Go
+                | Control::Accept
+                | Control::Ready
+                | Control::Running
+                | Control::Ended => {}
             }
             Ok(())
         })
@@ -236,7 +250,10 @@ impl Control {
             Kind::Pong => Control::Pong(number(fields)?),
             // Their limit is zero, and the header has been held to it.
             Kind::Freed => Control::Freed,
+            Kind::Go => Control::Go,
             Kind::Accept => Control::Accept,
+            Kind::Ready => Control::Ready,
+            Kind::Ended => Control::Ended,
             Kind::Running => Control::Running,
             Kind::Request | Kind::Pages | Kind::Fence => {
                 return Err(WireError::WrongLane { kind, lane: header.lane() });

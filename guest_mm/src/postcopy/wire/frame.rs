@@ -52,6 +52,8 @@ pub enum Kind {
     Ping = 0x06,
     /// [`Control::Freed`](super::Control::Freed)
     Freed = 0x07,
+    /// [`Control::Go`](super::Control::Go)
+    Go = 0x08,
     /// [`Control::Accept`](super::Control::Accept)
     Accept = 0x41,
     /// [`Control::Refuse`](super::Control::Refuse)
@@ -66,6 +68,10 @@ pub enum Kind {
     Failed = 0x46,
     /// [`Control::Pong`](super::Control::Pong)
     Pong = 0x47,
+    /// [`Control::Ready`](super::Control::Ready)
+    Ready = 0x48,
+    /// [`Control::Ended`](super::Control::Ended)
+    Ended = 0x49,
     /// [`Request`](super::Request)
     Request = 0x81,
     /// [`PagesHeader`](super::PagesHeader)
@@ -76,7 +82,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Offer,
         Kind::State,
         Kind::SwitchOver,
@@ -84,6 +90,7 @@ impl Kind {
         Kind::Cancel,
         Kind::Ping,
         Kind::Freed,
+        Kind::Go,
         Kind::Accept,
         Kind::Refuse,
         Kind::Received,
@@ -91,6 +98,8 @@ impl Kind {
         Kind::Complete,
         Kind::Failed,
         Kind::Pong,
+        Kind::Ready,
+        Kind::Ended,
         Kind::Request,
         Kind::Pages,
         Kind::Fence,
@@ -106,6 +115,7 @@ impl Kind {
             Kind::Cancel => "Cancel",
             Kind::Ping => "Ping",
             Kind::Freed => "Freed",
+            Kind::Go => "Go",
             Kind::Accept => "Accept",
             Kind::Refuse => "Refuse",
             Kind::Received => "Received",
@@ -113,6 +123,8 @@ impl Kind {
             Kind::Complete => "Complete",
             Kind::Failed => "Failed",
             Kind::Pong => "Pong",
+            Kind::Ready => "Ready",
+            Kind::Ended => "Ended",
             Kind::Request => "Request",
             Kind::Pages => "Pages",
             Kind::Fence => "Fence",
@@ -131,7 +143,7 @@ impl Kind {
             Kind::AllSent | Kind::Complete => 24,
             Kind::Cancel | Kind::Refuse | Kind::Failed => MOST_REASON,
             Kind::Ping | Kind::Pong | Kind::Fence => 8,
-            Kind::Freed | Kind::Accept | Kind::Running => 0,
+            Kind::Freed | Kind::Go | Kind::Accept | Kind::Ready | Kind::Running | Kind::Ended => 0,
             Kind::Request => request::BODY_BYTES,
             Kind::Pages => pages::LONGEST_BODY,
         }

@@ -1,0 +1,237 @@
+//! Connections with a source, one after the other: who is let in, and the control stream, which the caller's thread serves.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Interval, interval, timeout};
+
+use crate::postcopy::error::Trouble;
+use crate::postcopy::machine::Coming;
+use crate::postcopy::report::{Phase, Progress, Watch};
+use crate::postcopy::stream::{FrameReader, FrameWriter};
+use crate::postcopy::threads::{Over, runtime, start};
+use crate::postcopy::transport::{
+    Connection, Incoming, Listener, ReadHalf, TransportError, WriteHalf,
+};
+use crate::postcopy::wire::{Control, Digest, Lane, Reason, Refusal, Role};
+use crate::protocol::Protocol;
+
+use super::steps::Steps;
+use super::{Sink, SinkConfig, arrivals};
+
+/// Between two looks at how far it is.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What the streams' threads tell the caller's.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A bulk stream has come to a fence.
+    Fence(u64),
+    /// A bulk stream has ended; the digest of what came since its last fence.
+    Ended(Digest),
+    /// A stream has failed.
+    Failed(Trouble),
+}
+
+/// The control stream's end, and what else comes.
+pub(super) struct Leg<'l> {
+    reader: FrameReader<ReadHalf>,
+    writer: FrameWriter<WriteHalf>,
+    listener: &'l mut Listener,
+    events: UnboundedReceiver<Event>,
+    patience: Duration,
+    heard: Instant,
+    ticks: Interval,
+    /// The same source, come again: it has given this connection up.
+    again: Option<Incoming>,
+}
+
+/// What comes next of the connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// The source says something, other than that it is there.
+    Said(Control),
+    /// A thread tells something.
+    Told(Event),
+    /// A stream of this session is there.
+    Joined(Role, Connection),
+    /// It is time to tell how far it is.
+    Tick,
+}
+
+/// Takes connections until all is there.
+pub(super) fn run<P: Protocol>(
+    sink: &mut Sink<'_, P>,
+    config: &SinkConfig,
+    machine: &mut dyn Coming,
+    watch: &mut dyn FnMut(&Progress) -> Watch,
+) -> Result<(), Trouble> {
+    let runtime = runtime()?;
+    let bound =
+        runtime.block_on(Listener::bind(&config.address, config.security.clone(), config.limits));
+    let mut listener = bound.map_err(|error| Trouble::Connect(error.to_string()))?;
+    let mut again = None;
+    loop {
+        let first = match again.take() {
+            Some(incoming) => incoming,
+            None => runtime.block_on(first(sink, &mut listener, watch))?,
+        };
+        let over = Over::default();
+        let ended = std::thread::scope(|scope| {
+            let _ends = over.when_dropped();
+            let (tell, events) = unbounded_channel();
+            runtime.block_on(async {
+                let session = first.hello().session;
+                let connection = first.welcome().await.map_err(|error| lost(&error))?;
+                let (reader, writer) = connection.split();
+                let mut leg = Leg {
+                    reader: FrameReader::new(reader, Lane::ControlToSink),
+                    writer: FrameWriter::new(writer, Lane::ControlToSource)
+                        .with_patience(config.patience),
+                    listener: &mut listener,
+                    events,
+                    patience: config.patience,
+                    heard: Instant::now(),
+                    ticks: interval(TICK),
+                    again: None,
+                };
+                let shared = &sink.shared;
+                let serve = |role: Role, connection: Connection| {
+                    let (told, failed) = (tell.clone(), tell.clone());
+                    let over = &over;
+                    let serve = move || {
+                        over.or(async {
+                            match role {
+                                Role::Bulk(index) => {
+                                    arrivals::bulk(shared, &told, index, connection).await
+                                }
+                                _ => arrivals::urgent(shared, connection).await,
+                            }
+                        })
+                    };
+                    // Nobody listens to a connection that is given up.
+                    let failed = move |trouble| drop(failed.send(Event::Failed(trouble)));
+                    start(scope, role.to_string(), serve, failed);
+                };
+                let mut steps = Steps {
+                    shared,
+                    session,
+                    known: &mut sink.session,
+                    report: &mut sink.report,
+                    started: &mut sink.started,
+                    began: sink.began,
+                    watch,
+                };
+                let went = steps.take(&mut leg, machine, serve).await;
+                if let Err(trouble) = &went {
+                    let reason = Reason::new(trouble);
+                    let _ = timeout(TICK, leg.say(Control::Failed(reason))).await;
+                }
+                again = leg.again.take();
+                went
+            })
+        });
+        sink.shared.pager.cut();
+        match ended {
+            Err(trouble) if sink.started.is_some() && trouble.is_connection_lost() => {
+                sink.report.reconnects += 1;
+                sink.note(Phase::Broken, watch);
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Waits for a source's control stream.
+async fn first<P: Protocol>(
+    sink: &mut Sink<'_, P>,
+    listener: &mut Listener,
+    watch: &mut dyn FnMut(&Progress) -> Watch,
+) -> Result<Incoming, Trouble> {
+    let phase = if sink.started.is_some() { Phase::Broken } else { Phase::Connecting };
+    let mut ticks = interval(TICK);
+    loop {
+        tokio::select! {
+            incoming = listener.accept() => {
+                // Of one that did not get so far nothing is left; the listener goes on.
+                let Ok(incoming) = incoming else { continue };
+                let known = sink.session.is_none_or(|it| it == incoming.hello().session);
+                if known && incoming.hello().role == Role::Control {
+                    return Ok(incoming);
+                }
+                refuse(incoming, Refusal::Session, "the sink waits for another session's source");
+            },
+            _ = ticks.tick() => {
+                if sink.note(phase, watch) == Watch::Cancel {
+                    return Err(Trouble::Cancelled);
+                }
+            }
+        }
+    }
+}
+
+/// Sends a stream away, without waiting for it.
+fn refuse(incoming: Incoming, why: Refusal, reason: &'static str) {
+    tokio::spawn(incoming.refuse(why, Reason::new(reason)));
+}
+
+fn lost(error: &TransportError) -> Trouble {
+    Trouble::Connect(error.to_string())
+}
+
+impl Leg<'_> {
+    /// Says `message` to the source.
+    pub(super) async fn say(&mut self, message: Control) -> Result<(), Trouble> {
+        let failed = |error| Trouble::stream(Role::Control, error);
+        self.writer.write_control(&message).await.map_err(failed)
+    }
+
+    /// What comes next, within the patience for a source's silence. Streams of `wanted` are let in, others sent away.
+    pub(super) async fn next(
+        &mut self,
+        session: crate::postcopy::wire::Session,
+        wanted: impl Fn(Role) -> bool,
+    ) -> Result<Next, Trouble> {
+        loop {
+            tokio::select! {
+                said = self.reader.read_control() => {
+                    self.heard = Instant::now();
+                    match said.map_err(|error| Trouble::stream(Role::Control, error))? {
+                        Control::Ping(number) => self.say(Control::Pong(number)).await?,
+                        Control::Cancel(reason) => return Err(Trouble::SourceCancelled(reason)),
+                        other => return Ok(Next::Said(other)),
+                    }
+                }
+                Some(event) = self.events.recv() => match event {
+                    Event::Failed(trouble) => return Err(trouble),
+                    event => return Ok(Next::Told(event)),
+                },
+                incoming = self.listener.accept() => {
+                    let Ok(incoming) = incoming else { continue };
+                    let hello = *incoming.hello();
+                    match hello.role {
+                        _ if hello.session != session => {
+                            refuse(incoming, Refusal::Busy, "the sink takes another source's guest");
+                        }
+                        Role::Control => {
+                            self.again = Some(incoming);
+                            let closed = crate::postcopy::stream::StreamError::Closed;
+                            return Err(Trouble::stream(Role::Control, closed));
+                        }
+                        role if wanted(role) => {
+                            let connection = incoming.welcome().await.map_err(|error| lost(&error))?;
+                            return Ok(Next::Joined(role, connection));
+                        }
+                        _ => refuse(incoming, Refusal::Session, "the sink has this stream already"),
+                    }
+                }
+                _ = self.ticks.tick() => {
+                    if self.heard.elapsed() > self.patience {
+                        return Err(Trouble::Silent(self.patience.as_secs()));
+                    }
+                    return Ok(Next::Tick);
+                }
+            }
+        }
+    }
+}

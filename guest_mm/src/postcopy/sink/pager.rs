@@ -1,0 +1,72 @@
+//! Who asks for pages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::addr::{Gfn, GfnRange, Gpa};
+use crate::postcopy::requests::{Asked, Line, Requests};
+use crate::postcopy::stream::{FrameWriter, Sent};
+use crate::postcopy::transport::WriteHalf;
+use crate::postcopy::wire::{Lane, Request};
+use crate::space::Answer;
+
+/// Asks for the pages that a guest misses. It is made before the guest, whose [`on_missing`](crate::GuestConfig::on_missing) it is.
+#[derive(Debug)]
+pub struct Pager {
+    requests: Requests<Urgent>,
+}
+
+impl Pager {
+    /// One that has nobody to ask yet.
+    #[must_use]
+    pub fn new() -> Arc<Pager> {
+        Arc::new(Pager { requests: Requests::new() })
+    }
+
+    /// What a guest is to call for a page that it misses.
+    pub fn on_missing(self: &Arc<Self>) -> Box<dyn Fn(Gpa) -> Answer + Send + Sync> {
+        let pager = Arc::clone(self);
+        Box::new(move |gpa| pager.requests.want(gpa.gfn()))
+    }
+
+    pub(super) fn requests(&self) -> &Requests<Urgent> {
+        &self.requests
+    }
+
+    /// Requests go out on `writer` from now on.
+    pub(super) fn connect(&self, writer: WriteHalf) {
+        self.requests.connect(Urgent(FrameWriter::new(writer, Lane::UrgentToSource)));
+    }
+
+    /// The urgent stream is gone.
+    pub(super) fn cut(&self) {
+        self.requests.cut();
+    }
+
+    pub(super) fn arrived(&self, pages: GfnRange, see: impl FnMut(Duration)) {
+        self.requests.arrived(pages, see);
+    }
+
+    pub(super) fn asked(&self) -> Asked {
+        self.requests.asked()
+    }
+
+    pub(super) fn give_up(&self) -> Vec<Gfn> {
+        self.requests.give_up()
+    }
+}
+
+/// The urgent stream's way to the source.
+#[derive(Debug)]
+pub(super) struct Urgent(FrameWriter<WriteHalf>);
+
+impl Line for Urgent {
+    fn ask(&mut self, gfn: Gfn) -> bool {
+        // A stream that is broken is found out by who reads from it: then there is another, or none.
+        !matches!(self.0.try_write_request(Request { gfn }), Ok(Sent::Queued))
+    }
+
+    fn push(&mut self) -> bool {
+        !matches!(self.0.try_flush(), Ok(Sent::Queued))
+    }
+}

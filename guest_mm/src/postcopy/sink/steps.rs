@@ -1,0 +1,241 @@
+//! The steps of a guest's coming, over one connection.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::addr::GfnRange;
+use crate::entry::Marker;
+use crate::mark::MarkError;
+use crate::postcopy::error::Trouble;
+use crate::postcopy::machine::{Coming, Failure};
+use crate::postcopy::plan::Plan;
+use crate::postcopy::report::{Phase, Progress, SinkReport, Watch};
+use crate::postcopy::transport::Connection;
+use crate::postcopy::wire::{Control, Digest, Offer, Part, Reason, Role, Session, runs_in_parts};
+use crate::protocol::Protocol;
+
+use super::Shared;
+use super::leg::{Event, Leg, Next};
+
+/// A guest that comes, while it has a connection.
+pub(super) struct Steps<'s, 'g, P: Protocol> {
+    pub(super) shared: &'s Shared<'g, P>,
+    /// The connection's.
+    pub(super) session: Session,
+    /// The guest's, once its machine was accepted.
+    pub(super) known: &'s mut Option<Session>,
+    pub(super) report: &'s mut SinkReport,
+    pub(super) started: &'s mut Option<Instant>,
+    pub(super) began: Instant,
+    pub(super) watch: &'s mut dyn FnMut(&Progress) -> Watch,
+}
+
+impl<P: Protocol> Steps<'_, '_, P> {
+    /// Takes the guest, or what is missing of it; `serve` starts a stream's thread.
+    pub(super) async fn take(
+        &mut self,
+        leg: &mut Leg<'_>,
+        machine: &mut dyn Coming,
+        serve: impl Fn(Role, Connection),
+    ) -> Result<(), Trouble> {
+        let offer = self.offer(leg).await?;
+        if let Err(reason) = self.accept(&offer, machine) {
+            leg.say(Control::Refuse(Reason::new(&reason))).await?;
+            return Err(Trouble::Protocol(reason));
+        }
+        *self.known = Some(self.session);
+        leg.say(Control::Accept).await?;
+        if offer.resumes {
+            self.say_what_is_here(leg).await?;
+        }
+        self.join(leg, offer.bulk_streams, serve).await?;
+        if !offer.resumes {
+            self.begin(leg, machine, offer.bulk_streams).await?;
+        }
+        self.complete(leg, offer.bulk_streams).await
+    }
+
+    async fn offer(&mut self, leg: &mut Leg<'_>) -> Result<Offer, Trouble> {
+        match self.hear(leg, Phase::Connecting).await? {
+            Control::Offer(offer) => Ok(offer),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Whether this machine, as far as it is here, can be the one that is offered.
+    fn accept(&self, offer: &Offer, machine: &mut dyn Coming) -> Result<(), String> {
+        let runs = self.started.is_some();
+        match (offer.resumes, runs) {
+            (true, false) => return Err("no guest of that source runs here".to_owned()),
+            (false, true) => return Err("a guest runs here already".to_owned()),
+            _ => {}
+        }
+        let ram = self.shared.guest.ram();
+        if offer.ranges != ram {
+            let told = |ranges: &[GfnRange]| {
+                let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                ranges.join(", ")
+            };
+            return Err(format!(
+                "the guest's RAM is {}, and this machine's {}: give both the same memory.size",
+                told(&offer.ranges),
+                told(&ram)
+            ));
+        }
+        if runs { Ok(()) } else { machine.accept(&offer.description).map_err(|e| e.to_string()) }
+    }
+
+    /// What a source that comes again need not send.
+    async fn say_what_is_here(&mut self, leg: &mut Leg<'_>) -> Result<(), Trouble> {
+        let mut here = Plan::of(self.shared.guest.ram());
+        self.shared.guest.missing().into_iter().for_each(|run| here.remove(run));
+        for message in runs_in_parts(&here.runs(), |runs, part| Control::Received { runs, part }) {
+            leg.say(message).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the other streams.
+    async fn join(
+        &mut self,
+        leg: &mut Leg<'_>,
+        bulk_streams: u8,
+        serve: impl Fn(Role, Connection),
+    ) -> Result<(), Trouble> {
+        let mut awaited: Vec<Role> = (0..bulk_streams).map(Role::Bulk).collect();
+        awaited.push(Role::Urgent);
+        while !awaited.is_empty() {
+            match leg.next(self.session, |role| awaited.contains(&role)).await? {
+                Next::Joined(role, connection) => {
+                    awaited.retain(|&other| other != role);
+                    serve(role, connection);
+                }
+                Next::Said(other) => return Err(out_of_turn(&other)),
+                Next::Told(_) => {}
+                Next::Tick => self.tick(Phase::Connecting)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what comes before the guest runs, to the moment from which it does.
+    async fn begin(
+        &mut self,
+        leg: &mut Leg<'_>,
+        machine: &mut dyn Coming,
+        bulk_streams: u8,
+    ) -> Result<(), Trouble> {
+        let (mut state, mut missing, mut fences) = (Vec::new(), Vec::new(), Vec::new());
+        let mut awaited = None;
+        while awaited.is_none() || fences.len() < usize::from(bulk_streams) {
+            match leg.next(self.session, |_| false).await? {
+                Next::Said(Control::State { bytes, .. }) => state.extend(bytes),
+                Next::Said(Control::SwitchOver { fence, missing: runs, part }) => {
+                    missing.extend(runs);
+                    awaited = (part == Part::Last).then_some(fence);
+                }
+                Next::Said(other) => return Err(out_of_turn(&other)),
+                Next::Told(Event::Fence(number)) => fences.push(number),
+                Next::Told(_) | Next::Joined(..) => {}
+                Next::Tick => self.tick(Phase::PreCopy)?,
+            }
+        }
+        if let Some(other) = fences.into_iter().find(|&number| Some(number) != awaited) {
+            return Err(Trouble::Protocol(format!("fence {other} is not the one that was said")));
+        }
+        self.mark(&missing)?;
+        let left = missing.iter().map(|run| run.frames()).sum();
+        self.shared.tally.left.store(left, Relaxed);
+        self.shared.runs.store(true, Relaxed);
+        let prepared = machine.prepare(state).map_err(asked("taking the machine's state"));
+        prepared?;
+        leg.say(Control::Ready).await?;
+        match self.hear(leg, Phase::SwitchOver).await? {
+            Control::Go => {}
+            other => return Err(out_of_turn(&other)),
+        }
+        machine.start().map_err(asked("starting the guest"))?;
+        *self.started = Some(Instant::now());
+        leg.say(Control::Running).await
+    }
+
+    /// Marks what the guest has to wait for.
+    fn mark(&self, missing: &[GfnRange]) -> Result<(), Trouble> {
+        let guest = self.shared.guest;
+        let memory = |error: &dyn std::fmt::Display| Trouble::Memory(error.to_string());
+        for &run in missing {
+            match guest.mark(run, Marker::Missing) {
+                Ok(()) => {}
+                // It came, and was written again at the source.
+                Err(MarkError::InUse { .. }) => {
+                    guest.unmap(run).map_err(|error| memory(&error))?;
+                    guest.mark(run, Marker::Missing).map_err(|error| memory(&error))?;
+                }
+                Err(error) => return Err(memory(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all is there.
+    async fn complete(&mut self, leg: &mut Leg<'_>, bulk_streams: u8) -> Result<(), Trouble> {
+        let (mut all, mut ended, mut digest) = (None, 0, Digest::new());
+        while all.is_none() || ended < bulk_streams {
+            match leg.next(self.session, |_| false).await? {
+                Next::Said(Control::AllSent(theirs)) => all = Some(theirs),
+                Next::Said(other) => return Err(out_of_turn(&other)),
+                Next::Told(Event::Ended(one)) => {
+                    ended += 1;
+                    digest.merge(one);
+                }
+                Next::Told(_) | Next::Joined(..) => {}
+                Next::Tick => self.tick(Phase::PostCopy)?,
+            }
+        }
+        if all != Some(digest) {
+            let what = "what came in bulk is not what was sent".to_owned();
+            return Err(Trouble::Protocol(what));
+        }
+        // Answers may still be under way.
+        while !self.shared.guest.missing().is_empty() {
+            match leg.next(self.session, |_| false).await? {
+                Next::Said(other) => return Err(out_of_turn(&other)),
+                Next::Tick => self.tick(Phase::PostCopy)?,
+                Next::Told(_) | Next::Joined(..) => {}
+            }
+        }
+        let started = self.started.unwrap_or(self.began);
+        self.report.postcopy_ms = started.elapsed().as_secs_f64() * 1e3;
+        leg.say(Control::Complete(digest)).await
+    }
+
+    /// Waits for what the source is to say next.
+    async fn hear(&mut self, leg: &mut Leg<'_>, phase: Phase) -> Result<Control, Trouble> {
+        loop {
+            match leg.next(self.session, |_| false).await? {
+                Next::Said(said) => return Ok(said),
+                Next::Told(_) | Next::Joined(..) => {}
+                Next::Tick => self.tick(phase)?,
+            }
+        }
+    }
+
+    /// Tells how far it is, and hears whether it is to go on.
+    fn tick(&mut self, phase: Phase) -> Result<(), Trouble> {
+        let tally = &self.shared.tally;
+        self.report.arrival.note(self.began, tally.bulk.load(Relaxed), tally.urgent.load(Relaxed));
+        self.report.progress = self.shared.progress(phase, self.began);
+        match (self.watch)(&self.report.progress) {
+            Watch::GoOn => Ok(()),
+            Watch::Cancel => Err(Trouble::Cancelled),
+        }
+    }
+}
+
+fn asked(what: &'static str) -> impl Fn(Failure) -> Trouble {
+    move |source| Trouble::Machine { what, source }
+}
+
+fn out_of_turn(said: &Control) -> Trouble {
+    Trouble::Protocol(format!("it says {} out of its turn", said.kind()))
+}

@@ -1,0 +1,193 @@
+//! One connection with a sink: its streams' threads, and the control stream, which the caller's thread serves.
+
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Interval, interval, timeout};
+
+use crate::postcopy::error::Trouble;
+use crate::postcopy::machine::Departing;
+use crate::postcopy::report::{Phase, Progress, Watch};
+use crate::postcopy::stream::{FrameReader, FrameWriter, StreamError};
+use crate::postcopy::threads::{Over, runtime, start};
+use crate::postcopy::transport::{Connection, ReadHalf, WriteHalf, connect};
+use crate::postcopy::wire::{Control, Digest, Hello, Lane, Reason, Role, Versions};
+use crate::protocol::Protocol;
+
+use super::bulk::{self, Order};
+use super::journey::Journey;
+use super::{Dialer, Shared, Source, urgent};
+
+/// Between two looks at what there is to tell, and two signs of life.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the streams' threads tell the caller's.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A stream is there.
+    Joined,
+    /// A bulk stream has sent all that it was to send, with this digest.
+    Drained(Digest),
+    /// A bulk stream has sent its fence.
+    Fenced,
+    /// A stream has failed.
+    Failed(Trouble),
+}
+
+/// What a stream's thread has of the connection.
+pub(super) struct Line<'l> {
+    dialer: &'l Dialer,
+    events: UnboundedSender<Event>,
+    over: &'l Over,
+}
+
+impl Line<'_> {
+    /// A stream for `role`.
+    pub(super) async fn connect<P: Protocol>(
+        &self,
+        source: &Shared<'_, P>,
+        role: Role,
+    ) -> Result<Connection, Trouble> {
+        let Dialer { address, security, limits } = self.dialer;
+        let hello = Hello { versions: Versions::SPOKEN, role, session: source.session };
+        let (connection, _version) = connect(address, security, limits, &hello)
+            .await
+            .map_err(|error| Trouble::Connect(error.to_string()))?;
+        Ok(connection)
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        // Nobody listens any more: then nobody wants to know.
+        let _ = self.events.send(event);
+    }
+}
+
+/// The control stream's end, and what the other threads tell.
+pub(super) struct Leg {
+    reader: FrameReader<ReadHalf>,
+    writer: FrameWriter<WriteHalf>,
+    events: UnboundedReceiver<Event>,
+    orders: Vec<UnboundedSender<Order>>,
+    patience: Duration,
+    /// When the sink last said something.
+    heard: Instant,
+    ticks: Interval,
+    pings: u64,
+}
+
+/// What comes next of the connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// The sink says something, other than that it is there.
+    Said(Control),
+    /// A thread tells something.
+    Told(Event),
+    /// It is time to tell how far it is.
+    Tick,
+}
+
+/// Runs one connection from its beginning to its end.
+pub(super) fn run<P: Protocol>(
+    source: &mut Source<'_, P>,
+    dialer: &Dialer,
+    machine: &mut dyn Departing,
+    watch: &mut dyn FnMut(&Progress) -> Watch,
+) -> Result<(), Trouble> {
+    source.note(Phase::Connecting, watch);
+    let runtime = runtime()?;
+    let (tell, events) = unbounded_channel();
+    let over = Over::default();
+    let line = Line { dialer, events: tell, over: &over };
+    let Source { shared, moved, cancelled, report, began } = source;
+    let shared = &*shared;
+    std::thread::scope(|scope| {
+        let _ends = over.when_dropped();
+        runtime.block_on(async {
+            let (reader, writer) = line.connect(shared, Role::Control).await?.split();
+            let patience = shared.config.patience;
+            let mut leg = Leg {
+                reader: FrameReader::new(reader, Lane::ControlToSource),
+                writer: FrameWriter::new(writer, Lane::ControlToSink).with_patience(patience),
+                events,
+                orders: Vec::new(),
+                patience,
+                heard: Instant::now(),
+                ticks: interval(TICK),
+                pings: 0,
+            };
+            let start = |leg: &mut Leg| start_streams(scope, shared, &line, leg);
+            let mut journey = Journey { shared, moved, cancelled, report, began: *began, watch };
+            let went = journey.go(&mut leg, machine, start).await;
+            if let Err(trouble) = &went {
+                // It may not be there to hear it.
+                let reason = Reason::new(trouble);
+                let _ = timeout(TICK, leg.say(Control::Cancel(reason))).await;
+            }
+            went
+        })
+    })
+}
+
+/// Starts a thread for each stream but the control stream. They end when the connection does.
+fn start_streams<'scope, 'env, P: Protocol>(
+    scope: &'scope Scope<'scope, 'env>,
+    shared: &'env Shared<'_, P>,
+    line: &'env Line<'_>,
+    leg: &mut Leg,
+) {
+    let failed = |trouble| line.tell(Event::Failed(trouble));
+    for index in 0..shared.config.bulk_streams {
+        let (order, orders) = unbounded_channel();
+        leg.orders.push(order);
+        let serve = move || line.over.or(bulk::serve(shared, line, index, orders));
+        start(scope, format!("bulk{index}"), serve, failed);
+    }
+    let serve = move || line.over.or(urgent::serve(shared, line));
+    start(scope, "urgent".to_owned(), serve, failed);
+}
+
+impl Leg {
+    /// Says `message` to the sink.
+    pub(super) async fn say(&mut self, message: Control) -> Result<(), Trouble> {
+        let failed = |error: StreamError| Trouble::stream(Role::Control, error);
+        self.writer.write_control(&message).await.map_err(failed)
+    }
+
+    /// Orders it of every bulk stream.
+    pub(super) fn order(&self, order: Order) {
+        for orders in &self.orders {
+            // A stream that has ended has said why.
+            let _ = orders.send(order);
+        }
+    }
+
+    /// What comes next, within the sink's patience for silence.
+    pub(super) async fn next(&mut self) -> Result<Next, Trouble> {
+        loop {
+            tokio::select! {
+                said = self.reader.read_control() => {
+                    self.heard = Instant::now();
+                    match said.map_err(|error| Trouble::stream(Role::Control, error))? {
+                        Control::Pong(_) => {}
+                        Control::Failed(reason) => return Err(Trouble::SinkFailed(reason)),
+                        Control::Refuse(reason) => return Err(Trouble::Refused(reason)),
+                        other => return Ok(Next::Said(other)),
+                    }
+                }
+                Some(event) = self.events.recv() => match event {
+                    Event::Failed(trouble) => return Err(trouble),
+                    event => return Ok(Next::Told(event)),
+                },
+                _ = self.ticks.tick() => {
+                    if self.heard.elapsed() > self.patience {
+                        return Err(Trouble::Silent(self.patience.as_secs()));
+                    }
+                    self.pings += 1;
+                    self.say(Control::Ping(self.pings)).await?;
+                    return Ok(Next::Tick);
+                }
+            }
+        }
+    }
+}
