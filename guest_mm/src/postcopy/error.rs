@@ -78,6 +78,17 @@ impl Trouble {
         Trouble::Stream { stream, source }
     }
 
+    /// Whether this side is to blame, so that the peer cannot help.
+    pub fn is_of_this_side(&self) -> bool {
+        matches!(
+            self,
+            Trouble::Machine { .. }
+                | Trouble::Memory(_)
+                | Trouble::Cancelled
+                | Trouble::System { .. }
+        )
+    }
+
     /// Whether the connection is to blame, so that another one may help.
     pub fn is_connection_lost(&self) -> bool {
         match self {

@@ -123,7 +123,9 @@ pub(super) fn run<P: Protocol>(
                     watch,
                 };
                 let went = steps.take(&mut leg, machine, serve).await;
-                if let Err(trouble) = &went {
+                if let Err(trouble) = &went
+                    && !trouble.is_connection_lost()
+                {
                     let reason = Reason::new(trouble);
                     let _ = timeout(TICK, leg.say(Control::Failed(reason))).await;
                 }
@@ -133,7 +135,8 @@ pub(super) fn run<P: Protocol>(
         });
         sink.shared.pager.cut();
         match ended {
-            Err(trouble) if sink.started.is_some() && trouble.is_connection_lost() => {
+            // Whatever the source did, it has the pages that are missing.
+            Err(trouble) if sink.started.is_some() && !trouble.is_of_this_side() => {
                 sink.report.reconnects += 1;
                 sink.note(Phase::Broken, watch);
             }

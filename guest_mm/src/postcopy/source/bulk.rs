@@ -58,10 +58,7 @@ pub(super) async fn serve<P: Protocol>(
                 }
                 line.tell(Event::Drained(digest));
             }
-            Order::Fence(number) => {
-                writer.write_fence(number).await.map_err(failed)?;
-                line.tell(Event::Fenced);
-            }
+            Order::Fence(number) => writer.write_fence(number).await.map_err(failed)?,
             Order::Finish => return writer.finish().await.map_err(failed),
         }
     }

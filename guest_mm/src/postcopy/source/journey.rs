@@ -183,9 +183,6 @@ impl<P: Protocol> Journey<'_, '_, P> {
         for message in runs_in_parts(&missing, part) {
             leg.say(message).await?;
         }
-        for _ in 0..self.shared.config.bulk_streams {
-            self.told(leg, Phase::SwitchOver, |event| matches!(event, Event::Fenced)).await?;
-        }
         self.hear(leg, Phase::SwitchOver, |said| matches!(said, Control::Ready)).await?;
         if *self.cancelled {
             return Err(Trouble::Cancelled);
@@ -273,8 +270,8 @@ impl<P: Protocol> Journey<'_, '_, P> {
         let rounds = self.report.progress.rounds;
         self.report.progress = self.shared.progress(phase, rounds, self.began);
         *self.cancelled |= (self.watch)(&self.report.progress) == Watch::Cancel;
-        // What was handed over cannot be called back.
-        if *self.cancelled && self.moved.is_none() { Err(Trouble::Cancelled) } else { Ok(()) }
+        // What was handed over stays so: then this is the end of the connection, and there may be another.
+        if *self.cancelled { Err(Trouble::Cancelled) } else { Ok(()) }
     }
 
     fn sent(&self) -> u64 {

@@ -29,8 +29,6 @@ pub(super) enum Event {
     Joined,
     /// A bulk stream has sent all that it was to send, with this digest.
     Drained(Digest),
-    /// A bulk stream has sent its fence.
-    Fenced,
     /// A stream has failed.
     Failed(Trouble),
 }
@@ -119,8 +117,8 @@ pub(super) fn run<P: Protocol>(
             let start = |leg: &mut Leg| start_streams(scope, shared, &line, leg);
             let mut journey = Journey { shared, moved, cancelled, report, began: *began, watch };
             let went = journey.go(&mut leg, machine, start).await;
-            if let Err(trouble) = &went {
-                // It may not be there to hear it.
+            if let (Err(trouble), None) = (&went, &*journey.moved) {
+                // The sink may not be there to hear it. Once the guest is the sink's, nothing is called off.
                 let reason = Reason::new(trouble);
                 let _ = timeout(TICK, leg.say(Control::Cancel(reason))).await;
             }

@@ -134,6 +134,7 @@ impl<'g, P: Protocol> Source<'g, P> {
         machine: &mut dyn Departing,
         watch: &mut dyn FnMut(&Progress) -> Watch,
     ) -> Result<SourceReport, Stays> {
+        self.cancelled = false;
         if self.moved.is_some() {
             self.report.reconnects += 1;
         }

@@ -1,0 +1,113 @@
+//! The guest: it adds to words all over its memory, and finds each as it left it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use guest_mm::addr::{Gfn, GfnRange, Hva};
+
+pub(crate) const PAGE: u64 = 4096;
+
+/// What the guest knows: the word at the beginning of each page.
+#[derive(Debug)]
+pub(crate) struct Mill {
+    words: Mutex<Vec<u64>>,
+    /// Pages that it wrote since somebody asked.
+    dirty: Mutex<BTreeSet<u64>>,
+    turns: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// A vCPU that runs.
+pub(crate) type Vcpu = JoinHandle<Result<(), String>>;
+
+impl Mill {
+    /// `pages` pages, all zeroes.
+    pub(crate) fn new(pages: u64) -> Arc<Mill> {
+        Arc::new(Mill {
+            words: Mutex::new(vec![0; pages as usize]),
+            dirty: Mutex::default(),
+            turns: AtomicU64::new(1),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the words of these pages numbers of their own, in memory whose window begins at `base`.
+    pub(crate) fn fill(&self, base: Hva, pages: impl Iterator<Item = u64>) {
+        let mut words = self.words.lock().unwrap();
+        for page in pages {
+            words[page as usize] = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            store(base, page, words[page as usize]);
+        }
+    }
+
+    /// Runs in memory whose window begins at `base`, on pages below `pages`, until it is stopped.
+    pub(crate) fn run(self: &Arc<Self>, base: Hva, pages: u64) -> Vcpu {
+        self.stop.store(false, Ordering::Relaxed);
+        let mill = Arc::clone(self);
+        std::thread::spawn(move || {
+            while !mill.stop.load(Ordering::Relaxed) {
+                mill.turn(base, pages)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Adds to one word.
+    fn turn(&self, base: Hva, pages: u64) -> Result<(), String> {
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        // A walk through all pages that looks like no walk.
+        let page = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) % pages;
+        let mut words = self.words.lock().unwrap();
+        let (found, word) = (load(base, page), &mut words[page as usize]);
+        if found != *word {
+            return Err(format!("turn {turn}: page {page} holds {found:#x}, not {word:#x}"));
+        }
+        *word = word.wrapping_add(1);
+        store(base, page, *word);
+        self.dirty.lock().unwrap().insert(page);
+        Ok(())
+    }
+
+    /// Ends the vCPU.
+    pub(crate) fn halt(&self, vcpu: Vcpu) -> Result<(), String> {
+        self.stop.store(true, Ordering::Relaxed);
+        vcpu.join().expect("a vCPU does not panic")
+    }
+
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// What was written since this was last asked.
+    pub(crate) fn take_dirty(&self, see: &mut dyn FnMut(GfnRange)) {
+        for page in std::mem::take(&mut *self.dirty.lock().unwrap()) {
+            see(GfnRange::new(Gfn::new(page), 1).unwrap());
+        }
+    }
+
+    /// Compares every page with what is known of it.
+    pub(crate) fn check(&self, base: Hva) {
+        let words = self.words.lock().unwrap();
+        for (page, &word) in words.iter().enumerate() {
+            let found = load(base, page as u64);
+            assert_eq!(found, word, "page {page} holds {found:#x}, not {word:#x}");
+        }
+    }
+}
+
+fn pointer(base: Hva, page: u64) -> *mut u64 {
+    base.add(page * PAGE).as_u64() as *mut u64
+}
+
+fn load(base: Hva, page: u64) -> u64 {
+    // SAFETY: the window is mapped for as long as the guest lives, which outlives every vCPU; an access that the table does not
+    // translate waits for a fault thread.
+    unsafe { pointer(base, page).read_volatile() }
+}
+
+fn store(base: Hva, page: u64, value: u64) {
+    // SAFETY: as in `load`.
+    unsafe { pointer(base, page).write_volatile(value) }
+}

@@ -1,0 +1,114 @@
+//! Connections that break, at any byte: the guest runs on one side, and loses nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_mm::addr::PageSize;
+use guest_mm::postcopy::source::{Source, SourceConfig, Stays};
+use guest_mm::postcopy::transport::Address;
+use guest_mm::postcopy::wire::Mode;
+
+use crate::mill::Mill;
+use crate::proxy::{Proxy, Weather};
+use crate::world::{
+    From, Host, MIB, Place, To, dialer, going, listening, pages, send, wait_for, with_sink,
+};
+
+const MIB_OF_RAM: u64 = 16;
+
+/// What became of a migration over a way that did `harm` to it, and was mended then.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The guest goes on at the source.
+    Stayed,
+    /// It went at once.
+    Went,
+    /// It went, and came in full over other connections.
+    Recovered(u32),
+}
+
+/// Sends a guest over a proxy, as often as it takes.
+fn over(config: &SourceConfig, harm: impl Fn(&Weather)) -> (Outcome, u64) {
+    let bytes = MIB_OF_RAM * MIB;
+    let (here, there) = (Host::new(bytes, PageSize::Size4K), Host::new(bytes, PageSize::Size4K));
+    let mill = Mill::new(pages(MIB_OF_RAM));
+    mill.fill(here.base(), 0..pages(MIB_OF_RAM / 2));
+    let all = pages(MIB_OF_RAM);
+    let mut from = From::new(&here, &mill, all);
+    let vcpu = Arc::default();
+    let mut to = To { mill: mill.clone(), base: there.base(), pages: all, vcpu };
+    let place = Place::new();
+    let proxy = Proxy::new(&place.path.with_extension("proxy"), &place.path);
+    harm(&proxy.weather);
+    let vcpu = to.vcpu.clone();
+    let listen = listening(place.address());
+    let dial = dialer(Address::Unix(proxy.path().to_owned()));
+    let (came, (went, passed)) = with_sink(&there, &mut to, &listen, || {
+        wait_for(&place.path);
+        let mut source = Source::new(&here.guest, config.clone()).unwrap();
+        let mut went = send(&mut source, &dial, &mut from);
+        let passed = proxy.passed();
+        proxy.mend();
+        for _ in 0..20 {
+            if !matches!(went, Err(Stays::HandedOver(_))) {
+                break;
+            }
+            // The sink may not have noticed yet.
+            std::thread::sleep(Duration::from_millis(50));
+            went = send(&mut source, &dial, &mut from);
+        }
+        (went, passed)
+    });
+    let outcome = match went {
+        Err(Stays::Here(trouble)) => {
+            println!("{trouble}");
+            assert!(came.is_err(), "it has come, and the source does not know");
+            assert!(vcpu.lock().unwrap().is_none(), "it runs on both sides");
+            Outcome::Stayed
+        }
+        Err(Stays::HandedOver(trouble)) => panic!("{trouble}, and {came:?}"),
+        Ok(report) => {
+            came.unwrap();
+            match report.reconnects {
+                0 => Outcome::Went,
+                times => Outcome::Recovered(times),
+            }
+        }
+    };
+    let (at, host) = match outcome {
+        Outcome::Stayed => (from.vcpu.take(), &here),
+        _ => {
+            assert!(from.vcpu.is_none(), "it runs on both sides");
+            (vcpu.lock().unwrap().take(), &there)
+        }
+    };
+    mill.halt(at.expect("it runs somewhere")).unwrap();
+    mill.check(host.base());
+    here.close();
+    there.close();
+    (outcome, passed)
+}
+
+#[test]
+fn a_connection_that_breaks_at_any_byte_loses_nothing() {
+    for mode in [Mode::PostCopy, Mode::Hybrid] {
+        let config = going(mode);
+        let (outcome, passed) = over(&config, |_| {});
+        assert_eq!(outcome, Outcome::Went);
+        let mut seen = [0, 0];
+        // All over it, and more often where it begins and ends.
+        let bytes = (1..16).map(|part| passed * part / 16);
+        let ends = [1, 40, 100, 500, 1500].into_iter().chain((1..6).map(|n| passed - n * 40));
+        for cut in bytes.chain(ends) {
+            let (outcome, _) = over(&config, |weather| {
+                weather.cut_after.store(cut, std::sync::atomic::Ordering::Relaxed);
+            });
+            match outcome {
+                Outcome::Stayed => seen[0] += 1,
+                Outcome::Recovered(_) => seen[1] += 1,
+                Outcome::Went => {}
+            }
+        }
+        assert!(seen[0] > 2 && seen[1] > 2, "{mode:?}: {seen:?}");
+    }
+}
