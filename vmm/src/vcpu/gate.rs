@@ -1,8 +1,18 @@
 //! Where vCPUs are kept while the machine is paused.
+//!
+//! A vCPU comes here with nothing half done: KVM has finished the access for which it left the guest last. Its descriptor
+//! stays with its thread, so what is to be done with all of them, as to ask KVM for their state, is done by their threads
+//! while they wait ([`Gate::each`]).
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use kvm_ioctls::VcpuFd;
+
+/// What a vCPU's thread does while it waits: with the vCPU's number, and KVM's vCPU.
+pub type Task = Arc<dyn Fn(u8, &VcpuFd) + Send + Sync>;
 
 /// A gate that every vCPU passes before it enters the guest.
 #[derive(Debug, Default)]
@@ -22,6 +32,20 @@ struct State {
     vcpus: usize,
     /// Those of them that wait here.
     waiting: usize,
+    /// What each of them is to do, and how many such tasks there have been.
+    task: Option<Given>,
+    round: u64,
+    /// Those that have done it.
+    done: usize,
+}
+
+#[derive(Clone)]
+struct Given(Task);
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a task")
+    }
 }
 
 /// A vCPU's thread, for as long as it runs.
@@ -66,6 +90,29 @@ impl Gate {
         state.shut
     }
 
+    /// Lets the thread of each vCPU do `task` once, after [`Gate::shut`]. Whether all have done it before `deadline`; who is
+    /// late may still do it.
+    pub fn each(&self, deadline: Instant, task: Task) -> bool {
+        let mut state = self.state();
+        if !state.shut {
+            return false;
+        }
+        state.task = Some(Given(task));
+        state.round += 1;
+        state.done = 0;
+        self.changed.notify_all();
+        while state.shut && state.done < state.vcpus {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.task = None;
+        state.shut && state.done >= state.vcpus
+    }
+
     /// Lets everyone pass.
     pub fn open(&self) {
         let mut state = self.state();
@@ -82,21 +129,40 @@ impl Gate {
 }
 
 impl Passer<'_> {
-    /// Passes, or waits until the gate is opened.
+    /// Whether it has to wait.
     #[inline]
-    pub(super) fn pass(&self) {
-        if self.0.shut.load(Ordering::Acquire) {
-            self.wait();
-        }
+    pub(super) fn is_stopped(&self) -> bool {
+        self.0.shut.load(Ordering::Acquire)
     }
 
+    /// Waits until the gate is opened, and does what is to be done meanwhile with the vCPU number `index`, which is `fd`.
     #[cold]
-    fn wait(&self) {
+    pub(super) fn wait(&self, index: u8, fd: &VcpuFd) {
+        self.wait_and(|task| task(index, fd));
+    }
+
+    fn wait_and(&self, mut run: impl FnMut(&Task)) {
         let mut state = self.0.state();
         state.waiting += 1;
+        // What was to be done before is nothing for this vCPU any more.
+        let mut seen = state.round;
         self.0.changed.notify_all();
         while state.shut {
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            match state.task.clone().filter(|_| state.round != seen) {
+                Some(Given(task)) => {
+                    seen = state.round;
+                    drop(state);
+                    run(&task);
+                    state = self.0.state();
+                    if state.round == seen {
+                        state.done += 1;
+                        self.0.changed.notify_all();
+                    }
+                }
+                None => {
+                    state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
         }
         state.waiting -= 1;
     }
@@ -116,6 +182,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    impl Passer<'_> {
+        fn pass(&self) {
+            if self.is_stopped() {
+                self.wait_and(|_| {});
+            }
+        }
+    }
 
     #[test]
     fn nobody_is_in_the_guest_while_it_is_shut() {
@@ -139,6 +213,43 @@ mod tests {
                 sleep(Duration::from_millis(1));
                 assert_eq!(turns.load(Ordering::Relaxed), before);
                 turns.store(0, Ordering::Relaxed);
+                gate.open();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn each_that_waits_does_a_task_once_and_nobody_does_an_old_one() {
+        let (gate, stop) = (Gate::default(), AtomicBool::new(false));
+        let done: Arc<[AtomicU64; 3]> = Arc::default();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        let task = || -> Task { Arc::new(|_, _| {}) };
+        assert!(!gate.each(soon(), task()), "nobody waits at a gate that is open");
+        scope(|scope| {
+            for index in 0..3 {
+                let (gate, stop, done) = (&gate, &stop, Arc::clone(&done));
+                scope.spawn(move || {
+                    let passer = gate.join();
+                    while !stop.load(Ordering::Relaxed) {
+                        if passer.is_stopped() {
+                            passer.wait_and(|_| {
+                                done[index].fetch_add(1, Ordering::Relaxed);
+                            });
+                        }
+                    }
+                });
+            }
+            while gate.state().vcpus < 3 {
+                std::thread::yield_now();
+            }
+            for round in 0..20 {
+                assert!(gate.shut(soon(), || {}));
+                for half in 1..=2 {
+                    assert!(gate.each(soon(), task()));
+                    let counts: Vec<_> = done.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+                    assert_eq!(counts, [2 * round + half; 3]);
+                }
                 gate.open();
             }
             stop.store(true, Ordering::Relaxed);

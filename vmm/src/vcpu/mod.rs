@@ -11,7 +11,7 @@ mod threads;
 
 pub use ending::Ending;
 pub use ending::Stage;
-pub use gate::Gate;
+pub use gate::{Gate, Task};
 pub use kick::Kick;
 pub use lapic::set_virtual_wire;
 pub use report::CpuReport;

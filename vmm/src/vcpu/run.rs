@@ -142,8 +142,17 @@ impl Vcpu {
             Ok(both) => both,
             Err(what) => return stage.end(Ending::Kvm { what, cpu: self.report() }),
         };
+        // Whether KVM has yet to finish what the guest was left for, which it does as it is run the next time.
+        let mut half_done = false;
         loop {
-            passer.pass();
+            if passer.is_stopped() {
+                if half_done {
+                    // It finishes that and leaves, or has another part of it for a device.
+                    self.fd.set_kvm_immediate_exit(1);
+                } else {
+                    passer.wait(self.index, &self.fd);
+                }
+            }
             if stage.ending().is_some() {
                 return;
             }
@@ -153,6 +162,7 @@ impl Vcpu {
                 (None, None) => {}
             }
             let outcome = self.enter();
+            half_done = !matches!(outcome, Outcome::Kicked);
             if let Some(profiler) = &mut profiler {
                 self.look(profiler, &outcome);
             }
