@@ -7,6 +7,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{BusDevice, PioRange, Request};
 
 /// The index port; data is the next one.
@@ -56,6 +58,16 @@ pub struct MemorySizes {
     pub above_4g: u64,
 }
 
+/// What is kept of a CMOS when its machine is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CmosState {
+    /// The register that the data port shows.
+    pub index: u8,
+    /// Its RAM.
+    pub ram: Vec<u8>,
+}
+
 /// Tells the time since the Unix epoch.
 type Clock = Box<dyn Fn() -> Duration + Send>;
 
@@ -94,6 +106,23 @@ impl Cmos {
         store(&mut ram[0x34..=0x35], above_16m);
         store(&mut ram[0x5b..=0x5d], above_4g);
         Self { index: 0, ram, clock: Box::new(clock) }
+    }
+
+    /// What it is, but for the time.
+    pub fn save(&self) -> CmosState {
+        CmosState { index: self.index, ram: self.ram.to_vec() }
+    }
+
+    /// Becomes what `state` says; the time stays the host's.
+    ///
+    /// # Errors
+    /// A sentence: it is no state of a CMOS.
+    pub fn restore(&mut self, state: &CmosState) -> Result<(), String> {
+        let bytes = state.ram.len();
+        self.ram = <[u8; RAM_BYTES]>::try_from(&*state.ram)
+            .map_err(|_| format!("the CMOS: {bytes} bytes of RAM were saved, not {RAM_BYTES}"))?;
+        self.index = state.index & INDEX_MASK;
+        Ok(())
     }
 
     fn register(&self) -> u8 {

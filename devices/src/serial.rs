@@ -9,8 +9,11 @@
 //!
 //! Known hole: a blocking sink that stops reading stops the vCPU that writes, under this device's lock.
 
+mod state;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use thiserror::Error;
@@ -18,6 +21,8 @@ pub use vm_superio::Trigger;
 use vm_superio::serial::{Error as UartError, NoEvents, Serial as Uart};
 
 use crate::bus::{BusDevice, PioRange, Request};
+
+pub use state::SerialState;
 
 /// COM1's first port; its interrupt is ISA IRQ 4.
 pub const COM1: u64 = 0x3f8;
@@ -69,15 +74,11 @@ impl Serial {
     /// A UART after reset. `interrupt` is triggered on each rising edge of the interrupt line; `output` gets what the guest
     /// transmits.
     pub fn new(
-        interrupt: impl Trigger<E = io::Error> + Send + 'static,
+        interrupt: impl Trigger<E = io::Error> + Send + Sync + 'static,
         output: impl Write + Send + 'static,
     ) -> Self {
-        let output = Output {
-            sink: Box::new(output),
-            stats: OutputStats::default(),
-            state: SinkState::Open,
-        };
-        Self { uart: Uart::new(Line(Box::new(interrupt)), output), interrupt_error: None }
+        let (line, output) = (Line(Arc::new(interrupt)), Output::new(output));
+        Self { uart: Uart::new(line, output), interrupt_error: None }
     }
 
     /// How many bytes [`Serial::enqueue`] would take now. The monitor stops reading its input at 0 and asks again after
@@ -132,7 +133,8 @@ impl BusDevice for Serial {
 }
 
 /// The interrupt line, so that [`Serial`] needs no type parameter.
-struct Line(Box<dyn Trigger<E = io::Error> + Send>);
+#[derive(Clone)]
+struct Line(Arc<dyn Trigger<E = io::Error> + Send + Sync>);
 
 impl Trigger for Line {
     type E = io::Error;
@@ -156,6 +158,10 @@ struct Output {
 }
 
 impl Output {
+    fn new(sink: impl Write + Send + 'static) -> Output {
+        Output { sink: Box::new(sink), stats: OutputStats::default(), state: SinkState::Open }
+    }
+
     fn take_error(&mut self) -> Option<io::Error> {
         match &mut self.state {
             SinkState::Open => None,

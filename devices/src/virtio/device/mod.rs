@@ -31,7 +31,7 @@ use super::state::Registers;
 use super::watch::{Source, Watch};
 
 pub(super) use face::Face;
-pub use rest::{Misfit, Restless};
+pub use rest::{Misfit, Restless, Shape};
 
 /// What every device offers: the rules of virtio 1, indirect descriptors, and indices that say when to notify.
 pub const FEATURES: u64 =

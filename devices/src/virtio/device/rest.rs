@@ -38,7 +38,29 @@ pub struct Misfit {
     pub reason: String,
 }
 
+/// What a driver can see of a device before it has done anything: what it takes to become what another one was.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// What kind of device it is (virtio 1.2, chapter 5).
+    pub device_type: u32,
+    /// The features that it offers.
+    pub features: u64,
+    /// The largest size of each of its queues.
+    pub queues: Vec<u16>,
+}
+
 impl<D: Dma> Device<D> {
+    /// What a driver can see of it.
+    pub fn shape(&self) -> Shape {
+        let model = &self.core().model;
+        Shape {
+            device_type: model.device_type().0,
+            features: FEATURES | model.features(),
+            queues: model.queue_sizes(),
+        }
+    }
+
     /// Lets it come to rest: no queue is served, no input taken, and nothing is pinned when this returns.
     ///
     /// # Errors
