@@ -69,6 +69,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["ram"]),
             floor(Apart, &["emulate"]),
             floor(Apart, &["vcpu"]),
+            floor(Apart, &["state"]),
             floor(Apart, &["machine", "rig"]),
             floor(Together, &["bench", "race", "migrate"]),
             floor(Together, &["cli"]),

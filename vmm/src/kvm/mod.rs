@@ -22,6 +22,16 @@ pub enum KvmError {
     /// It is not what this monitor needs.
     #[error("this kernel's KVM lacks {0}: use Linux 6.4 or later")]
     Lacks(&'static str),
+    /// It refuses the value of a model-specific register.
+    #[error(
+        "this KVM does not take {value:#x} for the model-specific register {index:#x}: restore on a host like the one it was saved on"
+    )]
+    Msr {
+        /// Which.
+        index: u32,
+        /// The value.
+        value: u64,
+    },
     /// A call failed.
     #[error("{call} failed: {source}")]
     Call {

@@ -92,6 +92,11 @@ impl Vm {
         self.fd.register_ioevent(event, &address, value).map_err(failed("KVM_IOEVENTFD"))
     }
 
+    /// KVM's, for who saves and restores what it keeps of the VM.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
     /// The vCPU number `index`.
     ///
     /// # Errors

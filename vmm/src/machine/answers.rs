@@ -1,17 +1,15 @@
 //! What a running machine tells who asks at its control socket.
 
-use std::sync::Arc;
-
 use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
-use crate::control::{Answer, Body, Command, Paused, Resumed, VERSION, refusal};
+use crate::control::{Answer, Body, Command, DeviceAtRest, Paused, Resumed, VERSION, refusal};
 use crate::map::{Document, State};
+use crate::state::SavedDevice;
 
 use super::collapse::told;
-use super::memory::ServedRam;
-use super::pause::Restful;
+use super::live::Live;
 
 /// Who asks for a collapser where there is none.
 const NO_COLLAPSER: &str = "no collapser runs in this machine: give it collapse.background = true";
@@ -27,15 +25,10 @@ struct StatsAnswer<'a> {
     pool: String,
 }
 
-/// Answers for the machine called `name` with this memory, which is kept until the answers are dropped.
-pub(super) fn of(
-    name: String,
-    ram: &Arc<ServedRam>,
-    restful: Restful,
-) -> impl Fn(Command) -> String + Send + 'static {
-    let ram = Arc::clone(ram);
+/// Answers for the machine called `name`, whose memory is kept until the answers are dropped.
+pub(super) fn of(name: String, live: Live) -> impl Fn(Command) -> String + Send + 'static {
     move |command| {
-        let guest = ram.guest();
+        let (ram, guest) = (live.ram(), live.guest());
         let answer = |body| Answer::new(name.clone(), body).to_line();
         let collapser = || match guest.collapser_stats() {
             Some(stats) => answer(Body::Collapser(told(stats))),
@@ -69,17 +62,25 @@ pub(super) fn of(
                 collapser()
             }
             Command::Collapse => {
-                let has_ended = || restful.stage.ending().is_some();
+                let has_ended = || live.ending().is_some();
                 answer(Body::Collapse(ram.collapse_all(has_ended)))
             }
-            Command::Pause => match restful.pause() {
-                Ok(devices) => answer(Body::Paused(Paused { devices })),
+            Command::Pause => match live.pause() {
+                Ok(()) => answer(Body::Paused(Paused { devices: devices_at_rest(&live) })),
                 Err(unrest) => refusal(&unrest.to_string()),
             },
             Command::Resume => {
-                restful.resume();
+                live.resume();
                 answer(Body::Resumed(Resumed {}))
             }
         }
     }
+}
+
+fn devices_at_rest(live: &Live) -> Vec<DeviceAtRest> {
+    let told = |saved: SavedDevice| {
+        let state = serde_json::to_value(saved.state).expect("states are plain data");
+        DeviceAtRest { name: saved.name, state }
+    };
+    live.devices().into_iter().map(told).collect()
 }

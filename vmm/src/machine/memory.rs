@@ -32,6 +32,9 @@ pub struct ServedRam<P: Protocol = Sound> {
 /// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
+/// Called for a page that is marked missing: asks for it.
+pub(crate) type OnMissing = Box<dyn Fn(Gpa) + Send + Sync>;
+
 impl<P: Protocol> ServedRam<P> {
     /// The memory that `config` describes, untouched but for its guard pages, on a pool of its own.
     ///
@@ -50,7 +53,7 @@ impl<P: Protocol> ServedRam<P> {
         config: &Memory,
         on_stop: OnStop,
     ) -> Result<ServedRam<P>, MachineError> {
-        ServedRam::beside(commons, config, Vec::new(), on_stop)
+        ServedRam::beside(commons, config, Vec::new(), None, on_stop)
     }
 
     /// The same, and beside the RAM the memory that `images` are.
@@ -61,6 +64,7 @@ impl<P: Protocol> ServedRam<P> {
         commons: &Arc<Commons<P>>,
         config: &Memory,
         images: Vec<ImageRam>,
+        on_missing: Option<OnMissing>,
         on_stop: OnStop,
     ) -> Result<ServedRam<P>, MachineError> {
         let ram = config
@@ -70,7 +74,7 @@ impl<P: Protocol> ServedRam<P> {
         let guest = commons.add_guest(GuestConfig {
             ram,
             over: images,
-            on_missing: None,
+            on_missing,
             policy: FaultPolicy { pages: pages(config) },
             fault_threads: config.fault_threads.value.into(),
             on_stop,

@@ -6,7 +6,8 @@
 //!   console.rs  where the serial leads      answers.rs   what it tells who asks at the control socket
 //!   collapse.rs huge pages out of small ones: by themselves, and when somebody asks
 //!   dedup.rs    pages of the same bytes become one
-//!   pause.rs    vCPUs and devices come to rest, and go on
+//!   live.rs     vCPUs and devices come to rest, tell their state, and go on
+//!   restore.rs  a machine that begins as a state
 //!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
@@ -24,147 +25,51 @@ mod collapse;
 mod commons;
 mod console;
 mod dedup;
+mod error;
 mod footprint;
 mod image;
+mod live;
 mod memory;
 mod monitor;
-mod pause;
 mod report;
+mod restore;
 mod signals;
 mod virtio;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use devices::acpi_power::AcpiPower;
-use devices::bus::{BusError, MmioBus, PioBus};
+use devices::bus::{MmioBus, PioBus};
 use devices::cmos::{Cmos, MemorySizes};
 use devices::debug_exit::DebugExit;
 use devices::i8042::I8042;
 use devices::serial::{COM1_IRQ, COM1_RANGE, Serial};
 use devices::{acpi_power, cmos, debug_exit, i8042, quiet};
-use guest_mm::addr::Gpa;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::BootError;
-use crate::config::{HostPath, Irqchip, MachineConfig, Ring0};
-use crate::control::{self, BindError, Listener};
+use crate::config::{Irqchip, MachineConfig, Ring0};
+use crate::control::{self, Listener};
 use crate::emulate::{Counts, Profile, Shared};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
 use crate::ram::Ram;
+use crate::state::{Fingerprint, NamedShape};
 use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu, set_virtual_wire};
 
 pub use clones::{CloneReport, Clones, ClonesReport, run_one};
 pub use commons::Commons;
 use console::{Interrupt, Speech};
+pub use error::MachineError;
 pub use footprint::Footprint;
 pub use image::{Facts, image};
+pub use live::{Live, Unrest};
+use memory::OnMissing;
 pub use memory::ServedRam;
-use pause::Restful;
 use report::Ingredients;
 pub use report::{Outcome, Report};
+pub use restore::Filling;
 use signals::Signals;
-use virtio::Virtio;
-
-/// Why there is no machine.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// The kernel, the initrd or the command line is not usable.
-    #[error("{config}: {key}{}: {source}", file.as_ref().map(|f| format!(" {}", f.display())).unwrap_or_default())]
-    Boot {
-        /// The config.
-        config: HostPath,
-        /// The key.
-        key: &'static str,
-        /// The file that the key names.
-        file: Option<HostPath>,
-        /// What is wrong.
-        source: BootError,
-    },
-    /// A file cannot be read.
-    #[error("{key} {}: {source}", path.display())]
-    File {
-        /// The key.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The boot image lies on a guard page.
-    #[error("the boot image needs guest-physical {gpa}, which memory.guard forbids")]
-    Guarded {
-        /// The page.
-        gpa: Gpa,
-    },
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// No pool.
-    #[error("memory.backing: {0}")]
-    Backing(#[from] guest_mm::pool::BackingError),
-    /// No template.
-    #[error("memory.template: {0}")]
-    Template(#[from] guest_mm::image::ImageError),
-    /// No guest on it.
-    #[error(transparent)]
-    Guest(#[from] guest_mm::service::GuestError),
-    /// A range that the tables cannot hold.
-    #[error(transparent)]
-    Range(#[from] guest_mm::addr::RangeError),
-    /// A guard range that cannot be marked.
-    #[error("memory.guard: {0}")]
-    Guard(#[from] guest_mm::mark::MarkError),
-    /// The boot image does not fit the pool.
-    #[error("loading the boot image: {0}")]
-    Load(#[from] guest_mm::fault::FaultError),
-    /// No control socket.
-    #[error("control.socket: {0}")]
-    Control(#[from] BindError),
-    /// Two devices at one place.
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    /// What a device stands on.
-    #[error("{key} {}: {source}", path.display())]
-    Device {
-        /// The key.
-        key: String,
-        /// The file, or what else it names.
-        path: PathBuf,
-        /// What is wrong.
-        source: std::io::Error,
-    },
-    /// The system.
-    #[error("{what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What it said.
-        source: std::io::Error,
-    },
-}
-
-impl MachineError {
-    /// Whether the config or a file that it names is to blame, rather than the host.
-    pub fn is_bad_input(&self) -> bool {
-        use guest_mm::service::GuestError;
-        matches!(
-            self,
-            MachineError::Boot { .. }
-                | MachineError::File { .. }
-                | MachineError::Device { .. }
-                | MachineError::Guarded { .. }
-                | MachineError::Guard(_)
-                | MachineError::Template(_)
-                | MachineError::Guest(
-                    GuestError::Ragged { .. }
-                        | GuestError::Granule { .. }
-                        | GuestError::PastImage { .. }
-                )
-        )
-    }
-}
+use virtio::{Served, Virtio};
 
 /// A machine that is ready to run.
 #[derive(Debug)]
@@ -175,9 +80,12 @@ pub struct Machine {
     threads: Arc<Threads>,
     devices: Arc<Devices>,
     serial: Arc<Mutex<Serial>>,
-    virtio: Virtio,
-    vm: Vm,
+    cmos: Arc<Mutex<Cmos>>,
+    virtio: Served,
+    vm: Arc<Vm>,
     ram: Arc<ServedRam>,
+    fingerprint: Arc<Fingerprint>,
+    has_one_gib_pages: bool,
     takes_input: bool,
     has_irqchip: bool,
     name: String,
@@ -216,6 +124,21 @@ impl Machine {
         speech: Speech,
         started: Instant,
     ) -> Result<Machine, MachineError> {
+        let machine = Machine::empty(kvm, commons, config, speech, None, started)?;
+        let Machine { ram, vcpus, has_one_gib_pages, has_irqchip, .. } = &machine;
+        enter(config, ram, &vcpus[0], *has_one_gib_pages, *has_irqchip)?;
+        Ok(machine)
+    }
+
+    /// The same with nothing booted. Pages that are marked missing are asked for through `on_missing`.
+    fn empty(
+        kvm: &kvm_ioctls::Kvm,
+        commons: &Arc<Commons>,
+        config: &MachineConfig,
+        speech: Speech,
+        on_missing: Option<OnMissing>,
+        started: Instant,
+    ) -> Result<Machine, MachineError> {
         let stage = Stage::new()
             .map_err(|source| MachineError::System { what: "an event for the end", source })?;
         let stage = Arc::new(stage);
@@ -227,7 +150,8 @@ impl Machine {
                 threads.kick();
             };
             let images = virtio::images(config, commons)?;
-            let ram = ServedRam::beside(commons, &config.memory, images, Box::new(on_stop))?;
+            let ram =
+                ServedRam::beside(commons, &config.memory, images, on_missing, Box::new(on_stop))?;
             Arc::new(ram.collapsed_as(&config.collapse)?.merged_as(&config.dedup)?)
         };
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
@@ -242,8 +166,9 @@ impl Machine {
         let serial = Arc::new(Mutex::new(serial));
         let mut mmio = MmioBus::new();
         let virtio = Virtio::new(config, &ram, &vm, &mut mmio)?;
+        let cmos = Arc::new(Mutex::new(Cmos::new(memory_sizes(config))));
         let devices = Arc::new(Devices {
-            pio: ports(config, &serial)?,
+            pio: ports(config, &serial, &cmos)?,
             mmio,
             unclaimed: config.machine.unclaimed.value,
         });
@@ -272,7 +197,12 @@ impl Machine {
                 })
             })
             .collect::<Result<Vec<_>, KvmError>>()?;
-        enter(config, &ram, &vcpus[0], cpus.has_one_gib_pages(), has_irqchip)?;
+        let virtio = virtio.serve()?;
+        let shapes = virtio.devices().iter();
+        let shapes = shapes
+            .map(|device| NamedShape { name: device.name().to_owned(), shape: device.shape() })
+            .collect();
+        let fingerprint = Fingerprint::new(config, &cpus.for_vcpu(0), shapes);
         Ok(Machine {
             control: None,
             vcpus,
@@ -280,9 +210,12 @@ impl Machine {
             threads,
             devices,
             serial,
+            cmos,
             virtio,
-            vm,
+            vm: Arc::new(vm),
             ram,
+            fingerprint: Arc::new(fingerprint),
+            has_one_gib_pages: cpus.has_one_gib_pages(),
             takes_input,
             has_irqchip,
             name: config.file.display().to_string(),
@@ -302,10 +235,12 @@ impl Machine {
     /// Runs the machine until its vCPUs are joined; its memory is as they left it. [`listen`] was called.
     fn run_to_end(self, signals: Option<&Signals>) -> Result<Ingredients, MachineError> {
         // Bound in this order, the VM goes before the memory on every way out.
+        let live = self.live();
         let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, virtio, .. } = self;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let (shared, profile) = (Arc::clone(&vcpus[0].shared), vcpus[0].profile.clone());
-        let virtio = virtio.serve()?;
+        // Those of a machine that was restored rest still.
+        virtio.devices().iter().for_each(|device| device.resume());
         let entered = Instant::now();
         if let Err(source) = threads.start(vcpus) {
             // Those that were started have to stop before anything goes away.
@@ -313,13 +248,7 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
-        let restful = Restful {
-            stage: Arc::clone(&stage),
-            threads: Arc::clone(&threads),
-            devices: virtio.devices().to_vec(),
-        };
-        let serve =
-            |listener| control::Server::start(listener, answers::of(self.name, &ram, restful));
+        let serve = |listener| control::Server::start(listener, answers::of(self.name, live));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
@@ -407,19 +336,27 @@ fn enter(
     Ok(())
 }
 
-/// The ports of the machine.
-fn ports(config: &MachineConfig, serial: &Arc<Mutex<Serial>>) -> Result<PioBus, MachineError> {
+fn memory_sizes(config: &MachineConfig) -> MemorySizes {
     let mut sizes = MemorySizes { below_4g: 0, above_4g: 0 };
     for range in config.memory.ram() {
         let part = if range.start == 0 { &mut sizes.below_4g } else { &mut sizes.above_4g };
         *part = range.length.get();
     }
+    sizes
+}
+
+/// The ports of the machine.
+fn ports(
+    config: &MachineConfig,
+    serial: &Arc<Mutex<Serial>>,
+    cmos: &Arc<Mutex<Cmos>>,
+) -> Result<PioBus, MachineError> {
     let mut bus = PioBus::new();
     bus.insert(COM1_RANGE, "serial port", serial.clone())?;
     bus.insert(debug_exit::RANGE, "exit port", Arc::new(Mutex::new(DebugExit)))?;
     bus.insert(i8042::DATA_RANGE, "keyboard data", Arc::new(Mutex::new(I8042::Data)))?;
     bus.insert(i8042::COMMAND_RANGE, "keyboard command", Arc::new(Mutex::new(I8042::Command)))?;
-    bus.insert(cmos::RANGE, "real-time clock", Arc::new(Mutex::new(Cmos::new(sizes))))?;
+    bus.insert(cmos::RANGE, "real-time clock", cmos.clone())?;
     if config.machine.acpi.value {
         bus.insert(acpi_power::RANGE, "power registers", Arc::new(Mutex::new(AcpiPower)))?;
     }
