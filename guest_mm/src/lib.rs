@@ -10,7 +10,7 @@
 //! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
 //! F0   addr  entry  prot  geometry  sync  tally     words and numbers; threads that work by themselves
-//!      protocol  background
+//!      protocol  background  notes
 //! ```
 //!
 //! A [`GuestMm`] has a pool and any number of guests. [`Service::add_guest`] makes a [`Guest`] of some RAM, all of it untouched;
@@ -29,7 +29,7 @@
 //! `docs/promises.md` what is promised and which test keeps it, `docs/decisions/` why it is so.
 //!
 //! # Known holes
-//! * No post-copy, and no dirty tracking of what vCPUs write.
+//! * No post-copy. What vCPUs write is noted by the hypervisor, and not here.
 //! * A pinned range whose frames lie in several runs allocates a list of them; a batch that was made large enough does not.
 //! * A write through a slice of a pin that was taken for reading is not noticed.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
@@ -44,6 +44,7 @@ pub mod addr;
 mod background;
 pub mod entry;
 pub mod geometry;
+pub mod notes;
 pub mod prot;
 pub mod protocol;
 mod sync;

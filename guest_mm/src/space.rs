@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::image::Image;
 use crate::mirror::Mirror;
+use crate::notes::Notes;
 use crate::pool::Pool;
 use crate::prot::Prot;
 use crate::protocol::Protocol;
@@ -154,6 +155,9 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) fill_locks: FillLocks,
     /// Pages that a device wrote before they were merged: the note was their frame's, which is gone or others' too.
     pub(crate) dirty_merged: Lock<BTreeSet<Gfn>>,
+    /// Pages that read otherwise though nobody wrote to them: those that were taken away or given back, while somebody wants
+    /// to know.
+    pub(crate) lost: Lock<Option<Notes>>,
     /// Asked for pages that are still elsewhere; without it, touching one stops the guest.
     pub(crate) pager: Option<Pager>,
 }
@@ -178,6 +182,7 @@ impl<P: Protocol> AddressSpace<P> {
             pin_counts: Apart::new(Tally::new()),
             fill_locks: FillLocks::new(),
             dirty_merged: Lock::new(Rank::Last, BTreeSet::new()),
+            lost: Lock::new(Rank::Last, None),
             pager,
         }
     }
@@ -192,6 +197,13 @@ impl<P: Protocol> AddressSpace<P> {
         let mut noted = self.dirty_merged.lock();
         while let Some(&gfn) = noted.range(range.start()..range.end()).next() {
             noted.remove(&gfn);
+        }
+    }
+
+    /// The pages of `range` went.
+    pub(crate) fn note_lost(&self, range: GfnRange) {
+        if let Some(lost) = &mut *self.lost.lock() {
+            lost.note(range);
         }
     }
 

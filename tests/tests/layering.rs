@@ -38,7 +38,7 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "guest_mm",
         floors: &[
-            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "tally", "protocol", "historical", "background"]),
+            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "tally", "protocol", "historical", "background", "notes"]),
             floor(Together, &["pool"]),
             floor(Together, &["table", "mirror", "image"]),
             floor(Together, &["space"]),

@@ -15,4 +15,8 @@ pub trait Ram: Send + Sync + fmt::Debug {
     /// Sees to it that an access to the window at `gpa`, by whoever acts as the guest in this process, is served: false for
     /// what is no RAM, or what the guest may not have.
     fn ready(&self, gpa: u64, write: bool) -> bool;
+
+    /// The pages at these guest-physical addresses were written to through the window by whoever acts as the guest: KVM does
+    /// not know. Said before a vCPU comes to rest.
+    fn wrote(&self, _pages: &[u64]) {}
 }

@@ -18,6 +18,7 @@ use crate::map::{MemoryMap, map};
 use crate::mark::{self, MarkError};
 use crate::mirror::MirrorError;
 use crate::mirrors::uffd::{FaultThreads, Uffd};
+use crate::notes::Notes;
 use crate::pin::{self, Patience, PinBatch, PinError, Pinned};
 use crate::place::{self, Arrived, Arriving, BlockParcel, Content, Onto, PlaceError, Placed};
 use crate::prot::{Access, Prot};
@@ -341,6 +342,24 @@ impl<P: Protocol> Guest<P> {
         let mut ranges: Vec<_> = self.space.ram.iter().map(|region| region.range).collect();
         ranges.sort_unstable_by_key(|range| range.start());
         ranges
+    }
+
+    /// Notes from now on which pages read otherwise though neither a vCPU nor a device wrote to them: those that the guest gave
+    /// back, or took back, and those that were unmapped.
+    pub fn note_lost(&self) {
+        *self.space.lost.lock() = Some(Notes::new(self.space.ram.iter().map(|ram| ram.range)));
+    }
+
+    /// Adds those notes to `notes`, which are of the ranges of [`Guest::windows`], and begins anew.
+    pub fn take_lost(&self, notes: &mut Notes) {
+        if let Some(lost) = &mut *self.space.lost.lock() {
+            notes.take(lost);
+        }
+    }
+
+    /// Notes that no more.
+    pub fn ignore_lost(&self) {
+        *self.space.lost.lock() = None;
     }
 
     /// Whether all of `range` is RAM.

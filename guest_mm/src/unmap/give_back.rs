@@ -104,6 +104,7 @@ fn try_give_back<P: Protocol>(
     // Z5, of what came out before a failure too.
     P::at(Step::Z5);
     let given = gone.release(space);
+    space.note_lost(range);
     result.map(|()| given)
 }
 
@@ -207,6 +208,8 @@ pub(crate) fn take_back<P: Protocol>(
         .chunks(Level::PD.entry_frames())
         .try_for_each(|part| take_back_in_block(space, part).map(|taken| pages += taken));
     count(&space.counters.taken_back, pages);
+    // Over an image it reads as that again.
+    space.note_lost(range);
     result.map(|()| pages)
 }
 

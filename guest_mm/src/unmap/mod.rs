@@ -39,10 +39,13 @@ pub(crate) fn unmap<P: Protocol>(
     space.check_granule(range)?;
     space.forget_merged(range);
     let mut frames = 0;
-    for part in range.chunks(Level::PD.entry_frames()) {
+    let mut parts = range.chunks(Level::PD.entry_frames());
+    let result = parts.try_for_each(|part| {
         frames += unmap_in_block(space, range, part)?;
-    }
-    Ok(frames)
+        Ok(())
+    });
+    space.note_lost(range);
+    result.map(|()| frames)
 }
 
 /// Unmaps `part`, what `range` has of one block.

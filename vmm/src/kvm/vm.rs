@@ -1,7 +1,9 @@
 //! One VM: its memory slots and its interrupt controllers.
 #![allow(unsafe_code, reason = "gives KVM the addresses of guest memory")]
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,6 +29,7 @@ pub struct Slot {
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
+    slots: Vec<Slot>,
 }
 
 impl Vm {
@@ -44,19 +47,59 @@ impl Vm {
     /// [`KvmError::Call`].
     pub unsafe fn new(kvm: &Kvm, slots: &[Slot]) -> Result<Vm, KvmError> {
         let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
-        for (index, slot) in slots.iter().enumerate() {
+        let vm = Vm { fd, slots: slots.to_vec() };
+        vm.set_slots(0)?;
+        Ok(vm)
+    }
+
+    fn set_slots(&self, flags: u32) -> Result<(), KvmError> {
+        for (index, slot) in self.slots.iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: index as u32,
-                flags: 0,
+                flags,
                 guest_phys_addr: slot.gpa,
                 memory_size: slot.bytes,
                 userspace_addr: slot.hva,
             };
-            // SAFETY: obligations 1 and 2 are the caller's.
-            unsafe { fd.set_user_memory_region(region) }
+            // SAFETY: obligations 1 and 2 of `new` are its caller's, for as long as this lives; the place of a slot does not
+            // change.
+            unsafe { self.fd.set_user_memory_region(region) }
                 .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Vm { fd })
+        Ok(())
+    }
+
+    /// Its memory.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// KVM notes from now on which pages vCPUs write to, and what it writes itself. Huge pages are mapped in small ones for it.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn log_dirty(&self) -> Result<(), KvmError> {
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
+    }
+
+    /// KVM notes that no more.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn ignore_dirty(&self) -> Result<(), KvmError> {
+        self.set_slots(0)
+    }
+
+    /// What was noted of each slot since it was last asked: the page number `64 * i + j` of the slot is bit `j` of word `i`.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`]: what was noted of slots before the one that failed is lost.
+    pub fn take_dirty(&self, mut see: impl FnMut(Slot, &[u64])) -> Result<(), KvmError> {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let log = self.fd.get_dirty_log(index as u32, slot.bytes as usize);
+            see(*slot, &log.map_err(failed("KVM_GET_DIRTY_LOG"))?);
+        }
+        Ok(())
     }
 
     /// Gives it the PC's interrupt controllers (two PICs, an I/O APIC, a local APIC in each vCPU) and

@@ -74,9 +74,9 @@ impl Live {
         &self.ram
     }
 
-    /// KVM's VM.
-    pub fn vm(&self) -> &Vm {
-        &self.vm
+    /// Its memory, with the VM that has slots of it.
+    pub(super) fn memory(&self) -> (Arc<Vm>, Arc<ServedRam>) {
+        (Arc::clone(&self.vm), Arc::clone(&self.ram))
     }
 
     /// What it looks like to its guest.

@@ -1,16 +1,17 @@
 //! The guest's memory, from the service.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_mm::addr::{Gfn, GfnRange, Gpa, PageSize};
 use guest_mm::collapse::{CollapsePolicy, Copying};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
+use guest_mm::notes::Notes;
 use guest_mm::prot::Access;
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::service::WriteError;
-use guest_mm::{CollapserConfig, FaultPolicy, Guest, GuestConfig, ImageRam};
+use guest_mm::{Answer, CollapserConfig, FaultPolicy, Guest, GuestConfig, ImageRam};
 use vm_memory::GuestAddress;
 
 use crate::boot::BootImage;
@@ -27,13 +28,15 @@ pub struct ServedRam<P: Protocol = Sound> {
     guest: Guest<P>,
     commons: Arc<Commons<P>>,
     policy: CollapsePolicy,
+    /// What the monitor wrote as the guest, while somebody wants to know.
+    stores: Mutex<Option<Notes>>,
 }
 
 /// Called when an access cannot be served; sends every vCPU out of the guest.
 pub(crate) type OnStop = Box<dyn Fn(&FaultError) + Send + Sync>;
 
 /// Called for a page that is marked missing: asks for it.
-pub(crate) type OnMissing = Box<dyn Fn(Gpa) + Send + Sync>;
+pub(crate) type OnMissing = Box<dyn Fn(Gpa) -> Answer + Send + Sync>;
 
 impl<P: Protocol> ServedRam<P> {
     /// The memory that `config` describes, untouched but for its guard pages, on a pool of its own.
@@ -83,7 +86,12 @@ impl<P: Protocol> ServedRam<P> {
             let range = GfnRange::from_bytes(Gpa::new(guard.start()), guard.length().get())?;
             guest.mark(range, Marker::Guard)?;
         }
-        Ok(ServedRam { guest, commons: Arc::clone(commons), policy: CollapsePolicy::default() })
+        Ok(ServedRam {
+            guest,
+            commons: Arc::clone(commons),
+            policy: CollapsePolicy::default(),
+            stores: Mutex::default(),
+        })
     }
 
     /// What it has in common with other machines.
@@ -118,6 +126,11 @@ impl<P: Protocol> ServedRam<P> {
     /// What the pool lies on, and why.
     pub fn describe_pool(&self) -> String {
         self.commons.describe_pool()
+    }
+
+    /// What the monitor writes as the guest: noted while there is something to note it in.
+    pub(super) fn stores(&self) -> MutexGuard<'_, Option<Notes>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the boot image into memory. Pages of zeroes stay untouched where they read the same: not over a template.
@@ -202,6 +215,13 @@ impl<P: Protocol + fmt::Debug> Ram for ServedRam<P> {
         let mut byte = [0];
         let access = if write { Access::Write } else { Access::Read };
         self.read(gpa, &mut byte) || self.guest.fault(Gpa::new(gpa), access).is_ok()
+    }
+
+    fn wrote(&self, pages: &[u64]) {
+        if let Some(stores) = &mut *self.stores() {
+            let page = |gpa: &u64| GfnRange::new(Gpa::new(*gpa).gfn(), 1).ok();
+            pages.iter().filter_map(page).for_each(|page| stores.note(page));
+        }
     }
 }
 

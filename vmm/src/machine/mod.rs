@@ -8,6 +8,7 @@
 //!   dedup.rs    pages of the same bytes become one
 //!   live.rs     vCPUs and devices come to rest, tell their state, and go on
 //!   restore.rs  a machine that begins as a state
+//!   dirty.rs    which pages have changed
 //!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
@@ -25,6 +26,7 @@ mod collapse;
 mod commons;
 mod console;
 mod dedup;
+mod dirty;
 mod error;
 mod footprint;
 mod image;
@@ -59,6 +61,7 @@ use crate::vcpu::{Devices, Ending, Kick, Stage, Threads, Vcpu, set_virtual_wire}
 pub use clones::{CloneReport, Clones, ClonesReport, run_one};
 pub use commons::Commons;
 use console::{Interrupt, Speech};
+pub use dirty::{DirtyError, DirtyTracker};
 pub use error::MachineError;
 pub use footprint::Footprint;
 pub use image::{Facts, image};
