@@ -63,6 +63,9 @@ pub enum Trouble {
     /// The operator does not want it any more.
     #[error("it was cancelled")]
     Cancelled,
+    /// The guest has ended.
+    #[error("the guest has ended")]
+    Ended,
     /// The system.
     #[error("{what}: {source}")]
     System {
@@ -85,6 +88,7 @@ impl Trouble {
             Trouble::Machine { .. }
                 | Trouble::Memory(_)
                 | Trouble::Cancelled
+                | Trouble::Ended
                 | Trouble::System { .. }
         )
     }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How far a migration is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// The other side is awaited, or asked.
@@ -24,7 +24,7 @@ pub enum Phase {
 }
 
 /// A moment of a migration.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// How far it is.
     pub phase: Phase,
@@ -49,6 +49,8 @@ pub enum Watch {
     GoOn,
     /// It is called off, as far as that is possible by now.
     Cancel,
+    /// The guest has ended where it runs by now: no page is needed any more.
+    Ended,
 }
 
 /// How long things took, in microseconds: by buckets that are an eighth of their value wide at most.
@@ -202,7 +204,7 @@ impl Timeline {
 }
 
 /// What a source did.
-#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct SourceReport {
     /// The last moment.
     pub progress: Progress,
@@ -218,6 +220,8 @@ pub struct SourceReport {
     pub zero_pages: u64,
     /// Connections that broke and were replaced.
     pub reconnects: u32,
+    /// The guest ended at the sink before all of it was there.
+    pub guest_ended: bool,
 }
 
 /// What a sink did.

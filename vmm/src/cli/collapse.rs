@@ -14,6 +14,6 @@ pub(super) fn run(args: &CollapseArgs) -> Result<(), Failure> {
         (_, _, true) => Command::Collapse,
         _ => Command::Collapser,
     };
-    let answer = answer(&args.socket, command)?;
+    let answer = answer(&args.socket, &command)?;
     print(&if args.json { answer.to_line() } else { answer.text() })
 }

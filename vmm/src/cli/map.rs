@@ -103,7 +103,7 @@ fn read(path: &Path) -> Result<Document, Failure> {
     };
     let kind = fs::metadata(path).map_err(unreadable)?.file_type();
     if kind.is_socket() {
-        return Ok(answered(path, Command::MemoryMap)?);
+        return Ok(answered(path, &Command::MemoryMap)?);
     }
     if kind.is_dir() {
         return Err(bad("is a directory: name a socket, a config or a memory map").into());
@@ -159,7 +159,7 @@ fn of_config(path: &Path) -> Result<Document, Failure> {
     let Some(socket) = config.control.socket else {
         return Err(MapFailure::NoSocket(path.to_owned()).into());
     };
-    answered(&socket.value, Command::MemoryMap).map_err(|error| match error {
+    answered(&socket.value, &Command::MemoryMap).map_err(|error| match error {
         MapFailure::Ask(AskError::NotRunning(socket)) => {
             MapFailure::NotRunning { config: path.to_owned(), socket }.into()
         }
@@ -167,7 +167,7 @@ fn of_config(path: &Path) -> Result<Document, Failure> {
     })
 }
 
-fn answered(path: &Path, command: Command) -> Result<Document, MapFailure> {
+fn answered(path: &Path, command: &Command) -> Result<Document, MapFailure> {
     let answer = ask(path, command)?;
     Document::parse(&answer).map_err(|source| MapFailure::Answer { path: path.to_owned(), source })
 }

@@ -11,7 +11,9 @@ mod map;
 mod pause;
 mod question;
 mod race;
+mod receive;
 mod run;
+mod send;
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,14 +24,15 @@ use std::time::Instant;
 use clap::Parser;
 
 pub use args::{
-    BenchCommand, BenchOptions, CheckArgs, Cli, CloneArgs, CollapseArgs, Command, ConfigArgs,
-    MapArgs, RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, RunArgs,
+    BenchCommand, BenchOptions, ChannelArgs, CheckArgs, Cli, CloneArgs, CollapseArgs, Command,
+    ConfigArgs, MapArgs, RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, ReceiveArgs,
+    RunArgs, SendArgs,
 };
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
 use crate::config::{ConfigError, Host, MachineConfig};
 use crate::control::Command as Request;
-use crate::machine::MachineError;
+use crate::machine::{MachineError, ReceiveError};
 use crate::race::LabError;
 use map::MapFailure;
 use question::AskFailure;
@@ -63,10 +66,12 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Pause(args) => pause::run(args, Request::Pause).map(|()| ExitCode::SUCCESS),
-        Command::Resume(args) => pause::run(args, Request::Resume).map(|()| ExitCode::SUCCESS),
+        Command::Pause(args) => pause::run(args, &Request::Pause).map(|()| ExitCode::SUCCESS),
+        Command::Resume(args) => pause::run(args, &Request::Resume).map(|()| ExitCode::SUCCESS),
         Command::Race(command) => race::run(command),
         Command::Clone(args) => clone::run(args),
+        Command::Send(args) => send::run(args),
+        Command::Receive(args) => receive::run(args, started),
         Command::Run(args) => run::run(args, started),
     };
     match done {
@@ -90,6 +95,12 @@ enum Failure {
     Race(LabError),
     /// The machine could not be built or run.
     Machine(MachineError),
+    /// No guest has come.
+    Receive(ReceiveError),
+    /// The page channel cannot be had as it was asked for.
+    Channel(String),
+    /// It is not said where to.
+    NoSink,
     /// The config of clones has no template.
     NoTemplate(PathBuf),
     /// A file could not be written.
@@ -117,6 +128,15 @@ impl Failure {
             Failure::Race(error) => (error.to_string(), FAILED),
             Failure::Machine(error) if error.is_bad_input() => (error.to_string(), BAD_INPUT),
             Failure::Machine(error) => (error.to_string(), FAILED),
+            Failure::Receive(ReceiveError::Machine(error)) if error.is_bad_input() => {
+                (error.to_string(), BAD_INPUT)
+            }
+            Failure::Receive(error) => (error.to_string(), FAILED),
+            Failure::Channel(what) => (what.clone(), BAD_INPUT),
+            Failure::NoSink => {
+                let what = "say where the sink listens: unix:/PATH or tcp:HOST:PORT";
+                (what.to_owned(), BAD_INPUT)
+            }
             Failure::NoTemplate(config) => {
                 let config = shown(config);
                 let what = "memory.template is missing: clones lie over the file that it names";

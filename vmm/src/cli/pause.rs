@@ -7,7 +7,7 @@ use super::question::answer;
 use super::{Failure, print};
 
 /// Asks the machine for `command`, and prints what it says.
-pub(super) fn run(args: &SocketArgs, command: Command) -> Result<(), Failure> {
+pub(super) fn run(args: &SocketArgs, command: &Command) -> Result<(), Failure> {
     let answer = answer(&args.socket, command)?;
     print(&if args.json { answer.to_line() } else { answer.text() })
 }

@@ -13,7 +13,7 @@ use super::shown;
 ///
 /// # Errors
 /// [`AskFailure`].
-pub(super) fn answer(path: &Path, command: Command) -> Result<Answer, AskFailure> {
+pub(super) fn answer(path: &Path, command: &Command) -> Result<Answer, AskFailure> {
     require_socket(path)?;
     let answer = ask(path, command).map_err(AskFailure::Ask)?;
     Answer::parse(&answer).map_err(|source| AskFailure::Answer { path: path.to_owned(), source })

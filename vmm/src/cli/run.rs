@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::config::MachineConfig;
 use crate::emulate::ProfileReport;
 use crate::machine::{Machine, Outcome};
 use crate::map::{Document, State, picture};
@@ -21,7 +22,16 @@ pub(super) fn run(args: &RunArgs, started: Instant) -> Result<ExitCode, Failure>
     let config = args.config.load()?;
     let machine = Machine::new(&config, started)?;
     let outcome = if args.profile { machine.profiled() } else { machine }.run()?;
-    tell(&args, &outcome);
+    finish(&args, &config, outcome)
+}
+
+/// Tells what came of a run, and gives the exit code.
+pub(super) fn finish(
+    args: &RunArgs,
+    config: &MachineConfig,
+    outcome: Outcome,
+) -> Result<ExitCode, Failure> {
+    tell(args, &outcome);
     if let Some(path) = &args.json_report {
         write_json(path, &outcome.report)?;
     }
@@ -58,7 +68,7 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
     }
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
     let failed = |source| Failure::Write { path: path.to_owned(), source };
     let text = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
     write_whole(path, &text)

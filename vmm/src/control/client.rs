@@ -37,7 +37,7 @@ pub enum AskError {
 ///
 /// # Errors
 /// [`AskError`].
-pub fn ask(path: &Path, command: Command) -> Result<Vec<u8>, AskError> {
+pub fn ask(path: &Path, command: &Command) -> Result<Vec<u8>, AskError> {
     let failed = |source: io::Error| match source.kind() {
         // The last two: it ended while this client waited for its turn.
         io::ErrorKind::ConnectionRefused

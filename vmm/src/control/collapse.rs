@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::pause::{Paused, Resumed};
 use super::request::VERSION;
+use super::send::SendStatus;
 
 /// An answer of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     slat: u64,
     /// The machine's config, as it was named.
@@ -20,7 +21,7 @@ pub struct Answer {
 }
 
 /// What a machine says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Body {
     /// What its collapser did so far.
@@ -31,6 +32,8 @@ pub enum Body {
     Paused(Paused),
     /// It runs.
     Resumed(Resumed),
+    /// How far it is on its way to another host.
+    Sending(SendStatus),
 }
 
 /// What the thread did that collapses by itself. Of `skipped` and `backed_off`, each look at a block counts.
@@ -125,6 +128,7 @@ impl Answer {
             Body::Collapse(outcome) => outcome.write(&mut out),
             Body::Paused(paused) => paused.write(&mut out),
             Body::Resumed(resumed) => resumed.write(&mut out),
+            Body::Sending(status) => status.write(&mut out),
         }
         .expect("a string takes everything");
         out

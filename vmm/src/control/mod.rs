@@ -11,6 +11,10 @@
 //! ← {"slat": 1, "kind": "collapser", "machine": "x.toml", "paused": true, …}
 //! → {"slat": 1, "command": "pause"}
 //! ← {"slat": 1, "kind": "paused", "machine": "x.toml", "devices": […]}
+//! → {"slat": 1, "command": "send", "to": "tcp:there:4000", "mode": "hybrid", "streams": 1, "downtime_ms": 300}
+//! ← {"slat": 1, "kind": "sending", "machine": "x.toml", "state": "going", …}
+//! → {"slat": 1, "command": "send-status"}
+//! ← {"slat": 1, "kind": "sending", "machine": "x.toml", "state": "gone", "report": {…}, …}
 //! → {"slat": 1, "command": "dance"}
 //! ← {"slat": 1, "error": "there is no command \"dance\", but …"}
 //! ```
@@ -20,6 +24,7 @@
 //!   socket.rs    the socket's file            client.rs   who asks
 //!   collapse.rs  what is answered about collapses
 //!   pause.rs     what is answered about a machine at rest
+//!   send.rs      what is asked of a machine that is to go to another host, and what it answers
 //! ```
 //!
 //! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer, and
@@ -32,6 +37,7 @@ mod client;
 mod collapse;
 mod pause;
 mod request;
+mod send;
 mod server;
 mod socket;
 
@@ -39,5 +45,6 @@ pub use client::{AskError, ask};
 pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
 pub use pause::{DeviceAtRest, Paused, Resumed};
 pub use request::{BadRequest, Command, LONGEST, VERSION, refusal};
+pub use send::{Credentials, Packing, SendMode, SendRequest, SendState, SendStatus, moment};
 pub use server::{PATIENCE, Server};
 pub use socket::{BindError, Listener, SocketFile};

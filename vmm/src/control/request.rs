@@ -1,7 +1,9 @@
 //! What can be asked.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
+
+use super::send::SendRequest;
 
 /// The version of the protocol, in the field `slat` of every line.
 pub const VERSION: u64 = 1;
@@ -10,7 +12,7 @@ pub const VERSION: u64 = 1;
 pub const LONGEST: usize = 4096;
 
 /// A request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// What each block of the memory holds.
     MemoryMap,
@@ -28,6 +30,14 @@ pub enum Command {
     Pause,
     /// The machine is to go on.
     Resume,
+    /// The machine is to go to another host.
+    Send(SendRequest),
+    /// How far it is with that.
+    SendStatus,
+    /// It is to stay.
+    SendCancel,
+    /// It was handed over, and is to go on here all the same.
+    TakeBack,
 }
 
 /// Why a line is no request. Goes back to the client.
@@ -42,6 +52,11 @@ pub enum BadRequest {
     /// JSON of another shape.
     #[error("a request is an object with the number \"slat\" and the string \"command\"")]
     Shape,
+    /// A machine is to go, and it is not said where or how.
+    #[error(
+        "a request to send needs \"to\", \"streams\" and \"downtime_ms\", each of the right kind: {0}"
+    )]
+    Send(String),
     /// A version that is not spoken.
     #[error("version {0} is not spoken here, only {VERSION}")]
     Version(u64),
@@ -52,9 +67,12 @@ pub enum BadRequest {
 
 /// The words of all commands.
 fn known() -> String {
-    let [names @ .., last] = Command::ALL.map(Command::name);
-    format!("{} and {last}", names.join(", "))
+    let names = Command::ALL.map(|command| command.name());
+    format!("{} and {SEND}", names.join(", "))
 }
+
+/// The word of the command that says more.
+const SEND: &str = "send";
 
 /// The fields of a request that are known.
 #[derive(Deserialize)]
@@ -64,8 +82,8 @@ struct Line {
 }
 
 impl Command {
-    /// Every command.
-    pub const ALL: [Command; 8] = [
+    /// Every command that is one word.
+    pub const ALL: [Command; 11] = [
         Command::MemoryMap,
         Command::Stats,
         Command::Collapser,
@@ -74,10 +92,13 @@ impl Command {
         Command::Collapse,
         Command::Pause,
         Command::Resume,
+        Command::SendStatus,
+        Command::SendCancel,
+        Command::TakeBack,
     ];
 
     /// Its word.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
             Command::MemoryMap => "memory-map",
             Command::Stats => "stats",
@@ -87,12 +108,29 @@ impl Command {
             Command::Collapse => "collapse",
             Command::Pause => "pause",
             Command::Resume => "resume",
+            Command::Send(_) => SEND,
+            Command::SendStatus => "send-status",
+            Command::SendCancel => "send-cancel",
+            Command::TakeBack => "take-back",
         }
     }
 
     /// The request that asks for it, its newline included.
-    pub fn to_line(self) -> String {
-        format!("{{\"slat\":{VERSION},\"command\":\"{}\"}}\n", self.name())
+    pub fn to_line(&self) -> String {
+        #[derive(Serialize)]
+        struct Written<'a> {
+            slat: u64,
+            command: &'a str,
+            #[serde(flatten)]
+            send: Option<&'a SendRequest>,
+        }
+        let send = match self {
+            Command::Send(request) => Some(request),
+            _ => None,
+        };
+        let line = Written { slat: VERSION, command: self.name(), send };
+        let line = serde_json::to_string(&line).expect("keys are strings and no value can fail");
+        format!("{line}\n")
     }
 
     /// What `line`, with or without its newline, asks for. Fields that are not known are passed over: a later version may
@@ -104,12 +142,17 @@ impl Command {
         if line.len() > LONGEST {
             return Err(BadRequest::TooLong);
         }
-        let line: Line = serde_json::from_slice(line).map_err(|error| match error.classify() {
+        let bytes = line;
+        let line: Line = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
             Category::Data => BadRequest::Shape,
             _ => BadRequest::NotJson,
         })?;
         if line.slat != VERSION {
             return Err(BadRequest::Version(line.slat));
+        }
+        if line.command == SEND {
+            let request = serde_json::from_slice(bytes);
+            return request.map(Command::Send).map_err(|error| BadRequest::Send(error.to_string()));
         }
         let found = Command::ALL.into_iter().find(|command| command.name() == line.command);
         found.ok_or_else(|| BadRequest::Unknown(line.command.chars().take(32).collect()))
@@ -141,6 +184,25 @@ mod tests {
         for command in Command::ALL {
             assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
         }
+    }
+
+    #[test]
+    fn what_is_to_be_sent_reads_back() {
+        let request = SendRequest {
+            to: "tcp:there:1".into(),
+            mode: super::super::SendMode::PreCopy,
+            packing: super::super::Packing::Zstd,
+            streams: 3,
+            rate: Some(7),
+            rounds: None,
+            downtime_ms: 20,
+            credentials: None,
+            recover: true,
+        };
+        let command = Command::Send(request);
+        assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
+        let bare = b"{\"slat\":1,\"command\":\"send\"}";
+        assert!(matches!(Command::parse(bare), Err(BadRequest::Send(_))));
     }
 
     #[test]

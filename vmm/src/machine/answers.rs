@@ -4,13 +4,19 @@ use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
-use crate::control::{Answer, Body, Command, DeviceAtRest, Paused, Resumed, VERSION, refusal};
+use crate::control::{
+    Answer, Body, Command, DeviceAtRest, Paused, Resumed, SendRequest, VERSION, refusal,
+};
 use crate::map::{Document, State};
 use crate::state::SavedDevice;
 
 use super::collapse::told;
 use super::live::Live;
+use super::migrate::{Sending, way};
 
+/// Who resumes a guest that may run elsewhere.
+const HANDED_OVER: &str = "the guest was handed over to another host, and may run there: \"slat send --recover\" goes on with \
+    that, and \"slat send --take-back\" has it here again as it was when it stopped";
 /// Who asks for a collapser where there is none.
 const NO_COLLAPSER: &str = "no collapser runs in this machine: give it collapse.background = true";
 
@@ -27,6 +33,7 @@ struct StatsAnswer<'a> {
 
 /// Answers for the machine called `name`, whose memory is kept until the answers are dropped.
 pub(super) fn of(name: String, live: Live) -> impl Fn(Command) -> String + Send + 'static {
+    let sending = Sending::new(live.clone());
     move |command| {
         let (ram, guest) = (live.ram(), live.guest());
         let answer = |body| Answer::new(name.clone(), body).to_line();
@@ -69,11 +76,30 @@ pub(super) fn of(name: String, live: Live) -> impl Fn(Command) -> String + Send 
                 Ok(()) => answer(Body::Paused(Paused { devices: devices_at_rest(&live) })),
                 Err(unrest) => refusal(&unrest.to_string()),
             },
+            Command::Resume if !sending.may_run() => refusal(HANDED_OVER),
             Command::Resume => {
                 live.resume();
                 answer(Body::Resumed(Resumed {}))
             }
+            Command::Send(request) => told_of(&sending, &name, begin(&sending, &request)),
+            Command::SendStatus => told_of(&sending, &name, Ok(())),
+            Command::SendCancel => told_of(&sending, &name, sending.cancel()),
+            Command::TakeBack => told_of(&sending, &name, sending.take_back()),
         }
+    }
+}
+
+/// Begins to send the machine, or goes on with that.
+fn begin(sending: &Sending, request: &SendRequest) -> Result<(), String> {
+    let (dialer, config) = way(request)?;
+    sending.begin(dialer, config, request.recover)
+}
+
+/// How far the machine is on its way, unless what was asked failed.
+fn told_of(sending: &Sending, name: &str, asked: Result<(), String>) -> String {
+    match asked {
+        Ok(()) => Answer::new(name.to_owned(), Body::Sending(sending.status())).to_line(),
+        Err(why) => refusal(&why),
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Ending {
     Signal(i32),
     /// The operator typed the escape.
     Escape,
+    /// The guest runs elsewhere now: where it was sent to.
+    Moved(String),
     /// A guest access that the memory service cannot serve.
     Memory(FaultError),
     /// A guest access that no device and no RAM claims, and the config says that this ends the run.
@@ -55,7 +57,11 @@ impl Ending {
     pub fn exit_code(&self) -> u8 {
         match self {
             Ending::Verdict(verdict) => *verdict,
-            Ending::Reset | Ending::PoweredOff | Ending::Halted | Ending::Escape => 0,
+            Ending::Reset
+            | Ending::PoweredOff
+            | Ending::Halted
+            | Ending::Escape
+            | Ending::Moved(_) => 0,
             Ending::Signal(number) => 128 + *number as u8,
             _ => 1,
         }
@@ -71,6 +77,7 @@ impl Ending {
             Ending::TripleFault(_) => "triple-fault",
             Ending::Signal(_) => "signal",
             Ending::Escape => "escape",
+            Ending::Moved(_) => "moved",
             Ending::Memory(FaultError::Exhausted { .. }) => "pool-exhausted",
             Ending::Memory(FaultError::Marked { .. }) => "marked-page",
             Ending::Memory(_) => "memory",
@@ -88,6 +95,7 @@ impl Ending {
                 | Ending::PoweredOff
                 | Ending::Halted
                 | Ending::Escape
+                | Ending::Moved(_)
                 | Ending::Signal(_)
         )
     }
@@ -113,6 +121,7 @@ impl fmt::Display for Ending {
             Ending::TripleFault(cpu) => write!(f, "the guest met a triple fault at {cpu}"),
             Ending::Signal(number) => write!(f, "ended by signal {number}"),
             Ending::Escape => f.write_str("ended from the console"),
+            Ending::Moved(to) => write!(f, "the guest has moved to {to}"),
             Ending::Memory(error @ FaultError::Exhausted { .. }) => {
                 write!(f, "the guest was stopped: {error}; raise memory.pool or lower memory.size")
             }

@@ -126,8 +126,11 @@ pub(super) fn run<P: Protocol>(
                 if let Err(trouble) = &went
                     && !trouble.is_connection_lost()
                 {
-                    let reason = Reason::new(trouble);
-                    let _ = timeout(TICK, leg.say(Control::Failed(reason))).await;
+                    let word = match trouble {
+                        Trouble::Ended => Control::Ended,
+                        other => Control::Failed(Reason::new(other)),
+                    };
+                    let _ = timeout(TICK, leg.say(word)).await;
                 }
                 again = leg.again.take();
                 went
@@ -165,8 +168,10 @@ async fn first<P: Protocol>(
                 refuse(incoming, Refusal::Session, "the sink waits for another session's source");
             },
             _ = ticks.tick() => {
-                if sink.note(phase, watch) == Watch::Cancel {
-                    return Err(Trouble::Cancelled);
+                match sink.note(phase, watch) {
+                    Watch::GoOn => {}
+                    Watch::Cancel => return Err(Trouble::Cancelled),
+                    Watch::Ended => return Err(Trouble::Ended),
                 }
             }
         }

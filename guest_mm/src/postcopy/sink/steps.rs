@@ -228,6 +228,7 @@ impl<P: Protocol> Steps<'_, '_, P> {
         match (self.watch)(&self.report.progress) {
             Watch::GoOn => Ok(()),
             Watch::Cancel => Err(Trouble::Cancelled),
+            Watch::Ended => Err(Trouble::Ended),
         }
     }
 }

@@ -269,7 +269,7 @@ impl<P: Protocol> Journey<'_, '_, P> {
     fn tick(&mut self, phase: Phase) -> Result<(), Trouble> {
         let rounds = self.report.progress.rounds;
         self.report.progress = self.shared.progress(phase, rounds, self.began);
-        *self.cancelled |= (self.watch)(&self.report.progress) == Watch::Cancel;
+        *self.cancelled |= (self.watch)(&self.report.progress) != Watch::GoOn;
         // What was handed over stays so: then this is the end of the connection, and there may be another.
         if *self.cancelled { Err(Trouble::Cancelled) } else { Ok(()) }
     }

@@ -168,6 +168,7 @@ impl Leg {
                     self.heard = Instant::now();
                     match said.map_err(|error| Trouble::stream(Role::Control, error))? {
                         Control::Pong(_) => {}
+                        Control::Ended => return Err(Trouble::Ended),
                         Control::Failed(reason) => return Err(Trouble::SinkFailed(reason)),
                         Control::Refuse(reason) => return Err(Trouble::Refused(reason)),
                         other => return Ok(Next::Said(other)),

@@ -143,6 +143,12 @@ impl<'g, P: Protocol> Source<'g, P> {
                 self.note(Phase::Done, watch);
                 Ok(self.report.clone())
             }
+            // It ran there to its end, and left nothing to send.
+            Err(Trouble::Ended) if self.moved.is_some() => {
+                self.report.guest_ended = true;
+                self.note(Phase::Done, watch);
+                Ok(self.report.clone())
+            }
             Err(trouble) if self.moved.is_some() => {
                 self.note(Phase::Broken, watch);
                 Err(Stays::HandedOver(trouble))
@@ -162,7 +168,7 @@ impl<'g, P: Protocol> Source<'g, P> {
         let progress = self.shared.progress(phase, rounds, self.began);
         self.report.progress = progress;
         self.report.zero_pages = self.shared.tally.zeroes.load(Relaxed);
-        self.cancelled |= watch(&progress) == Watch::Cancel;
+        self.cancelled |= watch(&progress) != Watch::GoOn;
     }
 }
 

@@ -36,17 +36,17 @@ fn clients_are_answered_one_after_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let (path, server) = server(folder.path(), PATIENCE);
     for _ in 0..20 {
-        assert_eq!(ask(&path, Command::Stats).unwrap(), b"{\"slat\":1}\n");
+        assert_eq!(ask(&path, &Command::Stats).unwrap(), b"{\"slat\":1}\n");
     }
-    assert_eq!(ask(&path, Command::MemoryMap).unwrap().len(), LARGE + 3);
+    assert_eq!(ask(&path, &Command::MemoryMap).unwrap().len(), LARGE + 3);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| assert!(ask(&path, Command::MemoryMap).is_ok()));
+            scope.spawn(|| assert!(ask(&path, &Command::MemoryMap).is_ok()));
         }
     });
     drop(server);
     assert!(!path.exists());
-    assert!(matches!(ask(&path, Command::Stats), Err(AskError::NotRunning(_))));
+    assert!(matches!(ask(&path, &Command::Stats), Err(AskError::NotRunning(_))));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn what_is_no_request_gets_an_error_and_the_next_client_its_answer() {
     client.write_all(b"{\"slat\":1,\"command\":\"stats\"}").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(line(&client), "{\"slat\":1}\n", "a line may end with the stream");
-    assert!(ask(&path, Command::Stats).is_ok());
+    assert!(ask(&path, &Command::Stats).is_ok());
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn who_dawdles_is_let_go_and_the_next_one_served() {
     let mut deaf = UnixStream::connect(&path).unwrap();
     deaf.write_all(Command::MemoryMap.to_line().as_bytes()).unwrap();
     drop(UnixStream::connect(&path).unwrap());
-    assert_eq!(ask(&path, Command::Stats).unwrap(), b"{\"slat\":1}\n");
+    assert_eq!(ask(&path, &Command::Stats).unwrap(), b"{\"slat\":1}\n");
     assert!(started.elapsed() >= Duration::from_millis(300), "{:?}", started.elapsed());
     for client in [silent, half] {
         assert!(line(&client).contains("no request came"));
@@ -119,7 +119,7 @@ fn an_answer_that_panics_takes_only_its_thread_with_it() {
     let path = folder.path().join("s");
     let listener = Listener::bind(&path).unwrap();
     let server = Server::start(listener, |_| panic!("on purpose")).unwrap();
-    assert!(ask(&path, Command::Stats).is_err());
+    assert!(ask(&path, &Command::Stats).is_err());
     drop(server);
     assert!(!path.exists());
 }
@@ -142,6 +142,6 @@ proptest! {
             prop_assert!(answer.is_empty() || answer.ends_with(b"\n"));
             prop_assert!(answer.len() < 512);
         }
-        prop_assert_eq!(ask(&path, Command::Stats).unwrap(), b"{\"slat\":1}\n");
+        prop_assert_eq!(ask(&path, &Command::Stats).unwrap(), b"{\"slat\":1}\n");
     }
 }
