@@ -20,6 +20,9 @@ mod reader;
 mod urgent;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::StreamError;
 pub use greeting::{greet, read_hello, write_welcome};
 pub use packing::Packer;

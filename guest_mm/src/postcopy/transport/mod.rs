@@ -15,6 +15,9 @@ mod listener;
 mod socket;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 pub use address::{Address, AddressError};

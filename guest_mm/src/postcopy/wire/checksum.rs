@@ -6,7 +6,7 @@ use super::PAGE_BYTES;
 use crate::addr::Gfn;
 
 /// The checksum of a page of zeroes, which is elided and has none in its frame.
-pub const ZERO_PAGE_CHECKSUM: u64 = 0xb23a_fa4f_2f49_9d2f;
+pub const ZERO_PAGE_CHECKSUM: u64 = 0x93d7_6fe1_48c6_89ba;
 
 /// The checksum of a page: xxh3-64 of its bytes.
 #[inline]

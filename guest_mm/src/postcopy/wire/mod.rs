@@ -16,6 +16,15 @@ mod parts;
 mod reason;
 mod request;
 
+#[cfg(test)]
+mod document;
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;
+
 pub use checksum::{Digest, ZERO_PAGE_CHECKSUM, is_zero, page_checksum};
 pub use control::{Control, MOST_RANGES, Mode, Offer, Part, RUNS_PER_PART};
 pub use error::WireError;
