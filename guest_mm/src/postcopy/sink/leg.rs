@@ -22,6 +22,9 @@ use super::{Sink, SinkConfig, arrivals};
 /// Between two looks at how far it is.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How long a sink that has all is there for a source that may not know it.
+const LINGER: Duration = Duration::from_secs(30);
+
 /// What the streams' threads tell the caller's.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -74,7 +77,10 @@ pub(super) fn run<P: Protocol>(
     loop {
         let first = match again.take() {
             Some(incoming) => incoming,
-            None => runtime.block_on(first(sink, &mut listener, watch))?,
+            None => match runtime.block_on(first(sink, &mut listener, watch))? {
+                Some(incoming) => incoming,
+                None => return Ok(()),
+            },
         };
         let over = Over::default();
         let ended = std::thread::scope(|scope| {
@@ -148,22 +154,28 @@ pub(super) fn run<P: Protocol>(
     }
 }
 
-/// Waits for a source's control stream.
+/// Waits for a source's control stream; none if nobody needs to come any more.
 async fn first<P: Protocol>(
     sink: &mut Sink<'_, P>,
     listener: &mut Listener,
     watch: &mut dyn FnMut(&Progress) -> Watch,
-) -> Result<Incoming, Trouble> {
+) -> Result<Option<Incoming>, Trouble> {
     let phase = if sink.started.is_some() { Phase::Broken } else { Phase::Connecting };
     let mut ticks = interval(TICK);
+    // All is here, and only the source may not know.
+    let done = sink.started.is_some() && sink.shared.guest.missing().is_empty();
+    let until = done.then(|| Instant::now() + LINGER);
     loop {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(None);
+        }
         tokio::select! {
             incoming = listener.accept() => {
                 // Of one that did not get so far nothing is left; the listener goes on.
                 let Ok(incoming) = incoming else { continue };
                 let known = sink.session.is_none_or(|it| it == incoming.hello().session);
                 if known && incoming.hello().role == Role::Control {
-                    return Ok(incoming);
+                    return Ok(Some(incoming));
                 }
                 refuse(incoming, Refusal::Session, "the sink waits for another session's source");
             },

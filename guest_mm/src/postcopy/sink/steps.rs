@@ -205,8 +205,14 @@ impl<P: Protocol> Steps<'_, '_, P> {
             }
         }
         let started = self.started.unwrap_or(self.began);
-        self.report.postcopy_ms = started.elapsed().as_secs_f64() * 1e3;
-        leg.say(Control::Complete(digest)).await
+        if self.report.postcopy_ms == 0.0 {
+            self.report.postcopy_ms = started.elapsed().as_secs_f64() * 1e3;
+        }
+        leg.say(Control::Complete(digest)).await?;
+        match self.hear(leg, Phase::PostCopy).await? {
+            Control::Freed => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
     }
 
     /// Waits for what the source is to say next.

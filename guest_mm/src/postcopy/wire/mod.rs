@@ -4,6 +4,8 @@
 //! that of [`PagesHeader`] the bytes of pages. All integers are little-endian. Whatever is decoded comes from a stranger: each
 //! length is checked against the limit of its kind before anything is allocated, every byte has to mean something, and what does
 //! not is a [`WireError`].
+//!
+//! `docs/wire.md` has the tables of bytes.
 
 mod checksum;
 mod control;
