@@ -55,11 +55,7 @@ impl Debian {
         let made = tree::root().join("configs/debian/root.ext4");
         fs::copy(&made, &disk).unwrap_or_else(|error| panic!("{}: {error}", made.display()));
         command.arg("run").arg(tree::root().join("configs/debian.toml"));
-        command.arg("--json-report").arg(scratch.path().join("report.json"));
-        command.arg("--set").arg(format!("disk.root.file={}", disk.display()));
-        for set in sets {
-            command.args(["--set", set]);
-        }
+        describe(&scratch, &mut command, sets);
         match &terminal {
             Some(terminal) => terminal.give(&mut command),
             None => {
@@ -108,17 +104,45 @@ impl Debian {
     /// Types `command` at the prompt and waits for its end and the next prompt.
     pub fn ask(&mut self, command: &str) -> Answer {
         let before = self.running.age();
-        self.asked += 1;
-        let (seen, asked) = (self.seen, self.asked);
-        self.type_in(format!("{command}; echo \"={asked}=$?\"\r").as_bytes());
-        let found = self.running.find(command, |console| answer(console, seen, asked));
-        let Some((answer, seen)) = found else {
-            panic!("it ended in {command:?}: {}", self.running.stdout());
-        };
-        self.seen = seen;
-        assert!(self.wait_for(PROMPT), "no prompt behind {command:?}: {}", self.running.stdout());
+        self.begin(command);
+        let answer = self.result();
         println!("{command}: {:.1} s", (self.running.age() - before).as_secs_f64());
         answer
+    }
+
+    /// Types `command` at the prompt.
+    pub fn begin(&mut self, command: &str) {
+        self.asked += 1;
+        let asked = self.asked;
+        self.type_in(format!("{command}; echo \"={asked}=$?\"\r").as_bytes());
+    }
+
+    /// Waits for the end of what was begun last, and the next prompt.
+    pub fn result(&mut self) -> Answer {
+        let (seen, asked) = (self.seen, self.asked);
+        let found = self.running.find("its end", |console| answer(console, seen, asked));
+        let Some((answer, seen)) = found else {
+            panic!("it ended in command {asked}: {}", self.running.stdout());
+        };
+        self.seen = seen;
+        assert!(self.wait_for(PROMPT), "no prompt behind it: {}", self.running.stdout());
+        answer
+    }
+
+    /// Starts a machine like this one, on the same disk, that a guest can come into from `listen`.
+    pub fn receiver(&self, slat: Slat, listen: &str, sets: &[&str]) -> Running {
+        let mut command = slat.command(["receive"]);
+        command.arg(tree::root().join("configs/debian.toml")).args(["--listen", listen]);
+        describe(&self.scratch, &mut command, sets);
+        command.stdin(Stdio::piped());
+        slat.start(command)
+    }
+
+    /// It is there now, and its old place is about to end.
+    pub fn moved(&mut self, to: Running) {
+        let left = std::mem::replace(&mut self.running, to).finish();
+        assert_eq!(left.code, Some(0), "{left:?}");
+        self.seen = 0;
     }
 
     /// The same for a command that has to end well.
@@ -166,6 +190,16 @@ impl Answer {
         let value = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
         let value = value.and_then(|value| value.parse().ok());
         value.unwrap_or_else(|| panic!("no number {key}= in {line:?}"))
+    }
+}
+
+/// What a machine with this folder has beside the config, with `sets`.
+fn describe(scratch: &Scratch, command: &mut Command, sets: &[&str]) {
+    command.arg("--json-report").arg(scratch.path().join("report.json"));
+    let disk = scratch.path().join("root.ext4");
+    command.arg("--set").arg(format!("disk.root.file={}", disk.display()));
+    for set in sets {
+        command.args(["--set", set]);
     }
 }
 

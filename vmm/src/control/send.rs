@@ -104,7 +104,7 @@ pub struct SendStatus {
     /// How far it is.
     pub progress: Progress,
     /// What went wrong, in a sentence.
-    pub error: Option<String>,
+    pub trouble: Option<String>,
     /// What was done, when it is over.
     pub report: Option<SourceReport>,
 }
@@ -123,8 +123,8 @@ impl SendStatus {
             SendState::Gone => write!(out, "gone to {to}")?,
             SendState::Stayed => write!(out, "it stays")?,
         }
-        if let Some(error) = &self.error {
-            write!(out, " ({})", one_line(error))?;
+        if let Some(trouble) = &self.trouble {
+            write!(out, " ({})", one_line(trouble))?;
         }
         writeln!(out)?;
         let Some(report) = &self.report else { return Ok(()) };

@@ -206,10 +206,10 @@ fn order(live: &Live, orders: &Receiver<Order>) -> Option<Order> {
     }
 }
 
-fn told(desk: &Desk, state: SendState, error: Option<String>, report: Option<SourceReport>) {
+fn told(desk: &Desk, state: SendState, trouble: Option<String>, report: Option<SourceReport>) {
     let mut status = desk.status();
     if state == SendState::HandedOver {
         status.progress.phase = Phase::Broken;
     }
-    (status.state, status.error, status.report) = (state, error, report);
+    (status.state, status.trouble, status.report) = (state, trouble, report);
 }
