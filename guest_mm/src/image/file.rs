@@ -24,9 +24,6 @@ use std::path::{Path, PathBuf};
 use crate::addr::{FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
 use crate::pool::{BackingKind, Pool};
-use crate::sync::Arc;
-
-use super::Image;
 
 /// Why a file is no image.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +70,19 @@ pub enum ImageError {
         /// What the pool lies on.
         kind: BackingKind,
     },
+    /// There is no file, or a page in none.
+    #[error("an image needs files that have all of its pages")]
+    Nothing,
+    /// Its layers differ in size.
+    #[error("the image {} has {has} pages where {pages} are needed: it is a layer of another", path.display())]
+    OtherSize {
+        /// Which.
+        path: PathBuf,
+        /// Its pages.
+        has: u64,
+        /// Those of the first.
+        pages: u64,
+    },
     /// It has more pages than a pool can have frames.
     #[error("the image {} has {bytes} bytes, which is more than guest memory can be", path.display())]
     TooLarge {
@@ -98,6 +108,14 @@ pub enum ReadError {
         /// How it was noticed.
         what: String,
     },
+    /// It does not hold what was put there.
+    #[error("page {page} of the image {} is damaged: its checksum is another; restore from another copy", path.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// The page.
+        page: u64,
+    },
     /// The system does not give it.
     #[error("page {page} of the image {} cannot be read: {cause}", path.display())]
     Failed {
@@ -110,9 +128,9 @@ pub enum ReadError {
     },
 }
 
-/// Where the pages come from.
+/// One file of raw memory.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct Layer {
     file: File,
     path: PathBuf,
     stamp: Stamp,
@@ -126,12 +144,12 @@ struct Stamp {
     written: (i64, i64),
 }
 
-impl Image {
-    /// The image in the file at `path`, none of it loaded. Its memory comes from `pool`.
+impl Layer {
+    /// The file at `path`, for frames of `pool`.
     ///
     /// # Errors
     /// [`ImageError`]: the file is no image.
-    pub(crate) fn open(pool: &Arc<Pool>, path: &Path) -> Result<Image, ImageError> {
+    pub(super) fn open(pool: &Pool, path: &Path) -> Result<Layer, ImageError> {
         if pool.granule() > PageSize::Size4K {
             return Err(ImageError::Granule { path: path.to_owned(), kind: pool.kind() });
         }
@@ -155,13 +173,17 @@ impl Image {
         if bytes / FRAME_BYTES >= u64::from(u32::MAX) {
             return Err(ImageError::TooLarge { path: path.to_owned(), bytes });
         }
-        let source = Source { file, path: path.to_owned(), stamp };
-        Ok(Image::new(pool, bytes / FRAME_BYTES, source))
+        Ok(Layer { file, path: path.to_owned(), stamp })
     }
 
-    /// The file's name.
-    pub fn path(&self) -> &Path {
-        &self.source.path
+    /// Its pages.
+    pub(super) fn nr_pages(&self) -> u64 {
+        self.stamp.bytes / FRAME_BYTES
+    }
+
+    /// Its name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -176,14 +198,16 @@ fn kind(kind: FileType) -> Option<&'static str> {
     }
 }
 
-impl Source {
-    /// Reads `pages` from `page` on to as many frames from `first` on, which nobody else uses.
+impl Layer {
+    /// Reads `pages` from `page` on to as many frames from `first` on, which nobody else uses, and lets `look` see each of them with its
+    /// number.
     pub(super) fn read(
         &self,
         pool: &Pool,
         page: u64,
         first: FrameNo,
         pages: u64,
+        mut look: impl FnMut(u64, &[u8]) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         let bytes = (pages * FRAME_BYTES) as usize;
         let at = pool.memory().address(first, 0, bytes);
@@ -199,7 +223,10 @@ impl Source {
             path: self.path.clone(),
             page,
             cause: error.to_string(),
-        })
+        })?;
+        (page..)
+            .zip(into.chunks(FRAME_BYTES as usize))
+            .try_for_each(|(page, bytes)| look(page, bytes))
     }
 
     /// Whether the file still is what was opened.

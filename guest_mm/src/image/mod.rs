@@ -9,6 +9,8 @@
 
 #[cfg(not(loom))]
 mod file;
+#[cfg(not(loom))]
+mod source;
 
 use crate::addr::{BlockNo, FrameNo};
 use crate::geometry::Level;
@@ -16,9 +18,11 @@ use crate::pool::{Exhausted, Pool, Reservation};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering, Rank};
 
 #[cfg(not(loom))]
-use file::Source;
-#[cfg(not(loom))]
 pub use file::{ImageError, ReadError};
+#[cfg(not(loom))]
+use source::Source;
+#[cfg(not(loom))]
+pub use source::{Layers, Order, page_sum};
 
 /// Pages of a block.
 const BLOCK: u64 = Level::PD.entry_frames();
@@ -45,6 +49,9 @@ pub struct Image {
     blocks: Box<[ImageBlock]>,
     /// Frames that it has.
     nr_loaded: AtomicU64,
+    /// Where its pages are noted in the order in which they are loaded.
+    #[cfg(not(loom))]
+    order: std::sync::OnceLock<Order>,
     #[cfg(not(loom))]
     source: Source,
 }
@@ -81,6 +88,8 @@ impl Image {
             blocks: (0..pages.div_ceil(BLOCK)).map(|_| reserve()).collect(),
             nr_loaded: AtomicU64::new(0),
             #[cfg(not(loom))]
+            order: std::sync::OnceLock::new(),
+            #[cfg(not(loom))]
             source,
         }
     }
@@ -110,6 +119,37 @@ impl Image {
     /// How many of them are loaded.
     pub fn nr_loaded(&self) -> u64 {
         self.nr_loaded.load(Ordering::Relaxed)
+    }
+
+    /// Notes from now on in which order pages are loaded: at what is given back, which outlives the image.
+    #[cfg(not(loom))]
+    pub fn note_order(&self) -> Order {
+        self.order.get_or_init(Order::default).clone()
+    }
+
+    /// Loads `pages` before anybody asks for them, block by block: those of a block in one read where they lie in order. What is
+    /// past the end is passed over.
+    ///
+    /// # Errors
+    /// [`LoadError`]: pages before the one that failed are loaded.
+    pub fn prefetch(&self, pages: &[u32]) -> Result<(), LoadError> {
+        let mut wanted: Vec<u64> = pages.iter().map(|&page| page.into()).collect();
+        wanted.retain(|&page| page < self.pages);
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut left = &wanted[..];
+        while let Some(&first) = left.first() {
+            let of_block = left.partition_point(|page| page / BLOCK == first / BLOCK);
+            let run = (first..).zip(&left[..of_block]).take_while(|(at, page)| at == *page).count();
+            let block = &self.blocks[(first / BLOCK) as usize];
+            let _loading = block.loading.lock();
+            let mut next = first;
+            while next < first + run as u64 {
+                next += self.load_run(block, next, first + run as u64 - next)?;
+            }
+            left = &left[run..];
+        }
+        Ok(())
     }
 
     /// The block of the pool in which the pages of the block around `page` lie, those that are in place.
@@ -196,6 +236,10 @@ impl Image {
             block.in_place.fetch_add(pages, Ordering::Release);
         }
         self.nr_loaded.fetch_add(pages, Ordering::Relaxed);
+        #[cfg(not(loom))]
+        if let Some(order) = self.order.get() {
+            order.note(page, pages);
+        }
         Ok(pages)
     }
 }

@@ -13,7 +13,7 @@ use crate::audit::{AuditError, Holdings, audit, check_kept, check_shared, leaked
 use crate::background::{Background, Workplace};
 use crate::dedup::{self, DedupConfig, DedupPolicy, DedupStats, Scanner};
 use crate::fault::{self, FaultError, Filled};
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, Layers};
 use crate::mirrors::uffd::{FaultThreads, Uffd};
 use crate::place::Parcel;
 use crate::pool::{BackingChoice, BackingError, Exhausted, Pool, PoolUsage};
@@ -85,11 +85,23 @@ impl<P: Protocol> Service<P> {
     /// # Errors
     /// [`ImageError`]: the file is no image, or the pool cannot map it.
     pub fn open_image(&self, path: &Path) -> Result<Arc<Image>, ImageError> {
-        let image = Arc::new(Image::open(&self.pool, path)?);
+        Ok(self.keep(Image::open(&self.pool, path)?))
+    }
+
+    /// The same for an image of several files, or one whose pages are checked as they are read.
+    ///
+    /// # Errors
+    /// [`ImageError`], likewise.
+    pub fn open_layers(&self, layers: Layers) -> Result<Arc<Image>, ImageError> {
+        Ok(self.keep(Image::of_layers(&self.pool, layers)?))
+    }
+
+    fn keep(&self, image: Image) -> Arc<Image> {
+        let image = Arc::new(image);
         let images = &mut self.guests.lock().images;
         images.retain(|image| image.strong_count() > 0);
         images.push(Arc::downgrade(&image));
-        Ok(image)
+        image
     }
 
     /// Makes the small pages at `one` and at `other`, of guests of this service, one frame that nobody writes any more,

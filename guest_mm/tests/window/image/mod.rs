@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod files;
+mod layers;
 mod oracle;
 mod pins;
 mod promotion;
