@@ -71,6 +71,7 @@ impl Display for Report<'_> {
             console,
             control,
             devices,
+            toml: _,
         } = self.0;
         writeln!(f, "{}: fine", file.display())?;
 

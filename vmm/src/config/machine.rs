@@ -223,6 +223,9 @@ pub struct MachineConfig {
     pub control: Control,
     /// The virtio devices, in their order on the bus.
     pub devices: Vec<Device>,
+    /// All of it as TOML, with what flags changed and every path from the root on: the config for another time and place.
+    #[serde(skip)]
+    pub toml: String,
 }
 
 impl MachineConfig {

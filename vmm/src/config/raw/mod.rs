@@ -1,5 +1,6 @@
 //! A config as it was written: known keys, the right kind of value in each, and where each stands.
 
+mod again;
 mod source;
 mod value;
 
@@ -200,6 +201,15 @@ impl Raw {
     /// What is written for `key`.
     pub(super) fn get(&self, key: &Key) -> Option<&Written> {
         self.values.get(&(key.table, key.name))
+    }
+
+    /// `path`, found from the config's folder, or from the current one if it comes from the command line.
+    pub(super) fn beside(&self, written: &Written, path: &str) -> PathBuf {
+        let folder = match written.origin {
+            Origin::Flag => None,
+            _ => self.file.parent(),
+        };
+        folder.unwrap_or(Path::new("")).join(path)
     }
 
     /// `memory.size`, `disk.root.file`.

@@ -47,10 +47,21 @@ pub(super) fn resolve(document: &Document, host: Host) -> Result<MachineConfig, 
         })?),
         None => None,
     };
+    let toml = document.to_toml();
     let (file, control) = (HostPath(raw.file.clone()), Control { socket });
     let devices = devices::devices(document, &memory, &console, host)?;
-    let mut config =
-        MachineConfig { file, machine, memory, collapse, dedup, boot, console, control, devices };
+    let mut config = MachineConfig {
+        file,
+        machine,
+        memory,
+        collapse,
+        dedup,
+        boot,
+        console,
+        control,
+        devices,
+        toml,
+    };
     if config.memory.pool.origin == Origin::Default {
         config.memory.pool.value = room_for_all(&config);
     }

@@ -11,7 +11,7 @@ use crate::config::file::{describe, reason};
 use crate::config::raw::{Raw, Written};
 use crate::config::schema::Key;
 
-use super::read::{beside, must_be};
+use super::read::must_be;
 
 /// A Unix socket's address has 108 bytes (`sun_path`), the last one NUL.
 const LONGEST_SOCKET: usize = 107;
@@ -26,7 +26,7 @@ pub(super) fn file_to_write(
     if name.is_empty() {
         return Err(must_be(key));
     }
-    let path = beside(raw, written, name);
+    let path = raw.beside(written, name);
     match fs::metadata(&path) {
         Ok(found) if found.is_dir() => {
             return Err("it must name a file, and this is a directory".into());
@@ -48,7 +48,7 @@ pub(super) fn socket(
     if name.is_empty() {
         return Err(must_be(key));
     }
-    let path = beside(raw, written, name);
+    let path = raw.beside(written, name);
     let length = path.as_os_str().len();
     if length > LONGEST_SOCKET {
         return Err(format!(

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use crate::config::HostPath;
 use crate::config::error::quoted;
@@ -140,15 +139,6 @@ pub(super) fn size(written: &Written, key: &Key) -> Result<Bytes, String> {
     }
 }
 
-/// `path`, found from the config's folder, or from the current one if it comes from the command line.
-pub(super) fn beside(raw: &Raw, written: &Written, path: &str) -> PathBuf {
-    let folder = match written.origin {
-        Origin::Flag => None,
-        _ => raw.file.parent(),
-    };
-    folder.unwrap_or(Path::new("")).join(path)
-}
-
 /// The file that `key` names, which must be there.
 pub(super) fn existing_file(
     raw: &Raw,
@@ -160,7 +150,7 @@ pub(super) fn existing_file(
     if text.is_empty() {
         return Err(bad(must_be(key)));
     }
-    let path = beside(raw, written, text);
+    let path = raw.beside(written, text);
     let at = quoted(&path.to_string_lossy());
     match fs::metadata(&path) {
         Ok(found) => match describe(found.file_type()) {

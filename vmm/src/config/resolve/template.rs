@@ -1,13 +1,14 @@
 //! `memory.template`: a file that RAM is private over.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::config::error::quoted;
 use crate::config::file::reason;
 use crate::config::machine::{Backing, Setting, Template};
 use crate::config::raw::Raw;
 use crate::config::schema::TEMPLATE;
-use crate::config::{Bytes, ConfigError};
+use crate::config::{Bytes, ConfigError, HostPath, MachineConfig, Origin};
 
 use super::PAGE;
 use super::read::existing_file;
@@ -42,4 +43,19 @@ pub(super) fn template(
         )));
     }
     Ok(Some(Setting { value: Template { path, bytes }, origin: written.origin }))
+}
+
+impl MachineConfig {
+    /// RAM, and what else the guest has pages of its own in, begins as the image in `file`, of `bytes`; or as zeroes and as its files,
+    /// without one. What the config says of a template does not count. A pool that nobody chose is as large as that takes.
+    pub fn lay_over(&mut self, file: Option<(PathBuf, Bytes)>) {
+        let origin = self.memory.pool.origin;
+        self.memory.template = file.map(|(path, bytes)| Setting {
+            value: Template { path: HostPath(path), bytes },
+            origin: Origin::Default,
+        });
+        if origin == Origin::Default {
+            self.memory.pool.value = super::room_for_all(self);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::config::file::{describe, reason};
 use crate::config::raw::{Raw, Written};
 use crate::config::schema::Key;
 
-use super::super::read::{beside, must_be, text};
+use super::super::read::{must_be, text};
 
 /// What a file has to be.
 pub(super) struct Needs {
@@ -38,7 +38,7 @@ pub(super) fn backing_file(
     if name.is_empty() {
         return Err(must_be(key));
     }
-    let path = beside(raw, written, name);
+    let path = raw.beside(written, name);
     let at = quoted(&path.to_string_lossy());
     let length = length(&path, &at, needs)?;
     if length == 0 || !length.is_multiple_of(needs.unit.get()) {

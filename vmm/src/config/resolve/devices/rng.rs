@@ -14,7 +14,7 @@ use crate::config::file::{describe, reason};
 use crate::config::raw::{Raw, Written};
 use crate::config::schema;
 
-use super::super::read::{beside, must_be, setting, text};
+use super::super::read::{must_be, setting, text};
 use super::read::byte_rate;
 
 pub(super) fn rng(raw: &Raw) -> Result<Rng, ConfigError> {
@@ -31,7 +31,7 @@ fn source(raw: &Raw, written: &Written) -> Result<HostPath, String> {
     if name.is_empty() {
         return Err(must_be(&schema::RNG_SOURCE));
     }
-    let path = beside(raw, written, name);
+    let path = raw.beside(written, name);
     let at = quoted(&path.to_string_lossy());
     let kind = match fs::metadata(&path) {
         Ok(found) => found.file_type(),
