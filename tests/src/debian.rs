@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::{Output, Report, Running, Scratch, Slat, Terminal, skip_unless_refused, tree};
 
@@ -150,6 +152,20 @@ impl Debian {
         let answer = self.ask(command);
         assert_eq!(answer.code, 0, "{command}: {}", answer.text);
         answer
+    }
+
+    /// Waits for its end, which is because it was saved in `folder`, and runs it from there, with `set` as its override.
+    pub fn goes_on_from(&mut self, slat: Slat, folder: &Path, set: &str) {
+        let mut command = slat.command(["restore"]);
+        command.arg(folder).arg("--set").arg(set);
+        command.arg("--json-report").arg(self.scratch.path().join("report.json"));
+        command.stdin(Stdio::piped());
+        while !self.running.has_ended() {
+            assert!(self.running.age() < Duration::from_secs(300), "it was saved, and did not end");
+            sleep(Duration::from_millis(5));
+        }
+        self.running = slat.start(command);
+        self.seen = 0;
     }
 
     /// Types `how` (`poweroff`, `exit`, `reboot`), waits for the end, and checks the books and the disk.

@@ -52,6 +52,11 @@ impl Running {
         self.started.elapsed()
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_some()
+    }
+
     /// What it has written to standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()

@@ -70,6 +70,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["emulate"]),
             floor(Apart, &["vcpu"]),
             floor(Apart, &["state"]),
+            floor(Apart, &["snapshot"]),
             floor(Apart, &["machine", "rig"]),
             floor(Together, &["bench", "race", "migrate"]),
             floor(Together, &["cli"]),

@@ -5,6 +5,7 @@
 //! bench                    figures beside a baseline of the same run
 //! race                     the races that the memory service was built against, made to happen: replays, storms, models
 //! machine  rig             a whole machine: built, run, taken down with its books checked; or just the vCPUs and a console
+//! snapshot                 a machine in a folder
 //! state                    all that a machine is beside its memory, as it is saved
 //! vcpu                     a thread for each vCPU, and how a run ends
 //! emulate                  instructions that KVM does not carry out, and ring 0 where no processor runs it
@@ -31,5 +32,6 @@ pub mod map;
 pub mod race;
 pub mod ram;
 pub mod rig;
+pub mod snapshot;
 pub mod state;
 pub mod vcpu;

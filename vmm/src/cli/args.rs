@@ -1,5 +1,7 @@
 //! What can be typed. The help texts are part of the interface: they teach by example.
 
+mod saved;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::Bytes;
 use crate::control::{Packing, SendMode};
 use crate::race::{Drive, Mode};
+
+pub use saved::{RestoreArgs, SnapshotArgs};
 
 /// A KVM microVM monitor on a guest memory service.
 #[derive(Debug, Parser)]
@@ -47,6 +51,10 @@ pub enum Command {
     Send(SendArgs),
     /// Build a machine for a guest that another host sends, and run it from there on.
     Receive(ReceiveArgs),
+    /// Save a running machine in a folder; it goes on.
+    Snapshot(SnapshotArgs),
+    /// Run a machine from where it was saved.
+    Restore(RestoreArgs),
     /// See the races that the memory service was built against happen.
     #[command(subcommand)]
     Race(RaceCommand),

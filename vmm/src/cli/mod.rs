@@ -12,8 +12,10 @@ mod pause;
 mod question;
 mod race;
 mod receive;
+mod restore;
 mod run;
 mod send;
+mod snapshot;
 
 use std::fs;
 use std::io::{self, Write};
@@ -26,7 +28,7 @@ use clap::Parser;
 pub use args::{
     BenchCommand, BenchOptions, ChannelArgs, CheckArgs, Cli, CloneArgs, CollapseArgs, Command,
     ConfigArgs, MapArgs, RaceCommand, RaceListArgs, RaceRunArgs, RaceShowArgs, ReceiveArgs,
-    RunArgs, SendArgs,
+    RestoreArgs, RunArgs, SendArgs, SnapshotArgs,
 };
 
 use crate::bench::{BARE_HELLO, BenchError, bare_hello};
@@ -68,6 +70,8 @@ pub fn main() -> ExitCode {
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pause(args) => pause::run(args, &Request::Pause).map(|()| ExitCode::SUCCESS),
         Command::Resume(args) => pause::run(args, &Request::Resume).map(|()| ExitCode::SUCCESS),
+        Command::Snapshot(args) => snapshot::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Restore(args) => restore::run(args, started),
         Command::Race(command) => race::run(command),
         Command::Clone(args) => clone::run(args),
         Command::Send(args) => send::run(args),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use crate::control::{Answer, AskError, BadAnswer, Command, ask};
+use crate::control::{Answer, AskError, BadAnswer, Command, Progress, ask_and_watch};
 
 use super::shown;
 
@@ -14,8 +14,20 @@ use super::shown;
 /// # Errors
 /// [`AskFailure`].
 pub(super) fn answer(path: &Path, command: &Command) -> Result<Answer, AskFailure> {
+    answer_and_watch(path, command, &mut |_| {})
+}
+
+/// The same; `see` is told how far the machine is.
+///
+/// # Errors
+/// [`AskFailure`].
+pub(super) fn answer_and_watch(
+    path: &Path,
+    command: &Command,
+    see: &mut dyn FnMut(Progress),
+) -> Result<Answer, AskFailure> {
     require_socket(path)?;
-    let answer = ask(path, command).map_err(AskFailure::Ask)?;
+    let answer = ask_and_watch(path, command, see).map_err(AskFailure::Ask)?;
     Answer::parse(&answer).map_err(|source| AskFailure::Answer { path: path.to_owned(), source })
 }
 

@@ -31,7 +31,7 @@ pub(super) fn finish(
     config: &MachineConfig,
     outcome: Outcome,
 ) -> Result<ExitCode, Failure> {
-    tell(args, &outcome);
+    tell(args.quiet, &outcome);
     if let Some(path) = &args.json_report {
         write_json(path, &outcome.report)?;
     }
@@ -44,7 +44,7 @@ pub(super) fn finish(
 }
 
 /// What a person wants to know, on standard error: standard output is the guest's.
-fn tell(args: &RunArgs, outcome: &Outcome) {
+pub(super) fn tell(quiet: bool, outcome: &Outcome) {
     let mut lines = Vec::new();
     let wrong_books = outcome.report.audit != "clean";
     if !outcome.ending.is_orderly() {
@@ -58,7 +58,7 @@ fn tell(args: &RunArgs, outcome: &Outcome) {
     let control = outcome.control_error.iter();
     lines.extend(control.map(|error| format!("error: the control socket was not served: {error}")));
     lines.extend(outcome.report.profile.iter().flat_map(ProfileReport::lines));
-    if !args.quiet {
+    if !quiet {
         lines.push(format!("slat: {}", outcome.report.summary()));
     }
     let mut stderr = io::stderr().lock();

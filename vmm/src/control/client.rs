@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::request::Command;
-use super::server::PATIENCE;
+use super::server::{PATIENCE, PROGRESS, Progress};
 
 /// What is waited for in all: a client before this one has its time, too.
 const WAIT: Duration = PATIENCE.saturating_mul(2);
 
 /// Longer answers are none: the map of a guest of a TiB has 60 MiB.
 const LONGEST_ANSWER: u64 = 1 << 30;
+
+/// A line that is not the answer yet.
+#[derive(serde::Deserialize)]
+struct Told {
+    progress: Progress,
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,18 @@ pub enum AskError {
 /// # Errors
 /// [`AskError`].
 pub fn ask(path: &Path, command: &Command) -> Result<Vec<u8>, AskError> {
+    ask_and_watch(path, command, &mut |_| {})
+}
+
+/// The same; `see` is told how far the machine is with what takes long. It may take as long as it says something.
+///
+/// # Errors
+/// [`AskError`].
+pub fn ask_and_watch(
+    path: &Path,
+    command: &Command,
+    see: &mut dyn FnMut(Progress),
+) -> Result<Vec<u8>, AskError> {
     let failed = |source: io::Error| match source.kind() {
         // The last two: it ended while this client waited for its turn.
         io::ErrorKind::ConnectionRefused
@@ -50,10 +68,22 @@ pub fn ask(path: &Path, command: &Command) -> Result<Vec<u8>, AskError> {
     let mut socket = UnixStream::connect(path).map_err(failed)?;
     socket.set_write_timeout(Some(WAIT)).map_err(failed)?;
     socket.write_all(command.to_line().as_bytes()).map_err(failed)?;
-    let until = Instant::now() + WAIT;
+    let mut until = Instant::now() + WAIT;
     let mut answer = Vec::new();
     let mut chunk = vec![0; 64 << 10];
-    while answer.last() != Some(&b'\n') && (answer.len() as u64) < LONGEST_ANSWER {
+    loop {
+        // All lines but the last are about progress.
+        while answer.starts_with(PROGRESS.as_bytes())
+            && let Some(end) = answer.iter().position(|&byte| byte == b'\n')
+        {
+            let Ok(Told { progress }) = serde_json::from_slice(&answer[..end]) else { break };
+            see(progress);
+            answer.drain(..=end);
+            until = Instant::now() + WAIT;
+        }
+        if answer.last() == Some(&b'\n') || answer.len() as u64 >= LONGEST_ANSWER {
+            break;
+        }
         let left = until.saturating_duration_since(Instant::now());
         // A time-out of zero would be none.
         let left = left.max(Duration::from_millis(1));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::pause::{Paused, Resumed};
 use super::request::VERSION;
 use super::send::SendStatus;
+use super::snapshot::Saved;
 
 /// An answer of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub enum Body {
     Resumed(Resumed),
     /// How far it is on its way to another host.
     Sending(SendStatus),
+    /// It was saved.
+    Saved(Saved),
 }
 
 /// What the thread did that collapses by itself. Of `skipped` and `backed_off`, each look at a block counts.
@@ -129,6 +132,7 @@ impl Answer {
             Body::Paused(paused) => paused.write(&mut out),
             Body::Resumed(resumed) => resumed.write(&mut out),
             Body::Sending(status) => status.write(&mut out),
+            Body::Saved(saved) => saved.write(&mut out),
         }
         .expect("a string takes everything");
         out

@@ -1,7 +1,10 @@
 //! What can be asked.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
+use serde_json::json;
 
 use super::send::SendRequest;
 
@@ -38,6 +41,24 @@ pub enum Command {
     SendCancel,
     /// It was handed over, and is to go on here all the same.
     TakeBack,
+    /// The machine is to be saved.
+    Snapshot(SnapshotRequest),
+}
+
+/// Where a machine is to be saved, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// The folder, from the root on: the machine runs in a folder of its own.
+    pub folder: PathBuf,
+    /// The snapshot that has what has not changed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
+    /// Changes are to be noted from now on, for one that builds on this.
+    #[serde(default)]
+    pub track: bool,
+    /// The machine is to end then.
+    #[serde(default)]
+    pub stop: bool,
 }
 
 /// Why a line is no request. Goes back to the client.
@@ -57,6 +78,9 @@ pub enum BadRequest {
         "a request to send needs \"to\", \"streams\" and \"downtime_ms\", each of the right kind: {0}"
     )]
     Send(String),
+    /// A snapshot of what or where.
+    #[error("a snapshot's request needs \"folder\", and may have \"base\", \"track\" and \"stop\"")]
+    Snapshot,
     /// A version that is not spoken.
     #[error("version {0} is not spoken here, only {VERSION}")]
     Version(u64),
@@ -68,11 +92,12 @@ pub enum BadRequest {
 /// The words of all commands.
 fn known() -> String {
     let names = Command::ALL.map(|command| command.name());
-    format!("{} and {SEND}", names.join(", "))
+    format!("{}, {SEND} and {SNAPSHOT}", names.join(", "))
 }
 
-/// The word of the command that says more.
+/// The words of the commands that say more.
 const SEND: &str = "send";
+const SNAPSHOT: &str = "snapshot";
 
 /// The fields of a request that are known.
 #[derive(Deserialize)]
@@ -112,6 +137,7 @@ impl Command {
             Command::SendStatus => "send-status",
             Command::SendCancel => "send-cancel",
             Command::TakeBack => "take-back",
+            Command::Snapshot(_) => SNAPSHOT,
         }
     }
 
@@ -123,12 +149,15 @@ impl Command {
             command: &'a str,
             #[serde(flatten)]
             send: Option<&'a SendRequest>,
+            #[serde(flatten)]
+            snapshot: Option<&'a SnapshotRequest>,
         }
-        let send = match self {
-            Command::Send(request) => Some(request),
-            _ => None,
+        let (send, snapshot) = match self {
+            Command::Send(request) => (Some(request), None),
+            Command::Snapshot(request) => (None, Some(request)),
+            _ => (None, None),
         };
-        let line = Written { slat: VERSION, command: self.name(), send };
+        let line = Written { slat: VERSION, command: self.name(), send, snapshot };
         let line = serde_json::to_string(&line).expect("keys are strings and no value can fail");
         format!("{line}\n")
     }
@@ -154,6 +183,10 @@ impl Command {
             let request = serde_json::from_slice(bytes);
             return request.map(Command::Send).map_err(|error| BadRequest::Send(error.to_string()));
         }
+        if line.command == SNAPSHOT {
+            let request = serde_json::from_slice(bytes).map_err(|_| BadRequest::Snapshot)?;
+            return Ok(Command::Snapshot(request));
+        }
         let found = Command::ALL.into_iter().find(|command| command.name() == line.command);
         found.ok_or_else(|| BadRequest::Unknown(line.command.chars().take(32).collect()))
     }
@@ -168,7 +201,7 @@ impl BadRequest {
 
 /// The response that says `error`, its newline included.
 pub fn refusal(error: &str) -> String {
-    let mut line = serde_json::json!({ "slat": VERSION, "error": error }).to_string();
+    let mut line = json!({ "slat": VERSION, "error": error }).to_string();
     line.push('\n');
     line
 }
@@ -203,6 +236,25 @@ mod tests {
         assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
         let bare = b"{\"slat\":1,\"command\":\"send\"}";
         assert!(matches!(Command::parse(bare), Err(BadRequest::Send(_))));
+    }
+
+    #[test]
+    fn a_snapshot_reads_back_with_what_it_says() {
+        let full = SnapshotRequest {
+            folder: "/a b/\"c\"".into(),
+            base: Some("/old".into()),
+            track: true,
+            stop: false,
+        };
+        let short = SnapshotRequest { folder: "/x".into(), ..SnapshotRequest::default() };
+        for request in [full, short] {
+            let command = Command::Snapshot(request);
+            assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
+        }
+        let bare = b"{\"slat\":1,\"command\":\"snapshot\",\"folder\":\"/x\"}";
+        assert!(matches!(Command::parse(bare), Ok(Command::Snapshot(_))));
+        let bad = b"{\"slat\":1,\"command\":\"snapshot\"}";
+        assert_eq!(Command::parse(bad), Err(BadRequest::Snapshot));
     }
 
     #[test]

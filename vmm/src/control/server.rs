@@ -9,14 +9,35 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::request::{Command, LONGEST, refusal};
+use super::request::{Command, LONGEST, VERSION, refusal};
 use super::socket::{Listener, SocketFile};
 
 /// What a client has from its connection to its answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes the answer to a command: one line of JSON.
-pub(super) type Answers = dyn Fn(Command) -> String + Send;
+/// Makes the answer to a command: one line of JSON. What takes long may say how far it is meanwhile.
+pub(super) type Answers = dyn FnMut(Command, &mut dyn FnMut(Progress)) -> String + Send;
+
+/// How far a command is: done, of how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// So much is done.
+    pub done: u64,
+    /// Of so much.
+    pub of: u64,
+}
+
+/// How such a line begins.
+pub(super) const PROGRESS: &str = "{\"slat\":1,\"progress\":";
+const _: () = assert!(VERSION == 1);
+
+impl Progress {
+    /// One line of JSON, its end included.
+    pub(super) fn to_line(self) -> String {
+        let Progress { done, of } = self;
+        format!("{PROGRESS}{{\"done\":{done},\"of\":{of}}}}}\n")
+    }
+}
 
 /// A socket that is served. Dropping it ends the service at once, whatever a client does, and removes the socket's file.
 #[derive(Debug)]
@@ -33,7 +54,7 @@ impl Server {
     /// What the system says; the socket's file is gone then.
     pub fn start(
         listener: Listener,
-        answer: impl Fn(Command) -> String + Send + 'static,
+        answer: impl FnMut(Command, &mut dyn FnMut(Progress)) -> String + Send + 'static,
     ) -> io::Result<Server> {
         Server::with_patience(listener, PATIENCE, Box::new(answer))
     }
@@ -47,7 +68,7 @@ impl Server {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let stop = Arc::new(stop);
         let stopped = Arc::clone(&stop);
-        let service = Service { socket, stopped, patience, answer };
+        let mut service = Service { socket, stopped, patience, answer };
         let thread = Builder::new().name("control".into()).spawn(move || service.run())?;
         Ok(Server { stop, thread: Some(thread), _file: file })
     }
@@ -84,7 +105,7 @@ enum Gone {
 }
 
 impl Service {
-    fn run(&self) {
+    fn run(&mut self) {
         loop {
             match self.wait(&self.socket, PollFlags::IN, None) {
                 Err(Gone::Stopped) => return,
@@ -104,12 +125,21 @@ impl Service {
         }
     }
 
-    fn serve(&self, client: &UnixStream) -> Result<(), Gone> {
+    fn serve(&mut self, client: &UnixStream) -> Result<(), Gone> {
         client.set_nonblocking(true).map_err(|_| Gone::Lost)?;
-        let deadline = Instant::now() + self.patience;
+        let mut deadline = Instant::now() + self.patience;
         let response = match self.request(client, deadline) {
             Ok(line) => match Command::parse(&line) {
-                Ok(command) => (self.answer)(command),
+                Ok(command) => {
+                    // To who does not read, it is not told.
+                    let mut tell = |progress: Progress| {
+                        let _ = (&*client).write(progress.to_line().as_bytes());
+                    };
+                    let response = (self.answer)(command, &mut tell);
+                    // The time that the machine took is not the client's.
+                    deadline = deadline.max(Instant::now() + self.patience / 2);
+                    response
+                }
                 Err(error) => error.to_line(),
             },
             Err(Gone::Late) => {

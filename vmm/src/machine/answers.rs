@@ -5,7 +5,7 @@ use guest_mm::stats::Stats;
 use serde::Serialize;
 
 use crate::control::{
-    Answer, Body, Command, DeviceAtRest, Paused, Resumed, SendRequest, VERSION, refusal,
+    Answer, Body, Command, DeviceAtRest, Paused, Progress, Resumed, SendRequest, VERSION, refusal,
 };
 use crate::map::{Document, State};
 use crate::state::SavedDevice;
@@ -13,6 +13,7 @@ use crate::state::SavedDevice;
 use super::collapse::told;
 use super::live::Live;
 use super::migrate::{Sending, way};
+use super::snapshot::Saver;
 
 /// Who resumes a guest that may run elsewhere.
 const HANDED_OVER: &str = "the guest was handed over to another host, and may run there: \"slat send --recover\" goes on with \
@@ -32,9 +33,14 @@ struct StatsAnswer<'a> {
 }
 
 /// Answers for the machine called `name`, whose memory is kept until the answers are dropped.
-pub(super) fn of(name: String, live: Live) -> impl Fn(Command) -> String + Send + 'static {
+pub(super) fn of(
+    name: String,
+    live: Live,
+    toml: String,
+) -> impl FnMut(Command, &mut dyn FnMut(Progress)) -> String + Send + 'static {
     let sending = Sending::new(live.clone());
-    move |command| {
+    let mut saver = Saver::new(name.clone(), toml);
+    move |command, tell| {
         let (ram, guest) = (live.ram(), live.guest());
         let answer = |body| Answer::new(name.clone(), body).to_line();
         let collapser = || match guest.collapser_stats() {
@@ -85,6 +91,10 @@ pub(super) fn of(name: String, live: Live) -> impl Fn(Command) -> String + Send 
             Command::SendStatus => told_of(&sending, &name, Ok(())),
             Command::SendCancel => told_of(&sending, &name, sending.cancel()),
             Command::TakeBack => told_of(&sending, &name, sending.take_back()),
+            Command::Snapshot(request) => match saver.save(&live, &request, tell) {
+                Ok(saved) => answer(Body::Saved(saved)),
+                Err(error) => refusal(&error.to_string()),
+            },
         }
     }
 }

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mm::addr::PageSize;
 use guest_mm::audit::AuditError;
-use guest_mm::image::{Image, ImageError};
+use guest_mm::image::{Image, ImageError, Layers};
 use guest_mm::pool::{BackingChoice, BackingKind, PoolUsage};
 use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::{Guest, GuestConfig, ImageRam, Service, Sharing};
 
 use crate::config::{self, Backing, Bytes, Memory};
+use crate::snapshot::FileRange;
 
 use super::MachineError;
 
@@ -20,6 +21,8 @@ use super::MachineError;
 #[derive(Debug)]
 pub struct Commons<P: Protocol = Sound> {
     template: Option<Arc<Image>>,
+    /// Where in the template memory of devices is, by its first guest-physical address: in one that is a snapshot.
+    placed: BTreeMap<u64, u64>,
     /// The others, by their files.
     images: Mutex<BTreeMap<PathBuf, Arc<Image>>>,
     service: Service<P>,
@@ -39,16 +42,41 @@ impl<P: Protocol> Commons<P> {
     /// # Errors
     /// As [`Commons::new`].
     pub fn with_pool(config: &Memory, pool: Bytes) -> Result<Commons<P>, MachineError> {
+        let service = Commons::service_of(config, pool)?;
+        let template = config.template.as_ref();
+        let template = template.map(|file| service.open_image(&file.value.path)).transpose()?;
+        Ok(Commons { template, placed: BTreeMap::new(), images: Mutex::default(), service })
+    }
+
+    /// The same with RAM, and what else guests have pages of their own in, over an image that holds it as `ranges` say: RAM first.
+    ///
+    /// # Errors
+    /// As [`Commons::new`].
+    pub(super) fn over(
+        config: &Memory,
+        pool: Bytes,
+        image: Layers,
+        ranges: &[FileRange],
+    ) -> Result<Commons<P>, MachineError> {
+        let service = Commons::service_of(config, pool)?;
+        let template = Some(service.open_layers(image)?);
+        let placed = ranges.iter().map(|range| (range.start, range.first_page())).collect();
+        Ok(Commons { template, placed, images: Mutex::default(), service })
+    }
+
+    fn service_of(config: &Memory, pool: Bytes) -> Result<Service<P>, MachineError> {
         let choice = match config.backing.value {
             Backing::Auto => BackingChoice::Auto,
             Backing::Memfd => BackingChoice::Only(BackingKind::Memfd),
             Backing::Tmpfs => BackingChoice::Only(BackingKind::Tmpfs),
             Backing::Hugetlb => BackingChoice::Only(BackingKind::Hugetlb),
         };
-        let service = Service::new(choice, pool.get(), pages(config))?;
-        let template = config.template.as_ref();
-        let template = template.map(|file| service.open_image(&file.value.path)).transpose()?;
-        Ok(Commons { template, images: Mutex::default(), service })
+        Ok(Service::new(choice, pool.get(), pages(config))?)
+    }
+
+    /// The image of the device memory at `start`, and its first page, where the template has it.
+    pub(super) fn placed(&self, start: u64) -> Option<(Arc<Image>, u64)> {
+        Some((Arc::clone(self.template.as_ref()?), *self.placed.get(&start)?))
     }
 
     /// The image in the file at `path`, which stays: its pages are in the pool once, for all machines.

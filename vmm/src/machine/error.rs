@@ -11,6 +11,7 @@ use crate::boot::BootError;
 use crate::config::HostPath;
 use crate::control::BindError;
 use crate::kvm::KvmError;
+use crate::snapshot::SnapshotError;
 use crate::state::StateError;
 
 /// Why there is no machine.
@@ -71,6 +72,9 @@ pub enum MachineError {
     /// A state that is none, or of another machine.
     #[error(transparent)]
     State(#[from] StateError),
+    /// No snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The state of a device, which that cannot become.
     #[error(transparent)]
     Misfit(#[from] Misfit),
@@ -112,6 +116,12 @@ impl MachineError {
                 | MachineError::Guarded { .. }
                 | MachineError::Guard(_)
                 | MachineError::Template(_)
+                | MachineError::State(_)
+                | MachineError::Snapshot(
+                    SnapshotError::None { .. }
+                        | SnapshotError::Bad { .. }
+                        | SnapshotError::Base { .. }
+                )
                 | MachineError::Guest(
                     GuestError::Ragged { .. }
                         | GuestError::Granule { .. }

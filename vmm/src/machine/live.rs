@@ -113,6 +113,11 @@ impl Live {
         Ok(())
     }
 
+    /// Whether it rests, or is about to.
+    pub fn is_paused(&self) -> bool {
+        self.stage.gate().is_shut()
+    }
+
     /// Lets it go on. Devices first: vCPUs wait for them. A guest that asks is told that it was stopped.
     pub fn resume(&self) {
         self.devices.iter().for_each(|device| device.resume());

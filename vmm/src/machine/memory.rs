@@ -28,6 +28,8 @@ pub struct ServedRam<P: Protocol = Sound> {
     guest: Guest<P>,
     commons: Arc<Commons<P>>,
     policy: CollapsePolicy,
+    /// Its RAM, less what devices are.
+    plain: Vec<GfnRange>,
     /// What the monitor wrote as the guest, while somebody wants to know.
     stores: Mutex<Option<Notes>>,
 }
@@ -70,10 +72,11 @@ impl<P: Protocol> ServedRam<P> {
         on_missing: Option<OnMissing>,
         on_stop: OnStop,
     ) -> Result<ServedRam<P>, MachineError> {
-        let ram = config
+        let ram: Vec<GfnRange> = config
             .ram()
             .map(|range| GfnRange::from_bytes(Gpa::new(range.start), range.length.get()))
             .collect::<Result<_, _>>()?;
+        let plain = ram.clone();
         let guest = commons.add_guest(GuestConfig {
             ram,
             over: images,
@@ -90,6 +93,7 @@ impl<P: Protocol> ServedRam<P> {
             guest,
             commons: Arc::clone(commons),
             policy: CollapsePolicy::default(),
+            plain,
             stores: Mutex::default(),
         })
     }
@@ -128,6 +132,11 @@ impl<P: Protocol> ServedRam<P> {
         self.commons.describe_pool()
     }
 
+    /// Its RAM, less what devices are.
+    pub(super) fn plain(&self) -> impl Iterator<Item = GfnRange> {
+        self.plain.iter().copied()
+    }
+
     /// What the monitor writes as the guest: noted while there is something to note it in.
     pub(super) fn stores(&self) -> MutexGuard<'_, Option<Notes>> {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner)
@@ -158,7 +167,11 @@ impl<P: Protocol> ServedRam<P> {
         self.put(start, &bytes)
     }
 
-    fn put(&self, start: u64, bytes: &[u8]) -> Result<(), MachineError> {
+    /// Puts `bytes` to `start`, which is RAM.
+    ///
+    /// # Errors
+    /// As [`ServedRam::load`].
+    pub(super) fn put(&self, start: u64, bytes: &[u8]) -> Result<(), MachineError> {
         if bytes.is_empty() {
             return Ok(());
         }

@@ -8,7 +8,7 @@
 //!   dedup.rs    pages of the same bytes become one
 //!   live.rs     vCPUs and devices come to rest, tell their state, and go on
 //!   restore.rs  a machine that begins as a state
-//!   dirty.rs    which pages have changed
+//!   dirty.rs    which pages have changed          snapshot.rs  it is written to a folder, and read from one
 //!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
@@ -37,6 +37,9 @@ mod monitor;
 mod report;
 mod restore;
 mod signals;
+mod snapshot;
+#[cfg(test)]
+mod trial;
 mod virtio;
 
 use std::sync::{Arc, Mutex};
@@ -72,7 +75,7 @@ pub use memory::ServedRam;
 pub use migrate::{ReceiveError, Received, receive, security};
 use report::Ingredients;
 pub use report::{Outcome, Report};
-pub use restore::Filling;
+pub use restore::{Filling, Learnt};
 use signals::Signals;
 use virtio::{Served, Virtio};
 
@@ -94,6 +97,8 @@ pub struct Machine {
     takes_input: bool,
     has_irqchip: bool,
     name: String,
+    /// Its config, for a snapshot.
+    toml: String,
     started: Instant,
 }
 
@@ -181,6 +186,7 @@ impl Machine {
             hidden: config.machine.cpu.value.hidden(),
             counts: Counts::default(),
         });
+        stage.gate().expect(config.machine.vcpus.value.into());
         let runs_ring0 = config.machine.ring0.value == Ring0::Monitor;
         let vcpus = (0..config.machine.vcpus.value)
             .map(|index| {
@@ -224,6 +230,7 @@ impl Machine {
             takes_input,
             has_irqchip,
             name: config.file.display().to_string(),
+            toml: config.toml.clone(),
             started,
         })
     }
@@ -253,7 +260,8 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
-        let serve = |listener| control::Server::start(listener, answers::of(self.name, live));
+        let serve =
+            |listener| control::Server::start(listener, answers::of(self.name, live, self.toml));
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,

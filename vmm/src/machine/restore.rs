@@ -1,11 +1,18 @@
 //! A machine that begins as a state, instead of by booting.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::MachineConfig;
+use guest_mm::addr::Gpa;
+use guest_mm::image::Order;
+use guest_mm::prot::Access;
+
+use crate::config::{Bytes, MachineConfig};
 use crate::control::Listener;
 use crate::kvm;
+use crate::snapshot::{Snapshot, WorkingSet};
 use crate::state::{self, MachineState};
 
 use super::console::Speech;
@@ -19,6 +26,25 @@ pub struct Filling {
     /// Called for a page that is marked missing, on the thread that met it: asks for it. Who waits for the page goes on when it
     /// is placed. Without this, touching such a page ends the machine.
     pub on_missing: Option<OnMissing>,
+}
+
+/// What a machine that was restored lazily needed first.
+#[derive(Debug)]
+pub struct Learnt {
+    folder: PathBuf,
+    id: String,
+    order: Option<Order>,
+}
+
+impl Learnt {
+    /// Keeps it beside the snapshot for the next time, when the machine has ended; if it is not there already.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn keep(&self) -> io::Result<()> {
+        let Some(order) = &self.order else { return Ok(()) };
+        WorkingSet(order.pages()).write(&self.folder, &self.id)
+    }
 }
 
 impl std::fmt::Debug for Filling {
@@ -64,6 +90,80 @@ impl Machine {
             device.restore(&saved.state)?;
         }
         lock(&self.serial).restore(&state.platform.serial).map_err(misfit)
+    }
+
+    /// The machine that `config` describes as `snapshot` has it, all of its memory there.
+    ///
+    /// # Errors
+    /// As [`Machine::restored`]; and what of the snapshot is not as it was written.
+    pub fn from_snapshot(
+        config: &MachineConfig,
+        snapshot: &Snapshot,
+        started: Instant,
+    ) -> Result<Machine, MachineError> {
+        let mut config = config.clone();
+        config.lay_over(None);
+        let mut machine = Machine::vacant(&config, Filling::default(), started)?;
+        snapshot.state().fits(&machine.fingerprint)?;
+        machine.clear_device_memory(snapshot)?;
+        snapshot.for_each_run(|gpa, bytes| machine.ram.put(gpa, bytes))?;
+        machine.restore(snapshot.state())?;
+        Ok(machine)
+    }
+
+    /// What the guest had zeroes in, and the files of its devices have not.
+    fn clear_device_memory(&self, snapshot: &Snapshot) -> Result<(), MachineError> {
+        let private = self.fingerprint.memory.iter().filter(|memory| memory.private);
+        for memory in private {
+            let zeroes = snapshot.zero_pages(memory.at.start);
+            for gpa in zeroes {
+                let mut page = [0; 4096];
+                let guest = self.ram.guest();
+                let there = guest.fault(Gpa::new(gpa), Access::Read).is_ok()
+                    && guest.read(Gpa::new(gpa), &mut page).is_ok();
+                if there && page.iter().any(|&byte| byte != 0) {
+                    self.ram.put(gpa, &[0; 4096])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with memory that is read as it is touched, each page checked then; what an earlier machine needed first is read
+    /// now.
+    ///
+    /// # Errors
+    /// As [`Machine::restored`].
+    pub fn lazily_from_snapshot(
+        config: &MachineConfig,
+        snapshot: &Snapshot,
+        started: Instant,
+    ) -> Result<(Machine, Learnt), MachineError> {
+        let mut config = config.clone();
+        let image = snapshot.image();
+        let bytes = Bytes::new(snapshot.manifest().file_pages() * 4096);
+        config.lay_over(Some((image.files[0].clone(), bytes)));
+        let control = config.control.socket.as_ref();
+        let control = control.map(|path| Listener::bind(&path.value)).transpose()?;
+        let kvm = kvm::open()?;
+        let (memory, ranges) = (&config.memory, &snapshot.manifest().ranges);
+        let commons = Arc::new(Commons::over(memory, memory.pool.value, image, ranges)?);
+        let known = WorkingSet::read(snapshot.folder(), &snapshot.manifest().id);
+        let template = commons.template().expect("it lies over the snapshot");
+        let learnt = Learnt {
+            folder: snapshot.folder().to_owned(),
+            id: snapshot.manifest().id.clone(),
+            order: known.is_none().then(|| template.note_order()),
+        };
+        let speech = Speech::AsConfigured;
+        let machine = Machine::empty(&kvm, &commons, &config, speech, None, started)?;
+        let mut machine = Machine { control, ..machine };
+        if let Some(WorkingSet(pages)) = known {
+            // What cannot be read is told when it is touched.
+            let _ = template.prefetch(&pages);
+        }
+        machine.restore(snapshot.state())?;
+        Ok((machine, learnt))
     }
 
     /// The machine that `config` describes as `state` says.

@@ -6,14 +6,14 @@ use devices::cmos::CmosState;
 use devices::serial::SerialState;
 use devices::virtio::state::DeviceState;
 use serde::{Deserialize, Serialize};
-use twox_hash::XxHash3_64;
 
+use super::sealed::{seal, unseal};
 use super::{Fingerprint, VcpuState, VmState};
 
 /// The form of [`MachineState`] that is written and read.
 pub const VERSION: u32 = 1;
-/// Bytes of a header at most.
-const LONGEST_HEADER: usize = 256;
+/// What the header calls it.
+const KIND: &str = "state";
 
 /// A machine at rest, but for its memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,36 +55,26 @@ pub struct SavedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// They do not begin like one.
-    #[error("it is no state of a machine")]
+    #[error("it is nothing that this program wrote")]
     Foreign,
     /// Written by another version of this program.
     #[error(
-        "the state has version {0}, and this program reads version {VERSION}: restore it with the program that saved it"
+        "it has version {0}, and this program reads version {VERSION}: restore it with the program that saved it"
     )]
     Version(u32),
     /// Not the bytes that were written.
-    #[error("the state is damaged: {0}")]
+    #[error("it is damaged: {0}")]
     Damaged(String),
     /// The machine looks otherwise to its guest.
     #[error("the state does not fit this machine: {0}")]
     Misfit(String),
 }
 
-/// The first line.
-#[derive(Serialize, Deserialize)]
-struct Header {
-    slat_state: u32,
-    bytes: usize,
-    xxh3: String,
-}
-
 impl MachineState {
     /// It as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = serde_json::to_string(self).expect("keys are strings and no value can fail");
-        let header = Header { slat_state: VERSION, bytes: body.len(), xxh3: sum(body.as_bytes()) };
-        let header = serde_json::to_string(&header).expect("as above");
-        format!("{header}\n{body}\n").into_bytes()
+        seal(KIND, VERSION, &body)
     }
 
     /// What `bytes`, of [`MachineState::to_bytes`], say.
@@ -92,24 +82,9 @@ impl MachineState {
     /// # Errors
     /// [`StateError`].
     pub fn from_bytes(bytes: &[u8]) -> Result<MachineState, StateError> {
-        let head = &bytes[..bytes.len().min(LONGEST_HEADER)];
-        let end = head.iter().position(|&byte| byte == b'\n').ok_or(StateError::Foreign)?;
-        let header: Header =
-            serde_json::from_slice(&head[..end]).map_err(|_| StateError::Foreign)?;
-        if header.slat_state != VERSION {
-            return Err(StateError::Version(header.slat_state));
-        }
-        let damaged = |what: String| StateError::Damaged(what);
-        let body = bytes[end + 1..].strip_suffix(b"\n").unwrap_or_default();
-        if body.len() != header.bytes {
-            let (has, needs) = (body.len(), header.bytes);
-            return Err(damaged(format!("{has} bytes are there, and {needs} were written")));
-        }
-        if sum(body) != header.xxh3 {
-            return Err(damaged("its checksum is another".into()));
-        }
-        let state: MachineState =
-            serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+        let body = unseal(KIND, VERSION, bytes)?;
+        let damaged = |error: serde_json::Error| StateError::Damaged(error.to_string());
+        let state: MachineState = serde_json::from_slice(body).map_err(damaged)?;
         state.check()?;
         Ok(state)
     }
@@ -134,10 +109,6 @@ impl MachineState {
         }
         Ok(())
     }
-}
-
-fn sum(bytes: &[u8]) -> String {
-    format!("{:016x}", XxHash3_64::oneshot(bytes))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //!   machine.rs       the whole, as bytes          fingerprint.rs   whether it fits a machine
 //!   vcpu.rs          a vCPU; msrs.rs, its model-specific registers
 //!   vm.rs            interrupt controllers, timer, clock
-//!   raw.rs           KVM's structures as text
+//!   raw.rs           KVM's structures as text     sealed.rs        what is written, with a checksum
 //! ```
 //!
 //! # Time
@@ -22,11 +22,13 @@ mod fingerprint;
 mod machine;
 mod msrs;
 mod raw;
+mod sealed;
 mod vcpu;
 mod vm;
 
 pub use fingerprint::{DeviceMemory, Extent, Fingerprint, Leaf, NamedShape};
 pub use machine::{MachineState, Platform, SavedDevice, StateError, VERSION};
+pub use sealed::{checksum, seal, unseal};
 pub use vcpu::VcpuState;
 pub use vm::VmState;
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::{KvmError, failed};
 
-const TSC: u32 = 0x10;
+pub(super) const TSC: u32 = 0x10;
 const TSC_DEADLINE: u32 = 0x6e0;
 /// IA32_MCG_CAP: bits 7:0, banks of machine-check registers, of which each has four from `MC0_CTL` on.
 const MCG_CAP: u32 = 0x179;

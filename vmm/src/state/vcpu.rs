@@ -269,6 +269,11 @@ fn done(result: i32, call: &'static str) -> Result<(), KvmError> {
 
 #[cfg(test)]
 impl VcpuState {
+    /// Its time stamp counter.
+    pub(crate) fn tsc(&self) -> Option<u64> {
+        self.msrs.iter().find(|msr| msr.index == msrs::TSC).map(|msr| msr.value)
+    }
+
     /// One like no other.
     pub(super) fn sample([rip, cr3, pdptr, tsc, msr, xsave, lapic, nested]: [u64; 8]) -> VcpuState {
         let mut page = kvm_lapic_state::default();

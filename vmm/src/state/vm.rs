@@ -72,6 +72,11 @@ impl VmState {
 
 #[cfg(test)]
 impl VmState {
+    /// Nanoseconds of the clock.
+    pub(crate) fn clock_ns(&self) -> u64 {
+        self.clock_ns
+    }
+
     /// One like no other.
     pub(super) fn sample(clock_ns: u64, has_irqchip: bool) -> VmState {
         let chip = |chip_id| Raw(kvm_irqchip { chip_id, ..kvm_irqchip::default() });

@@ -31,6 +31,8 @@ pub enum Ending {
     Escape,
     /// The guest runs elsewhere now: where it was sent to.
     Moved(String),
+    /// The operator had it saved, to go on elsewhere or later.
+    Saved,
     /// A guest access that the memory service cannot serve.
     Memory(FaultError),
     /// A guest access that no device and no RAM claims, and the config says that this ends the run.
@@ -61,7 +63,8 @@ impl Ending {
             | Ending::PoweredOff
             | Ending::Halted
             | Ending::Escape
-            | Ending::Moved(_) => 0,
+            | Ending::Moved(_)
+            | Ending::Saved => 0,
             Ending::Signal(number) => 128 + *number as u8,
             _ => 1,
         }
@@ -78,6 +81,7 @@ impl Ending {
             Ending::Signal(_) => "signal",
             Ending::Escape => "escape",
             Ending::Moved(_) => "moved",
+            Ending::Saved => "saved",
             Ending::Memory(FaultError::Exhausted { .. }) => "pool-exhausted",
             Ending::Memory(FaultError::Marked { .. }) => "marked-page",
             Ending::Memory(_) => "memory",
@@ -96,6 +100,7 @@ impl Ending {
                 | Ending::Halted
                 | Ending::Escape
                 | Ending::Moved(_)
+                | Ending::Saved
                 | Ending::Signal(_)
         )
     }
@@ -122,6 +127,7 @@ impl fmt::Display for Ending {
             Ending::Signal(number) => write!(f, "ended by signal {number}"),
             Ending::Escape => f.write_str("ended from the console"),
             Ending::Moved(to) => write!(f, "the guest has moved to {to}"),
+            Ending::Saved => f.write_str("saved, and ended"),
             Ending::Memory(error @ FaultError::Exhausted { .. }) => {
                 write!(f, "the guest was stopped: {error}; raise memory.pool or lower memory.size")
             }

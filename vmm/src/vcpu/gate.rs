@@ -28,7 +28,8 @@ struct State {
     shut: bool,
     /// The run has ended: it is not shut any more.
     over: bool,
-    /// Threads that run vCPUs.
+    /// vCPUs that are going to have a thread, and threads that run vCPUs.
+    to_come: usize,
     vcpus: usize,
     /// Those of them that wait here.
     waiting: usize,
@@ -57,9 +58,16 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// So many vCPUs are going to have a thread: they are waited for.
+    pub fn expect(&self, vcpus: usize) {
+        self.state().to_come = vcpus;
+    }
+
     /// One more thread runs a vCPU.
     pub(super) fn join(&self) -> Passer<'_> {
-        self.state().vcpus += 1;
+        let mut state = self.state();
+        state.to_come = state.to_come.saturating_sub(1);
+        state.vcpus += 1;
         Passer(self)
     }
 
@@ -77,7 +85,7 @@ impl Gate {
         }
         kick();
         let mut state = self.state();
-        while state.shut && state.waiting < state.vcpus {
+        while state.shut && state.waiting < state.vcpus + state.to_come {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 drop(state);
@@ -88,6 +96,11 @@ impl Gate {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.shut
+    }
+
+    /// Whether it is shut.
+    pub fn is_shut(&self) -> bool {
+        self.state().shut
     }
 
     /// Lets the thread of each vCPU do `task` once, after [`Gate::shut`]. Whether all have done it before `deadline`; who is
@@ -263,6 +276,23 @@ mod tests {
         gate.retire();
         assert!(!gate.shut(Instant::now() + Duration::from_secs(10), || {}));
         passer.pass();
+    }
+
+    #[test]
+    fn a_vcpu_that_has_no_thread_yet_is_waited_for() {
+        let gate = Gate::default();
+        gate.expect(1);
+        assert!(!gate.shut(Instant::now() + Duration::from_millis(5), || {}));
+        scope(|scope| {
+            scope.spawn(|| {
+                sleep(Duration::from_millis(5));
+                let passer = gate.join();
+                while !passer.is_stopped() {}
+                passer.pass();
+            });
+            assert!(gate.shut(Instant::now() + Duration::from_secs(10), || {}));
+            gate.open();
+        });
     }
 
     #[test]

@@ -16,7 +16,7 @@ const LARGE: usize = 4 << 20;
 fn server(folder: &Path, patience: Duration) -> (PathBuf, Server) {
     let path = folder.join("s");
     let listener = Listener::bind(&path).unwrap();
-    let answer = |command| match command {
+    let answer = |command, _: &mut dyn FnMut(Progress)| match command {
         Command::Stats => "{\"slat\":1}\n".to_owned(),
         Command::MemoryMap => format!("\"{}\"\n", "m".repeat(LARGE)),
         _ => refusal("not here"),
@@ -118,7 +118,8 @@ fn an_answer_that_panics_takes_only_its_thread_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let listener = Listener::bind(&path).unwrap();
-    let server = Server::start(listener, |_| panic!("on purpose")).unwrap();
+    let server =
+        Server::start(listener, |_, _: &mut dyn FnMut(Progress)| panic!("on purpose")).unwrap();
     assert!(ask(&path, &Command::Stats).is_err());
     drop(server);
     assert!(!path.exists());

@@ -1,55 +1,21 @@
 //! Guests that are stopped in the middle of their work and go on in another machine: their own verdict is the judge.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ::tests::{Scratch, require_guests, told};
-use guest_mm::addr::{GfnRange, Gpa, PageSize};
+use guest_mm::addr::Gpa;
 
-use crate::config::{Host, MachineConfig};
+use crate::config::MachineConfig;
 use crate::machine::console::Transcript;
 use crate::machine::report::Ingredients;
-use crate::machine::{Live, Outcome, listen};
+use crate::machine::trial::{LIMIT, build, config, memory, wait_until};
+use crate::machine::{Outcome, listen};
 use crate::state::StateError;
 use crate::vcpu::Ending;
 
 use super::*;
-
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn config(folder: &Path, text: &str) -> MachineConfig {
-    let host = Host::of_this_cpu();
-    MachineConfig::parse(text, &folder.join("x.toml"), &[], host).expect("a good config")
-}
-
-fn build(config: &MachineConfig, said: &Transcript, is_empty: bool) -> Machine {
-    let kvm = kvm::open().expect("KVM is there");
-    let commons = Arc::new(Commons::new(&config.memory).expect("a pool"));
-    let speech = Speech::Kept(said.clone());
-    let started = Instant::now();
-    let machine = match is_empty {
-        true => Machine::empty(&kvm, &commons, config, speech, None, started),
-        false => Machine::on(&kvm, &commons, config, speech, started),
-    };
-    machine.expect("a machine")
-}
-
-/// What the memory of a guest at rest holds, where it is not zeroes.
-fn memory(live: &Live) -> Vec<(Gpa, Vec<u8>)> {
-    let mut pages = Vec::new();
-    for range in live.fingerprint().ram.clone() {
-        for gpa in (range.start..range.start + range.bytes).step_by(4096) {
-            let mut page = vec![0; 4096];
-            let there = live.guest().read(Gpa::new(gpa), &mut page).is_ok();
-            if there && page.iter().any(|&byte| byte != 0) {
-                pages.push((Gpa::new(gpa), page));
-            }
-        }
-    }
-    pages
-}
 
 /// Lets `machine` run until `ready`, saves it, and ends it.
 fn stopped(
@@ -59,12 +25,7 @@ fn stopped(
 ) -> (Vec<u8>, Vec<(Gpa, Vec<u8>)>) {
     let live = machine.live();
     let running = thread::spawn(move || machine.run_to_end(None));
-    let begun = Instant::now();
-    while !ready(&said.text()) {
-        assert!(begun.elapsed() < LIMIT, "{}", said.text());
-        assert!(live.ending().is_none(), "{:?} {}", live.ending(), said.text());
-        thread::sleep(Duration::from_millis(1));
-    }
+    wait_until(&live, said, ready);
     live.pause().expect("it comes to rest");
     let state = live.state().expect("it can be saved").to_bytes();
     let memory = memory(&live);
@@ -86,9 +47,7 @@ fn revived(config: &MachineConfig, state: &[u8], memory: &[(Gpa, Vec<u8>)]) -> (
     let said = Transcript::default();
     let mut machine = build(config, &said, true);
     for (gpa, page) in memory {
-        let range = GfnRange::from_bytes(*gpa, PageSize::Size4K.bytes()).expect("a page");
-        machine.ram.guest().populate(range).expect("there is room");
-        machine.ram.guest().write(*gpa, page).expect("it is there");
+        machine.ram.put(gpa.as_u64(), page).expect("there is room");
     }
     machine.restore(&MachineState::from_bytes(state).expect("a state")).expect("it fits");
     let stage = Arc::clone(&machine.stage);
@@ -180,6 +139,34 @@ fn a_guest_that_waits_for_input_gets_what_was_typed_before_it_was_saved() {
     assert_eq!(outcome.report.exit_code, 7);
     let all = said.text() + &more;
     assert!(all.contains("moved"), "{all}");
+}
+
+/// A new vCPU's counter begins at 0, and a new VM's clock too.
+#[test]
+fn time_never_runs_backwards() {
+    if !require_guests() {
+        return;
+    }
+    let _signals = listen().expect("signals");
+    let scratch = Scratch::new();
+    let text = "machine.vcpus = 2\n[boot]\nguest = 'smp'\ncmdline = 'passes=1000000'\n";
+    let config = config(scratch.path(), text);
+    let said = Transcript::default();
+    let ready = |said: &str| said.contains("by the MP table");
+    let (first, memory) = stopped(build(&config, &said, false), &said, ready);
+    let first = MachineState::from_bytes(&first).expect("a state");
+    let mut machine = build(&config, &said, true);
+    for (gpa, page) in &memory {
+        machine.ram.put(gpa.as_u64(), page).expect("there is room");
+    }
+    machine.restore(&first).expect("it fits");
+    let (second, _) = stopped(machine, &said, |_| true);
+    let second = MachineState::from_bytes(&second).expect("a state");
+    assert!(second.vm.clock_ns() > first.vm.clock_ns());
+    for (before, after) in first.vcpus.iter().zip(&second.vcpus) {
+        assert!(before.tsc().expect("a counter") > 0);
+        assert!(after.tsc() > before.tsc(), "{:?} {:?}", before.tsc(), after.tsc());
+    }
 }
 
 #[test]

@@ -35,15 +35,21 @@ pub(in crate::machine) fn images(
 ) -> Result<Vec<ImageRam>, MachineError> {
     let image = |(name, pmem): (&str, &config::Pmem)| {
         let path = &*pmem.file.value.path;
-        let image = commons.image(path).map_err(|error| MachineError::Device {
-            key: format!("pmem.{name}.file"),
-            path: path.to_owned(),
-            source: io::Error::other(error),
-        })?;
+        let (image, first) = match commons.placed(pmem.range.start) {
+            Some(placed) => placed,
+            None => {
+                let image = commons.image(path).map_err(|error| MachineError::Device {
+                    key: format!("pmem.{name}.file"),
+                    path: path.to_owned(),
+                    source: io::Error::other(error),
+                })?;
+                (image, 0)
+            }
+        };
         Ok(ImageRam {
             range: GfnRange::from_bytes(Gpa::new(pmem.range.start), pmem.range.length.get())?,
             image,
-            first: 0,
+            first,
             sharing: match pmem.sharing.value {
                 Sharing::Private => guest_mm::Sharing::Private,
                 Sharing::Shared => guest_mm::Sharing::Shared,

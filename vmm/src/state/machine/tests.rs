@@ -101,6 +101,42 @@ prop_compose! {
     }
 }
 
+impl MachineState {
+    /// One of a machine with nothing.
+    pub(crate) fn sample() -> MachineState {
+        let fingerprint = Fingerprint {
+            ram: Vec::new(),
+            memory: Vec::new(),
+            guard: Vec::new(),
+            vcpus: 1,
+            cpuid: Vec::new(),
+            irqchip: false,
+            acpi: false,
+            devices: Vec::new(),
+        };
+        MachineState {
+            fingerprint,
+            vm: VmState::sample(1, true),
+            vcpus: vec![VcpuState::sample([2; 8])],
+            platform: Platform {
+                serial: SerialState {
+                    divisor: [0; 2],
+                    interrupt_enable: 0,
+                    interrupt_identification: 0,
+                    line_control: 0,
+                    line_status: 0,
+                    modem_control: 0,
+                    modem_status: 0,
+                    scratch: 0,
+                    input: Vec::new(),
+                },
+                cmos: CmosState { index: 0, ram: Vec::new() },
+            },
+            devices: Vec::new(),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -132,7 +168,7 @@ proptest! {
     #[test]
     fn a_later_version_is_refused_by_its_number(state in machine(), version in 2..u32::MAX) {
         let bytes = String::from_utf8(state.to_bytes()).unwrap();
-        let later = bytes.replacen("\"slat_state\":1", &format!("\"slat_state\":{version}"), 1);
+        let later = bytes.replacen("\"version\":1", &format!("\"version\":{version}"), 1);
         prop_assert_eq!(MachineState::from_bytes(later.as_bytes()), Err(StateError::Version(version)));
     }
 }
