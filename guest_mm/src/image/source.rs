@@ -35,8 +35,8 @@ pub fn page_sum(page: &[u8]) -> u64 {
 pub struct Order(std::sync::Arc<std::sync::Mutex<Vec<u32>>>);
 
 impl Order {
-    /// Pages that are noted at most: a GiB of them is no start of a guest any more.
-    const LONGEST: usize = 1 << 18;
+    /// Pages that are noted at most: more than 64 MiB take longer to read than a guest should wait to start.
+    const LONGEST: usize = 1 << 14;
 
     pub(super) fn note(&self, page: u64, pages: u64) {
         let mut noted = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -80,3 +80,43 @@ fn absolute(raw: &Raw, key: &Key, written: &Written, text: &str) -> String {
         _ => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// What flags say is in it, paths are good anywhere, and read again it says the same.
+    #[test]
+    fn a_config_reads_back_wherever_it_lies() {
+        let text = "machine.cpu = ['-cx16']\nmemory.size = '64M'\nmemory.guard = ['0x2000000+4K']\n\
+                    boot.kernel = 'k'\nboot.cmdline = 'a \"b\" \\\\ c'\ncontrol.socket = 's'\n\
+                    [disk.b]\nfile = 'b.img'\nreadonly = true\n[disk.a]\nfile = '/a.img'\n\
+                    [hvc.x]\nport = 'file:log'\n[net.n]\ntap = 'tap0'\n";
+        let mut first = Document::parse(text, Path::new("/some/where/x.toml")).unwrap();
+        for set in
+            ["memory.size=128M", "rng.r.source=here", "console.serial=file:out", "disk.b.readonly="]
+        {
+            first.set(set).unwrap();
+        }
+        let told = first.to_toml();
+        let here = std::env::current_dir().unwrap().display().to_string();
+        for says in [
+            "size = \"128M\"",
+            "kernel = \"/some/where/k\"",
+            "socket = \"/some/where/s\"",
+            "[disk.b]\nfile = \"/some/where/b.img\"\n[disk.a]\nfile = \"/a.img\"\n",
+            "port = \"file:/some/where/log\"",
+            "tap = \"tap0\"",
+            &format!("serial = \"file:{here}/out\""),
+            &format!("source = \"{here}/here\""),
+        ] {
+            assert!(told.contains(says), "{says} is not in\n{told}");
+        }
+        let second = Document::parse(&told, Path::new("/elsewhere/y.toml")).unwrap();
+        assert_eq!(second.to_toml(), told);
+        first.set("control.socket=/flag").unwrap();
+        assert!(!first.to_toml().contains("flag"), "a flag's socket is that run's alone");
+    }
+}
