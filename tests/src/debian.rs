@@ -154,8 +154,9 @@ impl Debian {
         answer
     }
 
-    /// Waits for its end, which is because it was saved in `folder`, and runs it from there, with `set` as its override.
-    pub fn goes_on_from(&mut self, slat: Slat, folder: &Path, set: &str) {
+    /// Waits for its end, which is because it was saved in `folder`, and runs it from there, with `set` as its override; what it
+    /// had said.
+    pub fn goes_on_from(&mut self, slat: Slat, folder: &Path, set: &str) -> String {
         let mut command = slat.command(["restore"]);
         command.arg(folder).arg("--set").arg(set);
         command.arg("--json-report").arg(self.scratch.path().join("report.json"));
@@ -164,8 +165,10 @@ impl Debian {
             assert!(self.running.age() < Duration::from_secs(300), "it was saved, and did not end");
             sleep(Duration::from_millis(5));
         }
+        let said = self.running.stdout();
         self.running = slat.start(command);
         self.seen = 0;
+        said
     }
 
     /// Types `how` (`poweroff`, `exit`, `reboot`), waits for the end, and checks the books and the disk.
