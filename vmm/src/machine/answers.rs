@@ -83,10 +83,13 @@ pub(super) fn of(
                 Err(unrest) => refusal(&unrest.to_string()),
             },
             Command::Resume if !sending.may_run() => refusal(HANDED_OVER),
-            Command::Resume => {
-                live.resume();
-                answer(Body::Resumed(Resumed {}))
-            }
+            Command::Resume => match live.claim_disks() {
+                Ok(()) => {
+                    live.resume();
+                    answer(Body::Resumed(Resumed {}))
+                }
+                Err(why) => refusal(&why),
+            },
             Command::Send(request) => told_of(&sending, &name, begin(&sending, &request)),
             Command::SendStatus => told_of(&sending, &name, Ok(())),
             Command::SendCancel => told_of(&sending, &name, sending.cancel()),

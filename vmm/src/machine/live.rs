@@ -16,6 +16,7 @@ use crate::vcpu::{Ending, Stage, Threads};
 
 use super::Machine;
 use super::memory::ServedRam;
+use super::virtio::Claim;
 
 /// How long vCPUs, and then each device, may take to come to rest. Within a client's patience.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -31,6 +32,7 @@ pub struct Live {
     vm: Arc<Vm>,
     ram: Arc<ServedRam>,
     fingerprint: Arc<Fingerprint>,
+    claims: Arc<Vec<Claim>>,
 }
 
 /// Why it does not rest, or is not saved.
@@ -59,6 +61,7 @@ impl Machine {
             vm: Arc::clone(&self.vm),
             ram: Arc::clone(&self.ram),
             fingerprint: Arc::clone(&self.fingerprint),
+            claims: Arc::clone(self.virtio.claims()),
         }
     }
 }
@@ -116,6 +119,21 @@ impl Live {
     /// Whether it rests, or is about to.
     pub fn is_paused(&self) -> bool {
         self.stage.gate().is_shut()
+    }
+
+    /// Makes its disks its own, if they are not. Another machine may be about to let them go.
+    ///
+    /// # Errors
+    /// Another machine has one of them: a sentence that says which.
+    pub fn claim_disks(&self) -> Result<(), String> {
+        self.claims.iter().try_for_each(|claim| {
+            claim.make().map_err(|error| format!("the disk {}: {error}", claim.path().display()))
+        })
+    }
+
+    /// Lets another machine have its disks, at rest.
+    pub fn let_disks_go(&self) {
+        self.claims.iter().for_each(Claim::drop_lock);
     }
 
     /// Lets it go on. Devices first: vCPUs wait for them. A guest that asks is told that it was stopped.

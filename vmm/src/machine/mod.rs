@@ -153,6 +153,8 @@ impl Machine {
             .map_err(|source| MachineError::System { what: "an event for the end", source })?;
         let stage = Arc::new(stage);
         let threads = Arc::new(Threads::default());
+        // A guest that is to come from elsewhere has its disks with it.
+        let claims_now = on_missing.is_none();
         let ram = {
             let (stage, threads) = (Arc::clone(&stage), Arc::clone(&threads));
             let on_stop = move |error: &guest_mm::fault::FaultError| {
@@ -175,7 +177,7 @@ impl Machine {
         let serial = Serial::new(Interrupt(interrupt), output);
         let serial = Arc::new(Mutex::new(serial));
         let mut mmio = MmioBus::new();
-        let virtio = Virtio::new(config, &ram, &vm, &mut mmio)?;
+        let virtio = Virtio::new(config, &ram, &vm, &mut mmio, claims_now)?;
         let cmos = Arc::new(Mutex::new(Cmos::new(memory_sizes(config))));
         let devices = Arc::new(Devices {
             pio: ports(config, &serial, &cmos)?,

@@ -29,6 +29,7 @@ impl Coming for Comes {
 
     fn prepare(&mut self, state: Vec<u8>) -> Result<(), Failure> {
         let state = MachineState::from_bytes(&state)?;
+        self.live.claim_disks()?;
         let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         let machine = machine.as_mut().ok_or("the machine is being ended")?;
         Ok(machine.restore(&state)?)

@@ -42,7 +42,11 @@ impl Departing for Goes<'_> {
     fn stop(&mut self) -> Result<Vec<u8>, Failure> {
         self.live.pause()?;
         match self.live.state() {
-            Ok(state) => Ok(state.to_bytes()),
+            Ok(state) => {
+                // The sink takes them before it is ready.
+                self.live.let_disks_go();
+                Ok(state.to_bytes())
+            }
             Err(unrest) => {
                 self.live.resume();
                 Err(unrest.into())
@@ -51,6 +55,10 @@ impl Departing for Goes<'_> {
     }
 
     fn go_on(&mut self) {
-        self.live.resume();
+        // A sink that has them lets them go when it ends. Two machines never write one disk: if it does not, this one rests
+        // until it is resumed.
+        if self.live.claim_disks().is_ok() {
+            self.live.resume();
+        }
     }
 }

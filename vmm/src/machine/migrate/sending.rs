@@ -186,8 +186,14 @@ fn send(
                 dialer = to;
             }
             Some(Order::TakeBack) => {
-                live.resume();
-                let why = "it was taken back, as it was when it stopped".to_owned();
+                let claimed = live.claim_disks();
+                if claimed.is_ok() {
+                    live.resume();
+                }
+                let why = match claimed {
+                    Ok(()) => "it was taken back, as it was when it stopped".to_owned(),
+                    Err(why) => format!("it was taken back, and rests: {why}"),
+                };
                 return told(desk, SendState::Stayed, Some(why), Some(source.report().clone()));
             }
             None => return,

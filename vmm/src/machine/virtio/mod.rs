@@ -8,6 +8,7 @@
 
 mod address;
 mod balloon;
+mod claim;
 mod disk;
 mod hvc;
 mod net;
@@ -36,6 +37,7 @@ use super::{MachineError, event};
 
 use address::{address, interrupt};
 pub(super) use address::{in_acpi_tables, on_command_line};
+pub(super) use claim::Claim;
 pub(super) use pmem::images;
 
 /// A model, and what the hypervisor's side needs of it.
@@ -48,6 +50,7 @@ pub(super) struct Virtio {
     /// Threads that serve them.
     threads: usize,
     extras: Extras,
+    claims: Arc<Vec<Claim>>,
 }
 
 /// What devices leave to the machine.
@@ -59,6 +62,8 @@ struct Extras {
     keys: Option<OwnedFd>,
     /// The device whose size is that of the terminal.
     screen: Option<usize>,
+    /// Whose the disks are, until all devices are there.
+    claims: Vec<Claim>,
 }
 
 /// Devices that are served. What is under way ends before this is gone.
@@ -67,10 +72,12 @@ pub(super) struct Served {
     threads: Threads,
     devices: Vec<Arc<Device<Pinning>>>,
     extras: Extras,
+    claims: Arc<Vec<Claim>>,
 }
 
 impl Virtio {
-    /// The devices that `config` describes, on the memory `ram` and connected to `vm`, each with its page on `bus`.
+    /// The devices that `config` describes, on the memory `ram` and connected to `vm`, each with its page on `bus`. Unless
+    /// `claims_now`, its disks are another machine's as yet.
     ///
     /// # Errors
     /// What a device stands on cannot be had: the key is named.
@@ -79,12 +86,13 @@ impl Virtio {
         ram: &ServedRam,
         vm: &Vm,
         bus: &mut MmioBus,
+        claims_now: bool,
     ) -> Result<Virtio, MachineError> {
         let has_irqchip = config.machine.irqchip.value == config::Irqchip::Kernel;
         let (mut devices, mut extras) = (Vec::new(), Extras::default());
         for (index, device) in (0..).zip(&config.devices) {
             let dma = Pinning::new(ram.guest().pinner());
-            let model = extras.model(devices.len(), device, ram, &dma)?;
+            let model = extras.model(devices.len(), device, ram, &dma, claims_now)?;
             let line = has_irqchip.then(|| event("an interrupt")).transpose()?;
             if let Some(line) = &line {
                 vm.connect_irq(line, interrupt(index))?;
@@ -102,7 +110,8 @@ impl Virtio {
             devices.push(device);
         }
         let threads = config.machine.device_threads.value.into();
-        Ok(Virtio { devices, threads, extras })
+        let claims = Arc::new(std::mem::take(&mut extras.claims));
+        Ok(Virtio { devices, threads, extras, claims })
     }
 
     /// Serves them from now on.
@@ -112,7 +121,8 @@ impl Virtio {
     pub(super) fn serve(self) -> Result<Served, MachineError> {
         let threads = Threads::start(&self.devices, self.threads)
             .map_err(|source| MachineError::System { what: "starting a device thread", source })?;
-        Ok(Served { threads, devices: self.devices, extras: self.extras })
+        let Virtio { devices, extras, claims, .. } = self;
+        Ok(Served { threads, devices, extras, claims })
     }
 }
 
@@ -120,6 +130,11 @@ impl Served {
     /// The devices.
     pub(super) fn devices(&self) -> &[Arc<Device<Pinning>>] {
         &self.devices
+    }
+
+    /// Whose their disks are.
+    pub(super) fn claims(&self) -> &Arc<Vec<Claim>> {
+        &self.claims
     }
 
     /// Where what is typed goes, if a console takes it.
@@ -136,7 +151,7 @@ impl Served {
 
     /// Ends what is under way, and tells what was done. No vCPU runs.
     pub(super) fn end(self) -> Vec<DeviceReport> {
-        let Served { threads, devices, extras: _ } = self;
+        let Served { threads, devices, extras: _, claims: _ } = self;
         drop(threads);
         let end = |device: &Arc<Device<Pinning>>| {
             let report = device.report();
@@ -155,10 +170,15 @@ impl Extras {
         device: &config::Device,
         ram: &ServedRam,
         dma: &Pinning,
+        claims_now: bool,
     ) -> Result<Boxed, MachineError> {
         let name = &device.name;
         match &device.kind {
-            DeviceKind::Disk(disk) => disk::model(name, disk, dma),
+            DeviceKind::Disk(disk) => {
+                let (model, claim) = disk::model(name, disk, dma, claims_now)?;
+                self.claims.push(claim);
+                Ok(model)
+            }
             DeviceKind::Net(net) => net::model(name, net, dma),
             DeviceKind::Rng(rng) => rng::model(name, rng, dma),
             DeviceKind::Hvc(hvc) => {
