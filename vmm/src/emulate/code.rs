@@ -3,33 +3,55 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::exception::Exception;
-use super::linear::{Access, Linear, Trouble};
+use super::linear::{Access, Linear, PAGE, Trouble};
 use super::tlb::Tlb;
 
 /// The longest instruction (SDM vol. 2A, 2.3.11).
 const INSTRUCTION_MAX: usize = 15;
 /// Instructions that are kept. Each takes 64 bytes.
-const PLACES: usize = 1 << 15;
-const PAGE: u64 = 4096;
+const KEPT: usize = 1 << 16;
+/// Where they are found, two for each.
+const SETS: usize = 1 << 16;
 
-/// An instruction and the bytes that it was decoded from: a guest changes its code, and tells nobody.
+/// An instruction and the bytes that it was decoded from: a guest changes its code, and tells nobody. One line of the cache.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Kept {
     instruction: Instruction,
     bytes: u128,
-    /// Which of `bytes` it has.
-    mask: u128,
+}
+
+impl Kept {
+    /// No bytes are like these, but for the longest of all, which no instruction has.
+    const NEVER: u128 = u128::MAX;
+
+    /// Whether it is what `bytes` are, if it is at their address.
+    #[inline]
+    fn is(&self, bytes: u128) -> bool {
+        self.bytes == bytes & mask(&self.instruction)
+    }
+}
+
+/// The bytes that an instruction has, of sixteen.
+#[inline]
+fn mask(instruction: &Instruction) -> u128 {
+    !(u128::MAX << (8 * instruction.len()))
 }
 
 /// 64-bit code.
+///
+/// Instructions lie in the order in which they were met. So what runs one after the other is found one after the other, and a
+/// processor whose caches have forgotten them, as after some milliseconds of ring 3, fetches them ahead.
 pub(super) struct Code {
-    kept: Box<[Kept]>,
+    kept: Vec<Kept>,
+    /// By address; 0 is none.
+    sets: Box<[[u32; 2]]>,
 }
 
 impl Default for Code {
     fn default() -> Self {
-        let none = Kept { instruction: Instruction::new(), bytes: 0, mask: 0 };
-        Code { kept: vec![none; PLACES].into() }
+        let none = Kept { instruction: Instruction::new(), bytes: Kept::NEVER };
+        Code { kept: vec![none], sets: vec![[0; 2]; SETS].into() }
     }
 }
 
@@ -40,35 +62,72 @@ impl Code {
     /// It cannot be fetched, or is none.
     #[inline]
     pub(super) fn at(&mut self, rip: u64, memory: &Tlb<'_>) -> Result<&Instruction, Trouble> {
-        // Sixteen bytes are compared at once; near the end of a page there are none.
-        if rip % PAGE > PAGE - 16 {
-            return self.decode_apart(rip, memory);
+        // Sixteen bytes are compared at once; near the end of a page the last sixteen, less those before RIP.
+        let before = 16_u64.saturating_sub(PAGE - rip % PAGE);
+        let bytes = memory.sixteen(rip - before)? >> (8 * before);
+        let found = self.find(rip);
+        if found != 0 && self.kept[found].is(bytes) {
+            return Ok(&self.kept[found].instruction);
         }
-        let bytes = memory.sixteen(rip)?;
-        let kept = &mut self.kept[place(rip)];
-        if kept.instruction.ip() == rip && kept.mask != 0 && kept.bytes == bytes & kept.mask {
-            return Ok(&self.kept[place(rip)].instruction);
-        }
-        let instruction = decode(64, rip, &bytes.to_le_bytes()[..INSTRUCTION_MAX])
-            .ok_or(Trouble::Raised(Exception::invalid_opcode()))?;
-        let mask = (1 << (8 * instruction.len())) - 1;
-        *kept = Kept { instruction, bytes: bytes & mask, mask };
-        Ok(&self.kept[place(rip)].instruction)
+        self.decode(rip, bytes, 16 - before as usize, memory)
     }
 
+    /// Where the instruction at `rip` is, or 0.
+    #[inline]
+    fn find(&self, rip: u64) -> usize {
+        let [first, second] = self.sets[set(rip)];
+        let is_it = |at: u32| at != 0 && self.kept[at as usize].instruction.ip() == rip;
+        if is_it(first) {
+            first as usize
+        } else if is_it(second) {
+            second as usize
+        } else {
+            0
+        }
+    }
+
+    /// Decodes the instruction at `rip`, where `here` of `bytes` are in its page, and keeps it.
     #[cold]
-    fn decode_apart(&mut self, rip: u64, memory: &Tlb<'_>) -> Result<&Instruction, Trouble> {
-        let instruction = fetch(64, rip, rip, memory)?;
-        // Not to be found again: its bytes were not compared.
-        let kept = &mut self.kept[place(rip)];
-        *kept = Kept { instruction, bytes: 0, mask: 0 };
-        Ok(&kept.instruction)
+    fn decode(
+        &mut self,
+        rip: u64,
+        bytes: u128,
+        here: usize,
+        memory: &Tlb<'_>,
+    ) -> Result<&Instruction, Trouble> {
+        let whole = decode(64, rip, &bytes.to_le_bytes()[..here.min(INSTRUCTION_MAX)]);
+        let kept = match whole {
+            Some(instruction) => Kept { instruction, bytes: bytes & mask(&instruction) },
+            // Not to be found again where it goes on in the next page: its bytes were not compared.
+            None => Kept { instruction: fetch(64, rip, rip, memory)?, bytes: Kept::NEVER },
+        };
+        let place = self.place(rip);
+        self.kept[place] = kept;
+        Ok(&self.kept[place].instruction)
+    }
+
+    /// Where the instruction at `rip` is to be kept: where it was, or in place of the older one of its set, or behind all.
+    fn place(&mut self, rip: u64) -> usize {
+        let found = self.find(rip);
+        if found != 0 {
+            return found;
+        }
+        if self.kept.len() == KEPT {
+            *self = Code::default();
+        }
+        let set = &mut self.sets[set(rip)];
+        let [newer, older] = *set;
+        let place = if older == 0 { self.kept.len() } else { older as usize };
+        *set = [place as u32, newer];
+        if place == self.kept.len() {
+            self.kept.push(self.kept[0]);
+        }
+        place
     }
 }
 
-fn place(rip: u64) -> usize {
-    // Instructions are three to four bytes long on an average; neighbours get places of their own all the same.
-    (rip ^ rip >> 15) as usize % PLACES
+fn set(rip: u64) -> usize {
+    (rip ^ rip >> 16) as usize % SETS
 }
 
 /// Reads and decodes the instruction at RIP, which is `rip` and lies at the linear address `at`; code is `bitness` bits wide.

@@ -26,18 +26,26 @@ pub(super) mod flag {
     pub(in crate::emulate) const STATUS: u64 = CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW;
 }
 
-/// Bits of CR0 and CR4 (SDM vol. 3A, 2.5).
+/// Bits of CR0, CR4 and IA32_EFER (SDM vol. 3A, 2.5 and 2.2.1).
 pub(super) mod control {
     pub(in crate::emulate) const CR0_MP: u64 = 1 << 1;
     pub(in crate::emulate) const CR0_EM: u64 = 1 << 2;
     pub(in crate::emulate) const CR0_TS: u64 = 1 << 3;
     pub(in crate::emulate) const CR0_NE: u64 = 1 << 5;
+    pub(in crate::emulate) const CR0_WP: u64 = 1 << 16;
+    pub(in crate::emulate) const CR0_PG: u64 = 1 << 31;
+    pub(in crate::emulate) const CR4_PSE: u64 = 1 << 4;
+    pub(in crate::emulate) const CR4_PAE: u64 = 1 << 5;
+    pub(in crate::emulate) const CR4_PGE: u64 = 1 << 7;
     pub(in crate::emulate) const CR4_OSFXSR: u64 = 1 << 9;
     pub(in crate::emulate) const CR4_LA57: u64 = 1 << 12;
     pub(in crate::emulate) const CR4_FSGSBASE: u64 = 1 << 16;
+    pub(in crate::emulate) const CR4_PCIDE: u64 = 1 << 17;
     pub(in crate::emulate) const CR4_OSXSAVE: u64 = 1 << 18;
+    pub(in crate::emulate) const CR4_SMEP: u64 = 1 << 20;
     pub(in crate::emulate) const CR4_SMAP: u64 = 1 << 21;
     pub(in crate::emulate) const EFER_LMA: u64 = 1 << 10;
+    pub(in crate::emulate) const EFER_NXE: u64 = 1 << 11;
 }
 
 /// General, segment and control registers.
@@ -51,24 +59,44 @@ pub(super) struct Cpu {
     pub(super) forget_translations: bool,
 }
 
-/// What is asked of a vCPU beyond those: rarely, and each time by a call of its own.
+/// What is asked of a vCPU beyond those: rarely, and each time by a call of its own. What one does not tell is an error.
 pub(super) trait Beyond {
     /// x87, SSE and extended state, in the standard format.
-    fn xsave(&self) -> Result<Box<kvm_xsave>, Trouble>;
+    fn xsave(&self) -> Result<Box<kvm_xsave>, Trouble> {
+        Err(Trouble::State("it has no extended state"))
+    }
     /// Sets that.
-    fn set_xsave(&self, state: &kvm_xsave) -> Result<(), Trouble>;
+    fn set_xsave(&self, _: &kvm_xsave) -> Result<(), Trouble> {
+        Err(Trouble::State("it has no extended state"))
+    }
     /// XCR0.
-    fn xcr0(&self) -> Result<u64, Trouble>;
+    fn xcr0(&self) -> Result<u64, Trouble> {
+        Err(Trouble::State("it has no XCR0"))
+    }
     /// Sets XCR0.
-    fn set_xcr0(&self, value: u64) -> Result<(), Trouble>;
+    fn set_xcr0(&self, _: u64) -> Result<(), Trouble> {
+        Err(Trouble::State("it has no XCR0"))
+    }
     /// What CPUID says.
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> Result<[u32; 4], Trouble>;
+    fn cpuid(&self, _leaf: u32, _subleaf: u32) -> Result<[u32; 4], Trouble> {
+        Err(Trouble::State("it has no CPUID"))
+    }
     /// The time stamp counter.
-    fn tsc(&self) -> Result<u64, Trouble>;
+    fn tsc(&self) -> Result<u64, Trouble> {
+        Err(Trouble::State("it has no time stamp counter"))
+    }
     /// A model-specific register.
-    fn msr(&self, index: u32) -> Result<u64, Trouble>;
+    fn msr(&self, _index: u32) -> Result<u64, Trouble> {
+        Err(Trouble::State("it has no model-specific registers"))
+    }
+    /// Sets a model-specific register, as the guest would.
+    fn set_msr(&self, _index: u32, _value: u64) -> Result<(), Trouble> {
+        Err(Trouble::State("it has no model-specific registers"))
+    }
     /// Sets IA32_KERNEL_GS_BASE; what it was.
-    fn exchange_kernel_gs(&self, value: u64) -> Result<u64, Trouble>;
+    fn exchange_kernel_gs(&self, _value: u64) -> Result<u64, Trouble> {
+        Err(Trouble::State("it has no IA32_KERNEL_GS_BASE"))
+    }
 }
 
 impl Cpu {

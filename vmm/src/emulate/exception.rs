@@ -8,8 +8,7 @@ pub(super) const INVALID_OPCODE: u8 = 6;
 pub(super) const DEVICE_NOT_AVAILABLE: u8 = 7;
 pub(super) const STACK: u8 = 12;
 pub(super) const GENERAL_PROTECTION: u8 = 13;
-/// A page fault.
-pub const PAGE_FAULT: u8 = 14;
+pub(super) const PAGE_FAULT: u8 = 14;
 pub(super) const FLOATING_POINT: u8 = 16;
 
 /// Error code of a page fault (SDM vol. 3A, 4.7).

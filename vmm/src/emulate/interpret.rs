@@ -4,7 +4,8 @@
 //! translates anew every time, and writes everything back. Here decoded instructions and translations are kept, so the same
 //! code runs at ten times the speed. KVM keeps what is its own: interrupts, devices, control registers, model-specific
 //! registers. An instruction that is about those is KVM's to carry out ([`Left::One`]); so is ring 3, which runs on the
-//! processor ([`Left::Guest`]).
+//! processor ([`Left::Guest`]). Of the registers that are KVM's, it has from here what every tick writes: the end of an
+//! interrupt, and when the timer rings next.
 //!
 //! # When the guest is looked at
 //! Interrupts arrive in KVM. So a burst ends after [`BURST`] where interrupts are on, and after ten times that where they are
@@ -28,9 +29,10 @@ use super::linear::{Linear, Trouble};
 use super::paging::Regime;
 use super::physical::Physical;
 use super::profile::Profiler;
+use super::syscall::finish;
 use super::tlb::{Tlb, Translations};
 use super::vcpu::Hosted;
-use super::{Refusal, Shared, Why, carry_out, registers};
+use super::{Refusal, Shared, Why, beside, carry_out};
 
 /// How long interrupts may wait.
 const BURST: Duration = Duration::from_micros(400);
@@ -46,6 +48,15 @@ pub enum Left {
     Guest,
     /// Carry out one instruction, or begin one interrupt.
     One,
+}
+
+/// How the vCPU came here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// To a breakpoint at one of the kernel's handlers.
+    ToBreakpoint,
+    /// Because somebody wanted it to.
+    Otherwise,
 }
 
 /// Why KVM has to go on.
@@ -105,50 +116,44 @@ impl Interpreter {
         self.instructions
     }
 
-    /// Runs the vCPU while it is in ring 0 and 64-bit code, and KVM is not needed.
+    /// Runs the vCPU, which `KVM_RUN` has just left, while it is in ring 0 and 64-bit code, and KVM is not needed.
     ///
     /// # Errors
     /// KVM does not tell or take registers.
     pub fn run(
         &mut self,
-        fd: &VcpuFd,
+        fd: &mut VcpuFd,
         ram: &dyn Ram,
+        came: Came,
         profiler: Option<&mut Profiler>,
     ) -> Result<Left, Refusal> {
-        self.burst(fd, ram, profiler).map_err(|why| why.of(None))
+        self.burst(fd, ram, came, profiler).map_err(|why| why.of(None))
     }
 
     fn burst(
         &mut self,
-        fd: &VcpuFd,
+        fd: &mut VcpuFd,
         ram: &dyn Ram,
+        came: Came,
         mut profiler: Option<&mut Profiler>,
     ) -> Result<Left, Why> {
         let begin = Instant::now();
-        let mut cpu = registers(fd)?;
+        let Some(mut cpu) = beside::take(fd)? else {
+            *self.left.entry(Reason::Event).or_default() += 1;
+            return Ok(Left::One);
+        };
         // Who single-steps has its traps from KVM.
         if cpu.cpl() != 0 || cpu.bitness() != 64 || cpu.flag(flag::TRAP) {
             return Ok(Left::Guest);
         }
-        // Something is on its way to the guest, and comes first.
-        let untold = |_| Why::State("KVM does not tell its events");
-        let events = fd.get_vcpu_events().map_err(untold)?;
-        let on_its_way = events.exception.injected
-            | events.exception.pending
-            | events.interrupt.injected
-            | events.nmi.injected
-            | events.nmi.pending;
-        if on_its_way != 0 {
-            *self.left.entry(Reason::Event).or_default() += 1;
-            return Ok(Left::One);
-        }
-        // KVM has run the guest, whose page tables may be others now.
-        self.translations.flush();
         let shared = Arc::clone(&self.shared);
         let vcpu = Hosted::new(fd, &shared.hidden);
         let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
         let memory = Tlb::new(Physical::of(ram), regime, &self.translations).guarding_tables();
-        let before = cpu.regs;
+        let (before, special) = (cpu.regs, cpu.sregs);
+        if came == Came::ToBreakpoint {
+            finish(&mut cpu, &memory, &vcpu)?;
+        }
         let (left, reason) = loop {
             match stride(&mut self.code, &mut cpu, &memory, &vcpu, &mut self.instructions) {
                 Ok(()) => {}
@@ -175,7 +180,10 @@ impl Interpreter {
         *self.left.entry(reason).or_default() += 1;
         // An exception that was delivered and a string that came halfway count as no instruction, and change registers.
         if cpu.regs != before {
-            vcpu.store(&cpu)?;
+            // A kernel's GS base comes and goes within one burst, mostly.
+            cpu.special_changed &= cpu.sregs != special;
+            vcpu.store_special(&cpu)?;
+            beside::give(fd, &cpu);
         }
         self.time += begin.elapsed();
         Ok(left)

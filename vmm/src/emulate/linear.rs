@@ -7,7 +7,7 @@ use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 use super::exception::Exception;
 
 /// The size that a translation is good for, whatever the page is.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// What an instruction does with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +60,7 @@ pub(crate) trait Linear {
     /// # Errors
     /// As [`Linear::with`].
     fn load(&self, address: u64, width: usize) -> Result<u64, Trouble> {
-        let mut raw = [0; 8];
-        self.read(address, &mut raw[..width], Access::Read)?;
-        Ok(u64::from_le_bytes(raw))
+        load_in(self, address, width)
     }
 
     /// Stores the low `width` bytes of `value`, at most eight, at any address.
@@ -119,6 +117,21 @@ pub(crate) trait Linear {
         }
         Ok(())
     }
+}
+
+/// [`Linear::load`] by [`Linear::read`]: over the end of a page, and of an odd width, too.
+///
+/// # Errors
+/// As there.
+#[cold]
+pub(super) fn load_in<L: Linear + ?Sized>(
+    memory: &L,
+    address: u64,
+    width: usize,
+) -> Result<u64, Trouble> {
+    let mut raw = [0; 8];
+    memory.read(address, &mut raw[..width], Access::Read)?;
+    Ok(u64::from_le_bytes(raw))
 }
 
 /// [`Linear::exchange`] by [`Linear::with`].

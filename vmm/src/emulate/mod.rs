@@ -15,19 +15,22 @@
 //!   linear.rs     memory by linear address: paging.rs, to a guest-physical one; tlb.rs, translations that are kept;
 //!                 physical.rs, its place in the window                   exception.rs vectors and codes
 //!   syscall.rs    a SYSCALL of which KVM has done one half               profile.rs   where the time goes
+//!   beside.rs     registers to and from KVM without a call               entries.rs   where a kernel is entered
 //! ```
 //!
 //! # How it is like the processor
 //! An instruction is decoded by `iced-x86`. Its operands are reached through the guest's own page tables, with permissions,
 //! accessed and dirty bits; under them it is the guest's window that is touched, so the memory service is asked for pages as
-//! it is by KVM. Nothing is committed before everything that can fault has been done. Each instruction's test lets the host's processor do the
-//! same and compares registers, flags and memory.
+//! it is by KVM. Nothing is committed before everything that can fault has been done. Each instruction's test lets the host's
+//! processor do the same and compares registers, flags and memory.
 
 mod area;
+pub mod beside;
 mod code;
 mod counts;
 mod cpu;
 mod deliver;
+mod entries;
 mod exception;
 mod execute;
 mod interpret;
@@ -51,10 +54,9 @@ use crate::config::Feature;
 use crate::ram::Ram;
 
 pub use counts::{Counts, Emulated};
-pub use exception::PAGE_FAULT;
-pub use interpret::{Interpreter, Left};
+pub use entries::entries;
+pub use interpret::{Came, Interpreter, Left};
 pub use profile::{Profile, ProfileReport, Profiler};
-pub use syscall::{finish, handler};
 
 use cpu::Cpu;
 use deliver::{Delivery, deliver};
@@ -114,7 +116,7 @@ pub struct Shared {
 pub fn assist(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<(), Refusal> {
     let mut cpu = registers(fd).map_err(|why| why.of(None))?;
     let vcpu = Hosted::new(fd, &shared.hidden);
-    let translations = Translations::default();
+    let translations = Translations::few();
     let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
     let memory = Tlb::new(Physical::of(ram), regime, &translations);
     let bitness = cpu.bitness();

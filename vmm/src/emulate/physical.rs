@@ -44,6 +44,11 @@ impl<'r> Physical<'r> {
         self.slots.iter().any(|slot| (slot.gpa..slot.gpa + slot.bytes).contains(&gpa))
     }
 
+    /// The page at `gpa`, which was asked for before, may be stored to from now on.
+    pub(super) fn will_write(&self, gpa: u64) {
+        self.written.borrow_mut().push(gpa);
+    }
+
     /// `bytes` bytes at `gpa`, which lie in one page.
     ///
     /// # Errors
@@ -60,7 +65,7 @@ impl<'r> Physical<'r> {
             return Err(Trouble::Absent(gpa));
         }
         if write {
-            self.written.borrow_mut().push(gpa);
+            self.will_write(gpa);
         }
         let host = slot.hva + (gpa - slot.gpa);
         // SAFETY: a slot is mapped as long as its RAM, which `'r` borrows; slots end with a page, and the bytes do not

@@ -10,72 +10,28 @@
 //! RCX. It gains nothing: it could have made that call, and returned there. R11 alone becomes flags that a program cannot set
 //! (IOPL, IF), so those have to be what every program has.
 
-use kvm_bindings::kvm_segment;
-use kvm_ioctls::VcpuFd;
-
-use crate::ram::Ram;
-
 use super::cpu::{Beyond, Cpu, flag};
 use super::exception::page_fault;
 use super::linear::{Linear, Trouble};
-use super::paging::Regime;
-use super::physical::Physical;
-use super::tlb::{Tlb, Translations};
-use super::vcpu::Hosted;
-use super::{Refusal, Shared, Why, deliver, registers};
+use kvm_bindings::kvm_segment;
 
 const MSR_STAR: u32 = 0xc000_0081;
-const MSR_LSTAR: u32 = 0xc000_0082;
+pub(super) const MSR_LSTAR: u32 = 0xc000_0082;
 
-/// Where the guest's handler of `vector` begins, if it is a kernel that has system calls.
+/// Takes a page fault back that was half a SYSCALL. `cpu` stands at the handler's first instruction; whether it was one.
 ///
 /// # Errors
-/// KVM does not tell what it takes to know.
-pub fn handler(
-    fd: &VcpuFd,
-    ram: &dyn Ram,
-    shared: &Shared,
-    vector: u8,
-) -> Result<Option<u64>, Refusal> {
-    let find = || {
-        let cpu = registers(fd)?;
-        let vcpu = Hosted::new(fd, &shared.hidden);
-        if vcpu.msr(MSR_LSTAR)? == 0 || cpu.bitness() != 64 {
-            return Ok(None);
-        }
-        let translations = Translations::default();
-        // The tables of descriptors are the kernel's, whoever runs.
-        let mut regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
-        regime.user = false;
-        let memory = Tlb::new(Physical::of(ram), regime, &translations);
-        Ok(deliver::gate(&cpu, &memory, vector)?.map(|gate| gate.handler))
-    };
-    find().map_err(|why: Why| why.of(None))
-}
-
-/// Takes a page fault back that was half a SYSCALL. The vCPU stands at the handler's first instruction; whether it was one.
-///
-/// # Errors
-/// KVM does not tell or take a part of the state.
-pub fn finish(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Refusal> {
-    finish_it(fd, ram, shared).map_err(|why| why.of(None))
-}
-
-fn finish_it(fd: &VcpuFd, ram: &dyn Ram, shared: &Shared) -> Result<bool, Why> {
-    let mut cpu = registers(fd)?;
-    let vcpu = Hosted::new(fd, &shared.hidden);
-    let translations = Translations::default();
-    let regime = Regime::of(&cpu.sregs, cpu.regs.rflags);
-    let memory = Tlb::new(Physical::of(ram), regime, &translations);
+/// KVM does not tell a part of the state, or the stack cannot be read.
+pub(super) fn finish(
+    cpu: &mut Cpu,
+    memory: &dyn Linear,
+    beyond: &dyn Beyond,
+) -> Result<bool, Trouble> {
     // Every fault and every tick comes here: KVM is asked for the entry when nothing else is against it.
-    if cpu.cpl() != 0 || cpu.bitness() != 64 || !is_half(&cpu, &memory, cpu.sregs.cr2)? {
+    if !is_half(cpu, memory, cpu.sregs.cr2)? || cpu.sregs.cr2 != beyond.msr(MSR_LSTAR)? {
         return Ok(false);
     }
-    if cpu.sregs.cr2 != vcpu.msr(MSR_LSTAR)? {
-        return Ok(false);
-    }
-    complete(&mut cpu, &memory, vcpu.msr(MSR_STAR)?)?;
-    vcpu.store(&cpu)?;
+    complete(cpu, memory, beyond.msr(MSR_STAR)?)?;
     Ok(true)
 }
 

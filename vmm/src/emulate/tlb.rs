@@ -2,75 +2,112 @@
 #![allow(unsafe_code, reason = "a page that was translated once is accessed by its address")]
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 
 use vm_memory::VolatileSlice;
 
-use super::linear::{Access, Linear, Trouble, exchange_in};
-use super::paging::Regime;
+use super::linear::{Access, Linear, PAGE, Trouble, exchange_in, load_in};
+use super::paging::{Regime, Rights, Way, entry};
 use super::physical::Physical;
 
-const PAGE: u64 = 4096;
-/// Translations that are kept: enough for what one entry into a kernel touches.
+/// Translations that are kept: enough for what a timer's tick touches, and more.
 const PLACES: usize = 512;
 
-/// An entry that is present (bit 0), the user's (2) and accessed (5): SDM vol. 3A, 4.5.
-const ENTRY: u64 = 1 << 0 | 1 << 2 | 1 << 5;
+/// An entry that is the user's and has been used.
+const ENTRY: u64 = entry::PRESENT | entry::USER | entry::ACCESSED;
 /// Bits that are zero in the entries of a kernel that has no more than 52 bits of physical address; 58 and above are its own.
 const NO_ENTRY: u64 = 0x03f0_0000_0000_0000;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A translation: of a linear page, and where that is in this process.
 #[derive(Clone, Copy)]
 struct Kept {
-    /// The page's number, and the generation in which it was found.
+    /// The page's number, and the generation in which it was last found good.
     page: u64,
     generation: u64,
+    /// The generation in which it was last told that the page may be stored to.
+    told: u64,
     host: u64,
-    /// A bit for each [`Access`] that was found allowed.
-    allowed: u8,
+    /// Where it is for the guest.
+    gpa: u64,
+    rights: Rights,
 }
 
-/// Translations, for as long as they are good. The places are used again and again.
+/// Translations that were found. The places are used again and again.
 pub(super) struct Translations {
     kept: Box<[Cell<Kept>]>,
+    /// By the same places.
+    ways: RefCell<Box<[Way]>>,
     generation: Cell<u64>,
+    /// What was found before this generation is of no use.
+    oldest: Cell<u64>,
+    /// What the last was found under.
+    regime: Cell<Option<Regime>>,
 }
 
 impl Default for Translations {
     fn default() -> Self {
-        let none = Kept { page: 0, generation: 0, host: 0, allowed: 0 };
-        Translations { kept: vec![Cell::new(none); PLACES].into(), generation: Cell::new(1) }
+        Translations::with_places(PLACES)
     }
 }
 
 impl Translations {
-    /// Forgets all of them.
-    pub(super) fn flush(&self) {
-        self.generation.set(self.generation.get() + 1);
+    /// For one instruction.
+    pub(super) fn few() -> Translations {
+        Translations::with_places(8)
+    }
+
+    fn with_places(places: usize) -> Translations {
+        let none = Kept { page: 0, generation: 0, told: 0, host: 0, gpa: 0, rights: Rights::NONE };
+        Translations {
+            kept: vec![Cell::new(none); places].into(),
+            ways: RefCell::new(vec![Way::NONE; places].into()),
+            generation: Cell::new(1),
+            oldest: Cell::new(1),
+            regime: Cell::new(None),
+        }
+    }
+
+    /// From now on the vCPU has `regime`, and may have changed its page tables: what was found has to be looked at again.
+    fn begin(&self, regime: &Regime) {
+        let next = self.generation.get() + 1;
+        self.generation.set(next);
+        if self.regime.replace(Some(*regime)).is_none_or(|before| !before.is_like(regime)) {
+            self.oldest.set(next);
+        }
+    }
+
+    #[inline]
+    fn place(&self, page: u64) -> usize {
+        // A kernel's areas begin at round addresses, and their first pages are as dear as any.
+        (page ^ page >> 9 ^ page >> 18 ^ page >> 27) as usize & (self.kept.len() - 1)
     }
 }
 
 /// A vCPU's linear memory, under one regime.
 ///
 /// What a translation leads to is the window, whose place does not change. So translations go stale for one reason alone:
-/// the guest changed its page tables, which it tells its processor, and that is the caller's to heed
-/// ([`Translations::flush`]).
+/// the guest changed its page tables. While it does so here, it has to tell its processor, and that is KVM's to carry out. When
+/// KVM has run the vCPU, nobody knows what the guest told its processor; then a translation is good again when the entries that
+/// led to it are what they were ([`Way::holds`]), which is all that a walk would find.
 pub(super) struct Tlb<'r> {
     physical: Physical<'r>,
-    regime: RefCell<Regime>,
+    regime: Cell<Regime>,
     translations: &'r Translations,
+    /// Where the root is in this process, once asked.
+    root: Cell<Option<u64>>,
     /// Whether entries of page tables are KVM's to change.
     guards_tables: bool,
 }
 
 impl<'r> Tlb<'r> {
+    /// Once for each stay of the vCPU in this process. `translations` are always the same RAM's.
     pub(super) fn new(
         physical: Physical<'r>,
         regime: Regime,
         translations: &'r Translations,
     ) -> Tlb<'r> {
-        Tlb { physical, regime: RefCell::new(regime), translations, guards_tables: false }
+        translations.begin(&regime);
+        let root = Cell::new(None);
+        Tlb { physical, regime: Cell::new(regime), translations, root, guards_tables: false }
     }
 
     /// The same, where a store that may change a page table is refused with [`Trouble::Table`].
@@ -91,7 +128,7 @@ impl<'r> Tlb<'r> {
         let word = host.wrapping_sub((address % 8) as usize).cast::<u64>();
         // SAFETY: as in `with`; an aligned word does not cross a page.
         let word = unsafe { word.read_volatile() };
-        let page = word & ADDRESS;
+        let page = word & entry::ADDRESS;
         word & (ENTRY | NO_ENTRY) == ENTRY
             && page != 0
             && self.physical.holds(page)
@@ -100,41 +137,77 @@ impl<'r> Tlb<'r> {
 
     /// Says that RFLAGS.AC is `on`, which decides about the user's pages.
     pub(super) fn set_ac(&self, on: bool) {
-        let mut regime = self.regime.borrow_mut();
-        if regime.ac != on {
-            regime.ac = on;
-            self.translations.flush();
-        }
+        self.regime.set(self.regime.get().with_ac(on));
     }
 
     /// Where the byte at `address` is in this process; good for the rest of its page.
     #[inline]
     pub(super) fn host(&self, address: u64, access: Access) -> Result<*mut u8, Trouble> {
         let page = address / PAGE;
-        let kept = self.translations.kept[page as usize % PLACES].get();
-        let current = kept.page == page && kept.generation == self.translations.generation.get();
-        if current && kept.allowed & bit(access) != 0 {
+        let kept = self.translations.kept[self.translations.place(page)].get();
+        // A store that nobody was told of would be lost to who looks for changes.
+        let good = if access == Access::Write { kept.told } else { kept.generation };
+        let current = kept.page == page && good == self.translations.generation.get();
+        if current && kept.rights.allow(access, self.regime.get().ac) {
             return Ok((kept.host + address % PAGE) as *mut u8);
         }
-        let known = if current { kept.allowed } else { 0 };
-        self.find(address, access, known)
+        self.look_again(address, access)
+    }
+
+    /// A translation that was good may be so still.
+    #[inline(never)]
+    fn look_again(&self, address: u64, access: Access) -> Result<*mut u8, Trouble> {
+        let page = address / PAGE;
+        let translations = self.translations;
+        let place = translations.place(page);
+        let mut kept = translations.kept[place].get();
+        if kept.page != page || kept.generation < translations.oldest.get() {
+            return self.find(address, access);
+        }
+        if kept.generation != translations.generation.get() {
+            let root = self.root()?;
+            // SAFETY: the RAM that the way was found in is mapped where it was for as long as it is there, which `'r`
+            // borrows; the root's page is in it.
+            if !unsafe { translations.ways.borrow()[place].holds(root) } {
+                return self.find(address, access);
+            }
+            kept.generation = translations.generation.get();
+            translations.kept[place].set(kept);
+        }
+        if !kept.rights.allow(access, self.regime.get().ac) {
+            return self.find(address, access);
+        }
+        if access == Access::Write {
+            self.physical.will_write(kept.gpa);
+            kept.told = kept.generation;
+            translations.kept[place].set(kept);
+        }
+        Ok((kept.host + address % PAGE) as *mut u8)
+    }
+
+    fn root(&self) -> Result<u64, Trouble> {
+        if let Some(root) = self.root.get() {
+            return Ok(root);
+        }
+        let page = self.physical.slice(self.regime.get().root(), PAGE as usize, false)?;
+        let root = page.ptr_guard().as_ptr() as u64;
+        self.root.set(Some(root));
+        Ok(root)
     }
 
     #[cold]
-    fn find(&self, address: u64, access: Access, known: u8) -> Result<*mut u8, Trouble> {
+    fn find(&self, address: u64, access: Access) -> Result<*mut u8, Trouble> {
         let page = address / PAGE;
-        let gpa = self.regime.borrow().translate(&self.physical, address, access)?;
-        let slice =
-            self.physical.slice(gpa & !(PAGE - 1), PAGE as usize, access == Access::Write)?;
+        let walk = self.regime.get().walk(&self.physical, address, access)?;
+        let start = walk.gpa & !(PAGE - 1);
+        let slice = self.physical.slice(start, PAGE as usize, access == Access::Write)?;
         let host = slice.ptr_guard_mut().as_ptr() as u64;
-        // What may be written may be read, but not the other way: the dirty bit is set by the first write.
-        let also = if access == Access::Write { bit(Access::Read) } else { 0 };
-        self.translations.kept[page as usize % PLACES].set(Kept {
-            page,
-            generation: self.translations.generation.get(),
-            host,
-            allowed: known | bit(access) | also,
-        });
+        let place = self.translations.place(page);
+        let generation = self.translations.generation.get();
+        let told = if access == Access::Write { generation } else { 0 };
+        let (gpa, rights) = (start, walk.rights);
+        self.translations.kept[place].set(Kept { page, generation, told, host, gpa, rights });
+        self.translations.ways.borrow_mut()[place] = walk.way;
         Ok((host + address % PAGE) as *mut u8)
     }
 
@@ -170,10 +243,6 @@ fn may_be_table(host: *const u8) -> bool {
 #[repr(C, packed)]
 struct Anywhere<T>(T);
 
-fn bit(access: Access) -> u8 {
-    1 << access as u8
-}
-
 impl Linear for Tlb<'_> {
     fn with(
         &self,
@@ -204,7 +273,7 @@ impl Linear for Tlb<'_> {
     #[inline]
     fn load(&self, address: u64, width: usize) -> Result<u64, Trouble> {
         if width > Self::room(address) {
-            return load_apart(self, address, width);
+            return load_in(self, address, width);
         }
         let host = self.host(address, Access::Read)?;
         // SAFETY: as in `with`. What others write at the same time is seen or not, as by any load; x86 needs no alignment.
@@ -214,7 +283,7 @@ impl Linear for Tlb<'_> {
                 2 => host.cast::<Anywhere<u16>>().read_volatile().0.into(),
                 4 => host.cast::<Anywhere<u32>>().read_volatile().0.into(),
                 8 => host.cast::<Anywhere<u64>>().read_volatile().0,
-                _ => return load_apart(self, address, width),
+                _ => return load_in(self, address, width),
             }
         })
     }
@@ -240,13 +309,4 @@ impl Linear for Tlb<'_> {
         }
         Ok(())
     }
-}
-
-/// A load that crosses a page, or of an odd width.
-#[cold]
-fn load_apart(memory: &Tlb<'_>, address: u64, width: usize) -> Result<u64, Trouble> {
-    let mut raw = [0; 8];
-    let part: Range<usize> = 0..width;
-    memory.read(address, &mut raw[part], Access::Read)?;
-    Ok(u64::from_le_bytes(raw))
 }

@@ -14,15 +14,13 @@ use kvm_ioctls::VcpuFd;
 use crate::config::{Feature, Register};
 
 use super::Why;
-use super::cpu::{Beyond, Cpu};
+use super::cpu::{Beyond, Cpu, control};
 use super::linear::Trouble;
 
 /// `KVM_GET_DEVICE_ATTR`.
 const GET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee2;
 const MSR_TSC: u32 = 0x10;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
-/// CR4.PGE: KVM drops every translation of a vCPU for which it changes.
-const CR4_PGE: u64 = 1 << 7;
 
 /// A vCPU of KVM's, for one instruction or one burst of them.
 pub(super) struct Hosted<'a> {
@@ -45,21 +43,30 @@ impl<'a> Hosted<'a> {
     /// # Errors
     /// KVM does not take them.
     pub(super) fn store(&self, cpu: &Cpu) -> Result<(), Why> {
-        let refused = |_| Why::State("KVM does not take its registers");
+        self.store_special(cpu)?;
+        self.fd.set_regs(&cpu.regs).map_err(refused)
+    }
+
+    /// All but the general ones.
+    ///
+    /// # Errors
+    /// As [`Hosted::store`].
+    pub(super) fn store_special(&self, cpu: &Cpu) -> Result<(), Why> {
         if let Some((was, is)) = self.kernel_gs.take()
             && was != is
         {
             self.set_msr(MSR_KERNEL_GS_BASE, is)?;
         }
         if cpu.forget_translations {
+            // KVM drops every translation of a vCPU for which PGE changes.
             let mut other = cpu.sregs;
-            other.cr4 ^= CR4_PGE;
+            other.cr4 ^= control::CR4_PGE;
             self.fd.set_sregs(&other).map_err(refused)?;
         }
         if cpu.special_changed || cpu.forget_translations {
             self.fd.set_sregs(&cpu.sregs).map_err(refused)?;
         }
-        self.fd.set_regs(&cpu.regs).map_err(refused)
+        Ok(())
     }
 
     /// Leaves an exception to KVM, which delivers it when it runs the guest.
@@ -75,15 +82,6 @@ impl<'a> Hosted<'a> {
         events.exception.has_error_code = code.is_some().into();
         events.exception.error_code = code.unwrap_or(0);
         self.fd.set_vcpu_events(&events).map_err(refused)
-    }
-
-    fn set_msr(&self, index: u32, value: u64) -> Result<(), Why> {
-        let refused = Why::State("KVM does not take a model-specific register");
-        let Some(msrs) = one(index, value) else { return Err(refused) };
-        match self.fd.set_msrs(&msrs) {
-            Ok(1) => Ok(()),
-            _ => Err(refused),
-        }
     }
 
     /// `KVM_VCPU_TSC_OFFSET`, exact where a difference of two readings would not be.
@@ -173,6 +171,15 @@ impl Beyond for Hosted<'_> {
         }
     }
 
+    fn set_msr(&self, index: u32, value: u64) -> Result<(), Trouble> {
+        let refused = Trouble::State("KVM does not take a model-specific register");
+        let msrs = one(index, value).ok_or(refused)?;
+        match self.fd.set_msrs(&msrs) {
+            Ok(1) => Ok(()),
+            _ => Err(refused),
+        }
+    }
+
     fn exchange_kernel_gs(&self, value: u64) -> Result<u64, Trouble> {
         let (was, is) = match self.kernel_gs.get() {
             Some(both) => both,
@@ -184,6 +191,10 @@ impl Beyond for Hosted<'_> {
         self.kernel_gs.set(Some((was, value)));
         Ok(is)
     }
+}
+
+fn refused(_: kvm_ioctls::Error) -> Why {
+    Why::State("KVM does not take its registers")
 }
 
 fn one(index: u32, data: u64) -> Option<Msrs> {

@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::emulate::{Interpreter, Left, PAGE_FAULT, Profiler, Shared, finish, handler};
+use crate::emulate::{Came, Interpreter, Left, Profiler, Shared, beside, entries};
 use crate::ram::Ram;
 
 use super::kick::Alarm;
@@ -22,14 +22,15 @@ use super::kick::Alarm;
 /// busy host.
 const BRIEF: Duration = Duration::from_micros(10);
 const LESS_BRIEF: Duration = Duration::from_millis(1);
-/// How long KVM runs the guest before it is looked whether it is in ring 0: at first, and at most.
+/// How long KVM runs the guest before it is looked whether it is in ring 0: where it was the last time, and at most. The most is
+/// more than the 4 ms of a common kernel's tick, which sets the alarm anew: where the processor computes, it does not ring.
 const SOON: Duration = Duration::from_micros(200);
-const LATE: Duration = Duration::from_millis(2);
+const LATE: Duration = Duration::from_millis(5);
 
 /// DR7 without a breakpoint (SDM vol. 3B, 17.2.4): bit 10 is always set, bit 2n has breakpoint n on, for instructions.
 const DR7_FIXED: u64 = 1 << 10;
-/// Page faults and the timer.
-const ALL_WATCHED: usize = 2;
+/// Breakpoints that there are.
+const BREAKPOINTS: usize = 4;
 /// How often it is looked for them; a kernel that has no timer has none.
 const LOOKS: u32 = 100_000;
 
@@ -44,8 +45,8 @@ pub(super) struct Ring0 {
     wait: Duration,
     brief: Duration,
     shared: Arc<Shared>,
-    /// Breakpoints that are set.
-    watched: usize,
+    /// Whether breakpoints are set.
+    watches: bool,
     /// Times that it was looked where they belong.
     looks: u32,
 }
@@ -55,7 +56,8 @@ impl Ring0 {
     ///
     /// # Errors
     /// There is no timer to be had.
-    pub(super) fn new(shared: Arc<Shared>) -> std::io::Result<Ring0> {
+    pub(super) fn new(shared: Arc<Shared>, vcpu: &mut VcpuFd) -> std::io::Result<Ring0> {
+        beside::begin(vcpu);
         Ok(Ring0 {
             interpreter: Interpreter::new(Arc::clone(&shared)),
             shared,
@@ -63,7 +65,7 @@ impl Ring0 {
             left: Left::Guest,
             wait: SOON,
             brief: BRIEF,
-            watched: 0,
+            watches: false,
             looks: 0,
         })
     }
@@ -82,23 +84,22 @@ impl Ring0 {
     /// What KVM does not tell or take, in words.
     pub(super) fn after(
         &mut self,
-        vcpu: &VcpuFd,
+        vcpu: &mut VcpuFd,
         ram: &dyn Ram,
         profiler: Option<&mut Profiler>,
     ) -> Result<(), String> {
-        self.alarm.clear();
-        if self.left == Left::Guest && is_halted(vcpu) {
+        let was_left = self.left;
+        if was_left == Left::Guest && is_halted(vcpu) {
+            self.alarm.clear();
             self.wait = LATE;
             return Ok(());
         }
-        let before = self.interpreter.instructions();
-        self.left =
-            self.interpreter.run(vcpu, ram, profiler).map_err(|refusal| refusal.to_string())?;
-        let ran = self.interpreter.instructions() > before;
-        self.wait = if ran { SOON } else { (2 * self.wait).min(LATE) };
-        self.brief = if ran { BRIEF } else { (2 * self.brief).min(LESS_BRIEF) };
-        if self.left == Left::Guest && self.watched < ALL_WATCHED && self.looks < LOOKS {
-            self.watch(vcpu, ram)?;
+        let ran = self.go_on(vcpu, ram, Came::Otherwise, profiler)?;
+        // Who was found in ring 0 came there unseen.
+        match was_left {
+            Left::Guest if ran => self.wait = SOON,
+            Left::Guest => self.wait = (2 * self.wait).min(LATE),
+            Left::One => {}
         }
         Ok(())
     }
@@ -109,38 +110,67 @@ impl Ring0 {
     /// As [`Ring0::after`].
     pub(super) fn entered(
         &mut self,
-        vcpu: &VcpuFd,
+        vcpu: &mut VcpuFd,
         ram: &dyn Ram,
         profiler: Option<&mut Profiler>,
     ) -> Result<(), String> {
-        finish(vcpu, ram, &self.shared).map_err(|refusal| refusal.to_string())?;
-        self.left = Left::One;
-        self.after(vcpu, ram, profiler)
+        self.go_on(vcpu, ram, Came::ToBreakpoint, profiler).map(|_| ())
     }
 
-    /// Puts breakpoints where the guest's kernel is entered, as far as it has said where.
+    /// An instruction of ring 0 was carried out behind KVM's back: what KVM has told of the vCPU holds no more.
+    pub(super) fn assisted(&mut self) {
+        self.alarm.clear();
+        self.left = Left::One;
+    }
+
+    /// KVM has to have all that it is to know of the vCPU, because somebody will ask.
+    ///
+    /// # Errors
+    /// What KVM does not take, in words.
+    pub(super) fn settle(&self, vcpu: &mut VcpuFd) -> Result<(), String> {
+        beside::settle(vcpu).map_err(|refusal| refusal.to_string())
+    }
+
+    /// Whether there was an instruction for the interpreter.
+    fn go_on(
+        &mut self,
+        vcpu: &mut VcpuFd,
+        ram: &dyn Ram,
+        came: Came,
+        profiler: Option<&mut Profiler>,
+    ) -> Result<bool, String> {
+        self.alarm.clear();
+        let before = self.interpreter.instructions();
+        let left = self.interpreter.run(vcpu, ram, came, profiler);
+        self.left = left.map_err(|refusal| refusal.to_string())?;
+        let ran = self.interpreter.instructions() > before;
+        self.brief = if ran { BRIEF } else { (2 * self.brief).min(LESS_BRIEF) };
+        if self.left == Left::Guest && !self.watches && self.looks < LOOKS {
+            self.settle(vcpu)?;
+            self.watch(vcpu, ram)?;
+        }
+        Ok(ran)
+    }
+
+    /// Puts breakpoints where the guest's kernel is entered, once it has said where.
     fn watch(&mut self, vcpu: &VcpuFd, ram: &dyn Ram) -> Result<(), String> {
         self.looks += 1;
-        let mut found = vec![PAGE_FAULT];
-        found.extend(timer_vector(vcpu)?);
+        let Some(timer) = timer_vector(vcpu)? else { return Ok(()) };
+        let entries = entries(vcpu, ram, &self.shared, timer);
+        let Some(entries) = entries.map_err(|refusal| refusal.to_string())? else {
+            return Ok(());
+        };
         let mut debug = kvm_guest_debug {
             control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
             ..kvm_guest_debug::default()
         };
         debug.arch.debugreg[7] = DR7_FIXED;
-        for (index, vector) in found.iter().enumerate() {
-            let handler = handler(vcpu, ram, &self.shared, *vector);
-            let Some(handler) = handler.map_err(|refusal| refusal.to_string())? else {
-                return Ok(());
-            };
-            debug.arch.debugreg[index] = handler;
+        for (index, entry) in entries.into_iter().enumerate().take(BREAKPOINTS) {
+            debug.arch.debugreg[index] = entry;
             debug.arch.debugreg[7] |= 1 << (2 * index);
         }
-        if found.len() > self.watched {
-            vcpu.set_guest_debug(&debug)
-                .map_err(|error| format!("KVM_SET_GUEST_DEBUG: {error}"))?;
-            self.watched = found.len();
-        }
+        vcpu.set_guest_debug(&debug).map_err(|error| format!("KVM_SET_GUEST_DEBUG: {error}"))?;
+        self.watches = true;
         Ok(())
     }
 }

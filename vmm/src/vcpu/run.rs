@@ -132,10 +132,10 @@ impl Vcpu {
         let stage = Arc::clone(&self.stage);
         let passer = stage.gate().join();
         let mut profiler = self.profile.clone().map(Profiler::new);
-        let alarms = || {
+        let mut alarms = || {
             let no_timer = |error| format!("no timer for a vCPU ({error}),");
             let sampler = profiler.is_some().then(Alarm::new).transpose().map_err(no_timer)?;
-            let ring0 = self.runs_ring0.then(|| Ring0::new(Arc::clone(&self.shared)));
+            let ring0 = self.runs_ring0.then(|| Ring0::new(Arc::clone(&self.shared), &mut self.fd));
             Ok((sampler, ring0.transpose().map_err(no_timer)?))
         };
         let (sampler, mut ring0) = match alarms() {
@@ -150,6 +150,10 @@ impl Vcpu {
                     // It finishes that and leaves, or has another part of it for a device.
                     self.fd.set_kvm_immediate_exit(1);
                 } else {
+                    if let Some(Err(what)) = ring0.as_ref().map(|ring0| ring0.settle(&mut self.fd))
+                    {
+                        stage.end(Ending::Kvm { what, cpu: self.report() });
+                    }
                     passer.wait(self.index, &self.fd);
                 }
             }
@@ -182,15 +186,16 @@ impl Vcpu {
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
                 }
-                Outcome::InternalError => {
-                    match self.assist().and_then(|()| self.go_on(&mut ring0, profiler.as_mut())) {
-                        Ok(()) => continue,
-                        Err(what) => Ending::Kvm { what, cpu: self.report() },
+                Outcome::InternalError => match self.assist() {
+                    Ok(()) => {
+                        ring0.iter_mut().for_each(Ring0::assisted);
+                        continue;
                     }
-                }
+                    Err(what) => Ending::Kvm { what, cpu: self.report() },
+                },
                 Outcome::Entered => {
                     let Some(ring0) = &mut ring0 else { continue };
-                    match ring0.entered(&self.fd, &*self.ram, profiler.as_mut()) {
+                    match ring0.entered(&mut self.fd, &*self.ram, profiler.as_mut()) {
                         Ok(()) => continue,
                         Err(what) => Ending::Kvm { what, cpu: self.report() },
                     }
@@ -208,12 +213,12 @@ impl Vcpu {
 
     /// Goes on in ring 0, if that is this monitor's. KVM has finished what it began: after an access to a device it has not.
     fn go_on(
-        &self,
+        &mut self,
         ring0: &mut Option<Ring0>,
         profiler: Option<&mut Profiler>,
     ) -> Result<(), String> {
         let Some(ring0) = ring0 else { return Ok(()) };
-        ring0.after(&self.fd, &*self.ram, profiler)
+        ring0.after(&mut self.fd, &*self.ram, profiler)
     }
 
     /// Notes for the profile where KVM came back from, and why.

@@ -8,7 +8,10 @@ use crate::emulate::linear::{Access, Trouble};
 use crate::emulate::step::Step;
 
 const MSR_TSC_AUX: u32 = 0xc000_0103;
-const CR4_PCIDE: u64 = 1 << 17;
+/// The time at which the local APIC's timer rings, and the end of an interrupt in x2APIC mode (SDM vol. 3A, 11.5.4.1 and
+/// table 11-6): what every tick writes.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+const MSR_X2APIC_EOI: u32 = 0x80b;
 
 /// CLAC and STAC.
 pub(super) fn access_check(step: &mut Step<'_>, lifted: bool) -> Result<(), Trouble> {
@@ -75,6 +78,17 @@ pub(super) fn rdtscp(step: &mut Step<'_>) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// To a register of which KVM is told as well as the guest tells it. Every other is KVM's, with what it checks and changes.
+pub(super) fn wrmsr(step: &mut Step<'_>) -> Result<(), Trouble> {
+    let regs = &step.cpu.regs;
+    let (index, value) = (regs.rcx as u32, regs.rdx << 32 | regs.rax & 0xffff_ffff);
+    if step.cpu.cpl() != 0 || !matches!(index, MSR_TSC_DEADLINE | MSR_X2APIC_EOI) {
+        return Err(Trouble::Unknown);
+    }
+    // What KVM does not take from here it may take from the guest, or it raises the exception.
+    step.beyond.set_msr(index, value).map_err(|_| Trouble::Unknown)
+}
+
 /// CR4.TSD, which would deny it to ring 3, is nothing to ring 0.
 pub(super) fn rdtsc(step: &mut Step<'_>) -> Result<(), Trouble> {
     if step.cpu.cpl() != 0 {
@@ -128,7 +142,7 @@ pub(super) fn invpcid(step: &mut Step<'_>) -> Result<(), Trouble> {
     let mut descriptor = [0; 16];
     step.memory.read(step.address()?, &mut descriptor, Access::Read)?;
     let pcid = u64::from_le_bytes(descriptor[..8].try_into().expect("eight bytes"));
-    let needs_pcide = kind <= 1 && pcid != 0 && step.cpu.sregs.cr4 & CR4_PCIDE == 0;
+    let needs_pcide = kind <= 1 && pcid != 0 && step.cpu.sregs.cr4 & control::CR4_PCIDE == 0;
     if kind > 3 || pcid >> 12 != 0 || needs_pcide {
         return Err(Exception::protection().into());
     }

@@ -105,6 +105,7 @@ fn rare(step: &mut Step<'_>) -> Result<(), Trouble> {
         Mnemonic::Rdtsc => control::rdtsc(step),
         Mnemonic::Rdtscp => control::rdtscp(step),
         Mnemonic::Rdpid => control::rdpid(step),
+        Mnemonic::Wrmsr => control::wrmsr(step),
         Mnemonic::Invpcid => control::invpcid(step),
         // They order or hint, and an exit from the guest orders everything.
         Mnemonic::Lfence

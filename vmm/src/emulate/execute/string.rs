@@ -8,13 +8,11 @@ use iced_x86::{OpKind, Register};
 use vm_memory::Bytes;
 
 use crate::emulate::cpu::flag;
-use crate::emulate::linear::{Access, Trouble};
+use crate::emulate::linear::{Access, PAGE, Trouble};
 use crate::emulate::step::{Step, cut};
 
 use super::flags::{of_difference, replace};
 
-/// The smallest page.
-const PAGE: u64 = 4096;
 /// How many bytes are done before others have a chance.
 const BUDGET: u64 = PAGE;
 /// Copies up to this size are made through less of the stack.

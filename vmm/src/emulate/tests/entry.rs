@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use crate::emulate::carry_out;
 use crate::emulate::cpu::{Cpu, flag};
 use crate::emulate::deliver::through_gate;
+use crate::emulate::entries::crossing;
 use crate::emulate::exception::{BREAKPOINT, Exception, PAGE_FAULT};
 use crate::emulate::linear::{Linear, Trouble};
 use crate::emulate::paging::Regime;
@@ -162,6 +163,39 @@ fn iret_returns_within_ring_0() {
         }
         assert_eq!(carry_out(&iret, cpu, tlb, &Nothing), Ok(()));
         assert_eq!((cpu.regs.rip, cpu.regs.rsp, cpu.regs.rflags), (0x5000, 0x8000, flags));
+    });
+}
+
+/// As Linux has it: a byte that says which vector it was, and a jump.
+#[test]
+fn the_handlers_of_devices_are_watched_where_they_meet() {
+    const STUBS: u64 = 0xb000;
+    let memory = Memory::new();
+    let stub = |at: u64, number: u8, target: u64| {
+        // push number; jmp target
+        let distance = (target as i64 - (at as i64 + 7)) as u32;
+        let [a, b, c, d] = distance.to_le_bytes();
+        memory.put(at, u64::from_le_bytes([0x6a, number, 0xe9, a, b, c, d, 0x90]));
+    };
+    let gate = |vector: u64, handler: u64| {
+        let low = handler & 0xffff | u64::from(CS) << 16 | 0xe << 40 | 1 << 47;
+        memory.put(IDT + 16 * vector, low | (handler >> 16) << 48);
+    };
+    machine(&memory, |cpu, tlb| {
+        assert_eq!(crossing(cpu, tlb), None, "there is no gate");
+        gate(0x30, STUBS);
+        gate(0x31, STUBS + 8);
+        assert_eq!(
+            crossing(cpu, tlb),
+            None,
+            "the first instruction is an add, and so are those behind it"
+        );
+        stub(STUBS, 0x30, 0xc000);
+        assert_eq!(crossing(cpu, tlb), None, "one of them goes nowhere");
+        stub(STUBS + 8, 0x31, 0xc100);
+        assert_eq!(crossing(cpu, tlb), None, "they do not meet");
+        stub(STUBS + 8, 0x31, 0xc000);
+        assert_eq!(crossing(cpu, tlb), Some(0xc000));
     });
 }
 

@@ -98,15 +98,6 @@ impl Beyond for Extended {
     fn msr(&self, _: u32) -> Result<u64, Trouble> {
         Ok(0)
     }
-    fn cpuid(&self, _: u32, _: u32) -> Result<[u32; 4], Trouble> {
-        Err(Trouble::Unknown)
-    }
-    fn tsc(&self) -> Result<u64, Trouble> {
-        Err(Trouble::Unknown)
-    }
-    fn exchange_kernel_gs(&self, _: u64) -> Result<u64, Trouble> {
-        Err(Trouble::Unknown)
-    }
 }
 
 /// What of `MASK` this machine has.

@@ -3,9 +3,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::kvm_sregs;
 
+use crate::emulate::cpu::control::{
+    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
+};
+use crate::emulate::cpu::flag;
 use crate::emulate::exception::Exception;
 use crate::emulate::linear::{Access, Linear, Trouble};
 use crate::emulate::paging::Regime;
+use crate::emulate::paging::entry::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use crate::emulate::physical::Physical;
 use crate::emulate::tlb::{Tlb, Translations};
 use crate::kvm::Slot;
@@ -15,25 +20,9 @@ const BYTES: u64 = 0x10000;
 /// Tables, from the root down.
 const TABLES: [u64; 5] = [0x1000, 0x2000, 0x3000, 0x4000, 0x5000];
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 2;
-const USER: u64 = 4;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
 const ALL: u64 = PRESENT | WRITABLE | USER;
-
-const CR0_PG: u64 = 1 << 31 | 1;
-const CR0_WP: u64 = 1 << 16;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
-const AC: u64 = 1 << 18;
+/// Protected mode with paging.
+const CR0_PAGING: u64 = CR0_PG | 1;
 
 /// 64 KiB at 0.
 #[derive(Debug)]
@@ -93,7 +82,7 @@ impl Machine {
     /// 64-bit mode with everything that guards.
     fn long() -> Machine {
         let cr4 = CR4_PAE | CR4_SMEP | CR4_SMAP;
-        Machine::new(CR0_PG | CR0_WP, cr4, EFER_LMA | EFER_NXE)
+        Machine::new(CR0_PAGING | CR0_WP, cr4, EFER_LMA | EFER_NXE)
     }
 
     /// Maps `linear` by `levels` entries with everything allowed, the last one being `leaf`; where those entries are.
@@ -109,7 +98,8 @@ impl Machine {
     }
 
     fn translate(&self, linear: u64, access: Access) -> Result<u64, Trouble> {
-        Regime::of(&self.sregs, self.rflags).translate(&Physical::of(&self.memory), linear, access)
+        let regime = Regime::of(&self.sregs, self.rflags);
+        regime.walk(&Physical::of(&self.memory), linear, access).map(|walk| walk.gpa)
     }
 
     fn user(&mut self) {
@@ -161,7 +151,7 @@ fn five_levels() {
 
 #[test]
 fn physical_address_extension() {
-    let mut machine = Machine::new(CR0_PG, CR4_PAE, EFER_NXE);
+    let mut machine = Machine::new(CR0_PAGING, CR4_PAE, EFER_NXE);
     // The pointers may lie anywhere at 32 bytes.
     machine.sregs.cr3 = 0x1020;
     let linear = 0xc060_3123;
@@ -180,7 +170,7 @@ fn physical_address_extension() {
 
 #[test]
 fn thirty_two_bits() {
-    let machine = Machine::new(CR0_PG, CR4_PSE, 0);
+    let machine = Machine::new(CR0_PAGING, CR4_PSE, 0);
     let linear = 0x0040_5678;
     machine.memory.put_half(0x1000 + 4, 0x2000 | ALL as u32);
     machine.memory.put_half(0x2000 + 4 * 5, 0xabcd_e000 | ALL as u32);
@@ -191,7 +181,7 @@ fn thirty_two_bits() {
     machine.memory.put_half(0x1000 + 4, 0x8040_0000 | 0x2000 | (ALL | LARGE) as u32);
     assert_eq!(machine.translate(linear, Access::Write), Ok(0x1_8040_5678));
     // Without PSE the bit says nothing.
-    let mut machine = Machine::new(CR0_PG, 0, 0);
+    let mut machine = Machine::new(CR0_PAGING, 0, 0);
     machine.memory.put_half(0x1000 + 4, 0x2000 | (ALL | LARGE) as u32);
     machine.memory.put_half(0x2000 + 4 * 5, 0xabcd_e000 | PRESENT as u32);
     assert_eq!(machine.translate(linear, Access::Read), Ok(0xabcd_e678));
@@ -226,7 +216,7 @@ fn what_a_kernel_may_do() {
     assert_eq!(code(&machine, ALL, Access::Read), Some(0b00001));
     assert_eq!(code(&machine, ALL, Access::Write), Some(0b00011));
     assert_eq!(code(&machine, ALL, Access::Fetch), Some(0b10001));
-    machine.rflags = AC;
+    machine.rflags = flag::ALIGNMENT;
     assert_eq!(code(&machine, ALL, Access::Write), None);
     assert_eq!(code(&machine, ALL, Access::Fetch), Some(0b10001));
     machine.sregs.cr4 = CR4_PAE;
@@ -310,4 +300,99 @@ fn over_two_pages() {
     assert_eq!(machine.memory.at(0x9000), 0x99aa_bbcc_ffff_ffff);
     // A locked one would need the bus.
     assert_eq!(paged.exchange(0x1ffc, 8, &mut |old| old), Err(Trouble::Unknown));
+}
+
+/// A page at 0x1000, with its entries, and one stay of the vCPU after the other.
+struct Stays {
+    machine: Machine,
+    entries: Vec<u64>,
+    translations: Translations,
+}
+
+impl Stays {
+    fn new() -> Stays {
+        let machine = Machine::long();
+        let entries = machine.map(0x1000, 3, 0, 0x8000 | PRESENT | WRITABLE);
+        machine.memory.put(0x8000, 8);
+        machine.memory.put(0x9000, 9);
+        Stays { machine, entries, translations: Translations::default() }
+    }
+
+    fn stay<R>(&self, act: impl FnOnce(&Tlb<'_>) -> R) -> R {
+        let regime = Regime::of(&self.machine.sregs, self.machine.rflags);
+        act(&Tlb::new(Physical::of(&self.machine.memory), regime, &self.translations))
+    }
+
+    fn load(&self) -> Result<u64, Trouble> {
+        self.stay(|tlb| tlb.load(0x1000, 8))
+    }
+}
+
+/// A guest tells its processor of a change, and whoever ran the vCPU meanwhile may have heard it: what was kept is looked at.
+#[test]
+fn a_translation_that_was_kept_is_good_while_its_entries_are_the_same() {
+    let stays = Stays::new();
+    let leaf = stays.entries[3];
+    assert_eq!(stays.load(), Ok(8));
+    assert_eq!(stays.load(), Ok(8));
+    // Within one stay it may be old, as in a processor.
+    stays.stay(|tlb| {
+        assert_eq!(tlb.load(0x1000, 8), Ok(8));
+        stays.machine.memory.put(leaf, 0x9000 | PRESENT | WRITABLE);
+        assert_eq!(tlb.load(0x1000, 8), Ok(8));
+    });
+    assert_eq!(stays.load(), Ok(9));
+    // Any level counts.
+    for &at in &stays.entries {
+        let entry = stays.machine.memory.at(at);
+        stays.machine.memory.put(at, 0);
+        assert_eq!(stays.load(), Err(Exception::page_fault(0x1000, 0).into()));
+        stays.machine.memory.put(at, entry);
+        assert_eq!(stays.load(), Ok(9));
+    }
+}
+
+/// Dirty bits that the guest clears are set again, and rights that it takes are gone.
+#[test]
+fn rights_are_those_of_the_last_walk() {
+    let stays = Stays::new();
+    let leaf = stays.entries[3];
+    let store = || stays.stay(|tlb| tlb.store(0x1000, 8, 7));
+    assert_eq!(store(), Ok(()));
+    assert_eq!(stays.machine.memory.at(leaf) & DIRTY, DIRTY);
+    stays.machine.memory.put(leaf, stays.machine.memory.at(leaf) & !DIRTY);
+    assert_eq!(store(), Ok(()));
+    assert_eq!(stays.machine.memory.at(leaf) & DIRTY, DIRTY);
+    stays.machine.memory.put(leaf, 0x8000 | PRESENT);
+    assert_eq!(store(), Err(Exception::page_fault(0x1000, 0b00011).into()));
+    assert_eq!(stays.load(), Ok(7));
+    // A user's page, with SMAP: RFLAGS.AC decides at once.
+    for &at in &stays.entries {
+        stays.machine.memory.put(at, stays.machine.memory.at(at) | USER);
+    }
+    stays.stay(|tlb| {
+        let refused = Err(Exception::page_fault(0x1000, 0b00001).into());
+        assert_eq!(tlb.load(0x1000, 8), refused);
+        tlb.set_ac(true);
+        assert_eq!(tlb.load(0x1000, 8), Ok(7));
+        tlb.set_ac(false);
+        assert_eq!(tlb.load(0x1000, 8), refused);
+    });
+}
+
+/// Other tables with the same upper entries lead to the same page; others do not, nor does another regime.
+#[test]
+fn a_kernels_translations_outlast_a_change_of_its_tables() {
+    let mut stays = Stays::new();
+    assert_eq!(stays.load(), Ok(8));
+    let other = 0xa000;
+    let entry = stays.machine.memory.at(TABLES[0]);
+    stays.machine.sregs.cr3 = other;
+    assert_eq!(stays.load(), Err(Exception::page_fault(0x1000, 0).into()));
+    stays.machine.memory.put(other, entry);
+    assert_eq!(stays.load(), Ok(8));
+    stays.machine.sregs.cr3 = TABLES[0];
+    assert_eq!(stays.load(), Ok(8));
+    stays.machine.user();
+    assert_eq!(stays.load(), Err(Exception::page_fault(0x1000, 0b00101).into()));
 }
