@@ -2,11 +2,13 @@
 //! all that it can. A boot takes a minute where no processor runs ring 0, so a few boots see all.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tests::{
-    Debian, Report, Running, Slat, Terminal, require_debian, require_guests, require_taps, tree,
-    with_taps,
+    Debian, Report, Running, Scratch, Slat, Terminal, require_debian, require_guests, require_taps,
+    tree, with_taps,
 };
 
 const SLAT: Slat = Slat::at(env!("CARGO_BIN_EXE_slat")).limit(Duration::from_secs(900));
@@ -160,4 +162,105 @@ fn debian_lives_on_less_than_its_ram() {
     assert_no_breaks(&report);
     assert!(count(&report, "balloon.free", "reported") > 0, "free pages are reported");
     assert!(report.number("memory.balloon.given_back") > 0);
+}
+
+/// A running machine's answers at its control socket.
+struct Control(String);
+
+impl Control {
+    fn ask(&self, command: &str, args: &[&str]) -> Value {
+        let output = SLAT.run([&[command, &self.0, "--json"], args].concat());
+        assert_eq!(output.code, Some(0), "{output:?}");
+        serde_json::from_str(&output.stdout).expect("one JSON object")
+    }
+
+    /// A part of the map's `totals.bytes`, in MiB.
+    fn map(&self, part: &str) -> u64 {
+        let map = self.ask("map", &[]);
+        map["totals"]["bytes"][part].as_u64().unwrap_or_else(|| panic!("no {part} in {map}")) >> 20
+    }
+
+    /// What is resident when the guest has reported all that is free: it does so for two seconds after the last was freed.
+    fn resident_at_rest(&self) -> u64 {
+        let started = Instant::now();
+        let mut resident = self.map("resident");
+        loop {
+            sleep(Duration::from_secs(4));
+            let last = std::mem::replace(&mut resident, self.map("resident"));
+            if last.abs_diff(resident) <= 1 {
+                return resident;
+            }
+            assert!(started.elapsed() < Duration::from_secs(120), "it reports for ever");
+        }
+    }
+
+    /// Looks until `is_so`.
+    fn wait_until(&self, what: &str, is_so: impl Fn(&Control) -> bool) {
+        let started = Instant::now();
+        while !is_so(self) {
+            let so_far = || format!("{what}: {:#}", self.ask("map", &[])["totals"]);
+            assert!(started.elapsed() < Duration::from_secs(120), "{}", so_far());
+            sleep(Duration::from_millis(200));
+        }
+        println!("{what}: {:.1} s", started.elapsed().as_secs_f64());
+    }
+}
+
+/// The number in column `column` of what `free` says of memory, in MiB: all, used, free.
+fn free(debian: &mut Debian, column: usize) -> u64 {
+    let free = debian.tell("free");
+    let number = free.line("Mem").split_whitespace().nth(column);
+    let kib: Option<u64> = number.and_then(|number| number.parse().ok());
+    kib.unwrap_or_else(|| panic!("no memory in {}", free.text)) / 1024
+}
+
+/// The map shows what a program touches, what is reported as free after its end, and what goes into the balloon because somebody
+/// asks for it; and the guest has that much less.
+#[test]
+fn the_map_shows_what_debian_gives_back() {
+    const MUCH: u64 = 32;
+    /// Of that, what has to be seen: pages go back in blocks, and the kernel does things of its own.
+    const SEEN: u64 = 20;
+    const UNTIL_TOLD: &str =
+        "until [ -s /tmp/told ]; do sleep 1; done; cat /tmp/told; rm /tmp/told";
+    if !require_guests() || !require_debian() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let control = Control(scratch.path().join("control").display().to_string());
+    let socket = format!("control.socket={}", control.0);
+    let mut debian = Debian::start(SLAT, SLAT.command::<&str>([]), &[&socket], None);
+    debian.boot();
+
+    let before = control.resident_at_rest();
+    debian.tell(&format!("{{ memory {MUCH} 1 0 8 >/tmp/told & }}"));
+    control.wait_until("what is touched is resident", |control| {
+        control.map("resident") >= before + SEEN
+    });
+    let memory = debian.tell(UNTIL_TOLD);
+    assert_eq!(memory.number("memory", "wrong"), 0, "{}", memory.text);
+    control.wait_until("what is free is reported and leaves", |control| {
+        control.map("resident") + SEEN <= before + MUCH && control.map("returned") >= SEEN
+    });
+
+    let (had, returned) = (free(&mut debian, 2), control.map("returned"));
+    let size = format!("{MUCH}M");
+    let asked = control.ask("balloon", &[&size]);
+    assert_eq!(asked["balloons"][0]["target"].as_u64(), Some(MUCH << 20), "{asked}");
+    let holds = |control: &Control, mib: u64| {
+        control.ask("balloon", &[])["balloons"][0]["actual"].as_u64() == Some(mib << 20)
+    };
+    control.wait_until("the balloon fills", |control| holds(control, MUCH));
+    // Pages that were reported before are not returned a second time.
+    assert!(control.map("returned") >= returned.max(MUCH), "{}", control.map("returned"));
+    let has = free(&mut debian, 2);
+    assert!(has + SEEN <= had, "{has} MiB are free, of {had} before");
+    let refused = SLAT.run(["balloon", &control.0, "1G"]);
+    assert!(refused.stderr.contains("more than the RAM of this machine, 256 MiB"), "{refused:?}");
+    control.ask("balloon", &["0"]);
+    control.wait_until("the balloon is empty", |control| holds(control, 0));
+    assert!(free(&mut debian, 2) >= has + SEEN);
+
+    let (_, report) = debian.end("poweroff");
+    assert_no_breaks(&report);
 }

@@ -43,6 +43,8 @@ pub enum Command {
     Map(MapArgs),
     /// Make huge pages out of small ones in a running machine, or see what its collapser does.
     Collapse(CollapseArgs),
+    /// Ask a running guest for memory, or see how much it has given.
+    Balloon(BalloonArgs),
     /// Let a running machine come to rest: no vCPU in its guest, no request under way, no memory pinned.
     Pause(SocketArgs),
     /// Let a machine go on that was paused.
@@ -214,6 +216,30 @@ pub struct CollapseArgs {
     /// Collapse all RAM now, and say what became of it.
     #[arg(long)]
     pub now: bool,
+
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `slat balloon`
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+A balloon is a device that the guest gives pages to, and takes them back from: what is in it leaves the pool. The guest is
+asked for SIZE in all; it gives what it can spare, by and by. A machine has one if its config has a table [balloon.NAME].
+
+Examples:
+  slat run configs/balloon.toml --control /run/slat.sock
+  slat balloon /run/slat.sock 64M           ask the guest for 64 MiB
+  slat balloon /run/slat.sock               how much it has given so far
+  slat balloon /run/slat.sock 0             give all of it back
+  slat map /run/slat.sock --json | jq .totals.bytes.returned")]
+pub struct BalloonArgs {
+    /// The socket of a running machine.
+    pub socket: PathBuf,
+
+    /// What the balloon is to hold: at most the machine's RAM, in pages of 4 KiB.
+    pub size: Option<Bytes>,
 
     /// Print one JSON object instead of text.
     #[arg(long)]

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the job failed, 2 bad usage or bad config. An error is one sentence on standard error.
 
 mod args;
+mod balloon;
 mod bench;
 mod check;
 mod clone;
@@ -68,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command).map(|()| ExitCode::SUCCESS),
         Command::Map(args) => map::run(args).map(|()| ExitCode::SUCCESS),
         Command::Collapse(args) => collapse::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Balloon(args) => balloon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pause(args) => pause::run(args, &Request::Pause).map(|()| ExitCode::SUCCESS),
         Command::Resume(args) => pause::run(args, &Request::Resume).map(|()| ExitCode::SUCCESS),
         Command::Snapshot(args) => snapshot::run(args).map(|()| ExitCode::SUCCESS),

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::balloon::Balloons;
 use super::pause::{Paused, Resumed};
 use super::request::VERSION;
 use super::send::SendStatus;
@@ -37,6 +38,9 @@ pub enum Body {
     Sending(SendStatus),
     /// It was saved.
     Saved(Saved),
+    /// What its balloons hold.
+    #[serde(rename = "balloon")]
+    Balloons(Balloons),
 }
 
 /// What the thread did that collapses by itself. Of `skipped` and `backed_off`, each look at a block counts.
@@ -133,6 +137,7 @@ impl Answer {
             Body::Resumed(resumed) => resumed.write(&mut out),
             Body::Sending(status) => status.write(&mut out),
             Body::Saved(saved) => saved.write(&mut out),
+            Body::Balloons(balloons) => balloons.write(&mut out),
         }
         .expect("a string takes everything");
         out

@@ -20,6 +20,8 @@
 //! ← {"slat": 1, "progress": {"done": 512, "of": 16384}}
 //! ← …
 //! ← {"slat": 1, "kind": "saved", "machine": "x.toml", "folder": "/vm/saved", …}
+//! → {"slat": 1, "command": "balloon", "target": 67108864}
+//! ← {"slat": 1, "kind": "balloon", "machine": "x.toml", "balloons": [{"name": …, "target": …, "actual": …}]}
 //! → {"slat": 1, "command": "dance"}
 //! ← {"slat": 1, "error": "there is no command \"dance\", but …"}
 //! ```
@@ -30,6 +32,7 @@
 //!   collapse.rs  what is answered about collapses
 //!   pause.rs     what is answered about a machine at rest; snapshot.rs, about one that was saved
 //!   send.rs      what is asked of a machine that is to go to another host, and what it answers
+//!   balloon.rs   what is answered about balloons
 //! ```
 //!
 //! What is promised: a request is at most [`LONGEST`] bytes; a client has [`PATIENCE`] from its connection to its answer (what takes
@@ -38,6 +41,7 @@
 //!
 //! The answers come from who starts the server: this module knows no machine.
 
+mod balloon;
 mod client;
 mod collapse;
 mod pause;
@@ -47,10 +51,13 @@ mod server;
 mod snapshot;
 mod socket;
 
+pub use balloon::{BalloonSize, Balloons};
 pub use client::{AskError, ask, ask_and_watch};
 pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
 pub use pause::{DeviceAtRest, Paused, Resumed};
-pub use request::{BadRequest, Command, LONGEST, SnapshotRequest, VERSION, refusal};
+pub use request::{
+    BadRequest, BalloonRequest, Command, LONGEST, SnapshotRequest, VERSION, refusal,
+};
 pub use send::{Credentials, Packing, SendMode, SendRequest, SendState, SendStatus, moment};
 pub use server::{PATIENCE, Progress, Server};
 pub use snapshot::Saved;

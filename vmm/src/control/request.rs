@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::send::SendRequest;
 
@@ -43,6 +43,8 @@ pub enum Command {
     TakeBack,
     /// The machine is to be saved.
     Snapshot(SnapshotRequest),
+    /// What its balloons hold, or are to hold.
+    Balloon(BalloonRequest),
 }
 
 /// Where a machine is to be saved, and how.
@@ -59,6 +61,14 @@ pub struct SnapshotRequest {
     /// The machine is to end then.
     #[serde(default)]
     pub stop: bool,
+}
+
+/// What is asked of balloons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonRequest {
+    /// The bytes that the guest is asked for from now on, by all of its balloons together. Without it nothing is changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<u64>,
 }
 
 /// Why a line is no request. Goes back to the client.
@@ -81,6 +91,9 @@ pub enum BadRequest {
     /// A snapshot of what or where.
     #[error("a snapshot's request needs \"folder\", and may have \"base\", \"track\" and \"stop\"")]
     Snapshot,
+    /// A balloon's target that is no number.
+    #[error("a balloon's request may have the number \"target\", in bytes")]
+    Balloon,
     /// A version that is not spoken.
     #[error("version {0} is not spoken here, only {VERSION}")]
     Version(u64),
@@ -92,12 +105,13 @@ pub enum BadRequest {
 /// The words of all commands.
 fn known() -> String {
     let names = Command::ALL.map(|command| command.name());
-    format!("{}, {SEND} and {SNAPSHOT}", names.join(", "))
+    format!("{}, {SEND}, {SNAPSHOT} and {BALLOON}", names.join(", "))
 }
 
 /// The words of the commands that say more.
 const SEND: &str = "send";
 const SNAPSHOT: &str = "snapshot";
+const BALLOON: &str = "balloon";
 
 /// The fields of a request that are known.
 #[derive(Deserialize)]
@@ -138,27 +152,22 @@ impl Command {
             Command::SendCancel => "send-cancel",
             Command::TakeBack => "take-back",
             Command::Snapshot(_) => SNAPSHOT,
+            Command::Balloon(_) => BALLOON,
         }
     }
 
     /// The request that asks for it, its newline included.
     pub fn to_line(&self) -> String {
-        #[derive(Serialize)]
-        struct Written<'a> {
-            slat: u64,
-            command: &'a str,
-            #[serde(flatten)]
-            send: Option<&'a SendRequest>,
-            #[serde(flatten)]
-            snapshot: Option<&'a SnapshotRequest>,
-        }
-        let (send, snapshot) = match self {
-            Command::Send(request) => (Some(request), None),
-            Command::Snapshot(request) => (None, Some(request)),
-            _ => (None, None),
+        let mut line = json!({ "slat": VERSION, "command": self.name() });
+        let more = match self {
+            Command::Send(request) => serde_json::to_value(request),
+            Command::Snapshot(request) => serde_json::to_value(request),
+            Command::Balloon(request) => serde_json::to_value(request),
+            _ => Ok(Value::Null),
         };
-        let line = Written { slat: VERSION, command: self.name(), send, snapshot };
-        let line = serde_json::to_string(&line).expect("keys are strings and no value can fail");
+        if let (Value::Object(line), Ok(Value::Object(more))) = (&mut line, more) {
+            line.extend(more);
+        }
         format!("{line}\n")
     }
 
@@ -186,6 +195,10 @@ impl Command {
         if line.command == SNAPSHOT {
             let request = serde_json::from_slice(bytes).map_err(|_| BadRequest::Snapshot)?;
             return Ok(Command::Snapshot(request));
+        }
+        if line.command == BALLOON {
+            let request = serde_json::from_slice(bytes).map_err(|_| BadRequest::Balloon)?;
+            return Ok(Command::Balloon(request));
         }
         let found = Command::ALL.into_iter().find(|command| command.name() == line.command);
         found.ok_or_else(|| BadRequest::Unknown(line.command.chars().take(32).collect()))
@@ -255,6 +268,18 @@ mod tests {
         assert!(matches!(Command::parse(bare), Ok(Command::Snapshot(_))));
         let bad = b"{\"slat\":1,\"command\":\"snapshot\"}";
         assert_eq!(Command::parse(bad), Err(BadRequest::Snapshot));
+    }
+
+    #[test]
+    fn a_balloon_reads_back_with_its_target_or_without() {
+        for target in [None, Some(0), Some(64 << 20), Some(u64::MAX)] {
+            let command = Command::Balloon(BalloonRequest { target });
+            assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
+        }
+        for bad in ["-1", "\"64M\"", "1.5", "18446744073709551616"] {
+            let line = format!("{{\"slat\":1,\"command\":\"balloon\",\"target\":{bad}}}");
+            assert_eq!(Command::parse(line.as_bytes()), Err(BadRequest::Balloon), "{bad}");
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@ use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
 
+use crate::config::Bytes;
 use crate::control::{
     Answer, Body, Command, DeviceAtRest, Paused, Progress, Resumed, SendRequest, VERSION, refusal,
 };
 use crate::map::{Document, State};
 use crate::state::SavedDevice;
 
+use super::balloons::balloons;
 use super::collapse::told;
 use super::live::Live;
 use super::migrate::{Sending, way};
@@ -32,11 +34,12 @@ struct StatsAnswer<'a> {
     pool: String,
 }
 
-/// Answers for the machine called `name`, whose memory is kept until the answers are dropped.
+/// Answers for the machine called `name`, whose memory is kept until the answers are dropped; `memory` of it is RAM.
 pub(super) fn of(
     name: String,
     live: Live,
     toml: String,
+    memory: Bytes,
 ) -> impl FnMut(Command, &mut dyn FnMut(Progress)) -> String + Send + 'static {
     let sending = Sending::new(live.clone());
     let mut saver = Saver::new(name.clone(), toml);
@@ -94,6 +97,10 @@ pub(super) fn of(
             Command::SendStatus => told_of(&sending, &name, Ok(())),
             Command::SendCancel => told_of(&sending, &name, sending.cancel()),
             Command::TakeBack => told_of(&sending, &name, sending.take_back()),
+            Command::Balloon(request) => match balloons(live.virtio(), memory, request.target) {
+                Ok(balloons) => answer(Body::Balloons(balloons)),
+                Err(why) => refusal(&why.to_string()),
+            },
             Command::Snapshot(request) => match saver.save(&live, &request, tell) {
                 Ok(saved) => answer(Body::Saved(saved)),
                 Err(error) => refusal(&error.to_string()),

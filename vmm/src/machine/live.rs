@@ -147,6 +147,11 @@ impl Live {
         self.stage.gate().open();
     }
 
+    /// Its virtio devices.
+    pub(super) fn virtio(&self) -> &[Arc<Device<Pinning>>] {
+        &self.devices
+    }
+
     /// What its virtio devices are, at rest.
     pub fn devices(&self) -> Vec<SavedDevice> {
         let saved = |device: &Arc<Device<Pinning>>| SavedDevice {

@@ -9,6 +9,7 @@
 //!   live.rs     vCPUs and devices come to rest, tell their state, and go on
 //!   restore.rs  a machine that begins as a state
 //!   dirty.rs    which pages have changed          snapshot.rs  it is written to a folder, and read from one
+//!   balloons.rs how much memory the guest gives back
 //!   virtio/     devices that do DMA
 //!   commons.rs  what machines share: a pool, a template
 //!   clones.rs   many machines over one template, and footprint.rs, what they take
@@ -21,6 +22,7 @@
 //! path that cannot be had should be known before anything else is done; it is served once the guest runs.
 
 mod answers;
+mod balloons;
 mod clones;
 mod collapse;
 mod commons;
@@ -54,7 +56,7 @@ use devices::serial::{COM1_IRQ, COM1_RANGE, Serial};
 use devices::{acpi_power, cmos, debug_exit, i8042, quiet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::config::{Irqchip, MachineConfig, Ring0};
+use crate::config::{Bytes, Irqchip, MachineConfig, Ring0};
 use crate::control::{self, Listener};
 use crate::emulate::{Counts, Profile, Shared};
 use crate::kvm::{self, CpuPlan, KvmError, Vm, failed, set_boot_msrs};
@@ -94,6 +96,8 @@ pub struct Machine {
     ram: Arc<ServedRam>,
     fingerprint: Arc<Fingerprint>,
     has_one_gib_pages: bool,
+    /// Of which this much is RAM.
+    memory: Bytes,
     takes_input: bool,
     has_irqchip: bool,
     name: String,
@@ -229,6 +233,7 @@ impl Machine {
             ram,
             fingerprint: Arc::new(fingerprint),
             has_one_gib_pages: cpus.has_one_gib_pages(),
+            memory: config.memory.size.value,
             takes_input,
             has_irqchip,
             name: config.file.display().to_string(),
@@ -262,8 +267,9 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
-        let serve =
-            |listener| control::Server::start(listener, answers::of(self.name, live, self.toml));
+        let serve = |listener| {
+            control::Server::start(listener, answers::of(self.name, live, self.toml, self.memory))
+        };
         let server = control.map(serve).transpose();
         monitor::Monitor {
             stage: &stage,
