@@ -143,3 +143,14 @@ fn bench_collapse_has_a_row_for_each_figure_with_its_goal() {
     ];
     assert_eq!(goals(&rows("collapse", &output)), expected);
 }
+
+/// Minutes of a guest at work, which debian.rs has: here it is what is said where there is none.
+#[test]
+fn bench_ring3_says_what_it_needs() {
+    let scratch = tests::Scratch::new();
+    let mut command = SLAT.command(["bench", "ring3", "--quick", "--json"]);
+    command.current_dir(scratch.path());
+    let output = SLAT.start(command).finish();
+    assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output:?}");
+    assert!(output.stderr.contains("run configs/get-debian.sh"), "{output:?}");
+}

@@ -114,7 +114,7 @@ fn resident_mib(program: &Path) -> Result<f64, BenchError> {
 }
 
 /// A child that ends with this.
-struct Running(Child);
+pub(super) struct Running(pub(super) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

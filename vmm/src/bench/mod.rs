@@ -10,6 +10,7 @@ mod collapse;
 mod dma;
 mod fault;
 mod pin;
+mod ring3;
 mod share;
 mod table;
 mod touch;
@@ -25,6 +26,7 @@ pub use collapse::collapse;
 pub use dma::dma;
 pub use fault::fault;
 pub use pin::pin;
+pub use ring3::ring3;
 pub use share::share;
 pub use table::{Goal, Row, Table};
 
@@ -64,6 +66,11 @@ pub enum BenchError {
     /// The system.
     #[error("the benchmark could not be set up: {0}")]
     System(std::io::Error),
+    /// Debian's guest is not there.
+    #[error(
+        "{0} is not here: run configs/get-debian.sh, and start this in the folder that has configs"
+    )]
+    NotFetched(&'static str),
     /// The guest.
     #[error("the benchmark's guest failed: {0}")]
     Guest(String),

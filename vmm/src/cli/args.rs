@@ -491,6 +491,8 @@ pub enum BenchCommand {
     Clone(BenchOptions),
     /// What it costs to find pages of the same bytes, to merge them, and to part them again.
     Share(BenchOptions),
+    /// What a program keeps of the processor in the guest that configs/get-debian.sh fetches, beside the same program outside.
+    Ring3(BenchOptions),
 }
 
 /// What every benchmark takes.

@@ -20,6 +20,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Dma(options) => (options, bench::dma),
         BenchCommand::Clone(options) => (options, bench::clone),
         BenchCommand::Share(options) => (options, bench::share),
+        BenchCommand::Ring3(options) => (options, bench::ring3),
     };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };
     let table = measure(rounds, &progress)?;
