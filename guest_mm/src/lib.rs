@@ -4,9 +4,9 @@
 //! F5   service  audit  stats  map  vm_memory        the face, and whether its books are right
 //!      postcopy                                     the page channel: pages that go from one host to another
 //! F4   mirrors                                      windows that a table is mirrored into: uffd, fake
-//!      pin  place  dedup                            claims of devices; pages that arrive; pages that are the same
+//!      pin  place  dedup  lift                      claims of devices; pages that arrive, are the same, or are sent
 //! F3   fault  collapse  share  unmap  protect       the operations; they do not know each other
-//!      split  mark  copy  dirty  lift
+//!      split  mark  copy  dirty
 //! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
 //! F0   addr  entry  prot  geometry  sync  tally     words and numbers; threads that work by themselves

@@ -44,7 +44,7 @@ const CRATES: &[Crate] = &[
             floor(Together, &["space"]),
             floor(Apart, &["fault", "collapse", "share", "dirty", "unmap", "protect", "split", "mark", "copy"]),
             // What needs several of them on its way.
-            floor(Apart, &["pin", "place", "dedup"]),
+            floor(Apart, &["pin", "place", "dedup", "lift"]),
             floor(Together, &["mirrors"]),
             floor(Together, &["service", "audit", "stats", "map", "vm_memory", "postcopy"]),
         ],
@@ -72,7 +72,7 @@ const CRATES: &[Crate] = &[
             floor(Apart, &["state"]),
             floor(Apart, &["snapshot"]),
             floor(Apart, &["machine", "rig"]),
-            floor(Together, &["bench", "race", "migrate"]),
+            floor(Together, &["bench", "race"]),
             floor(Together, &["cli"]),
         ],
         forbidden: &["tests"],

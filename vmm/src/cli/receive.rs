@@ -4,12 +4,12 @@ use std::io::{Write, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use guest_mm::postcopy::report::{Phase, Progress, SinkReport};
+use guest_mm::postcopy::report::{Phase, Progress};
 use guest_mm::postcopy::sink::SinkConfig;
 use guest_mm::postcopy::transport::{Address, Limits};
 
 use crate::control::moment;
-use crate::machine::{Received, receive, security};
+use crate::machine::{Came, Received, receive, security};
 
 use super::args::ReceiveArgs;
 use super::send::Line;
@@ -66,16 +66,18 @@ pub(super) fn run(args: &ReceiveArgs, started: Instant) -> Result<ExitCode, Fail
 }
 
 /// What a person wants to know.
-fn told(report: &SinkReport) {
+fn told(came: &Came) {
+    let Came { channel: report, collapse } = came;
     let us = |share| report.waits.quantile(share).unwrap_or(0);
     let _ = writeln!(
         stderr(),
         "slat: the guest came in {:.3} s; {} pages were asked for and waited for: half of them {} us at most, 99 % {} us; {} \
-         blocks came whole",
+         blocks came whole, {} became so when all was there",
         report.progress.seconds,
         report.progress.requests,
         us(0.5),
         us(0.99),
-        report.huge_blocks
+        report.huge_blocks,
+        collapse.promoted + collapse.copied
     );
 }

@@ -74,7 +74,7 @@ pub use image::{Facts, image};
 pub use live::{Live, Unrest};
 use memory::OnMissing;
 pub use memory::ServedRam;
-pub use migrate::{ReceiveError, Received, receive, security};
+pub use migrate::{Came, ReceiveError, Received, receive, security};
 use report::Ingredients;
 pub use report::{Outcome, Report};
 pub use restore::{Filling, Learnt};

@@ -13,7 +13,7 @@ mod receiving;
 mod sending;
 mod way;
 
-pub use receiving::{ReceiveError, Received, receive};
+pub use receiving::{Came, ReceiveError, Received, receive};
 pub(super) use sending::Sending;
 pub use way::security;
 pub(super) use way::way;

@@ -10,6 +10,7 @@ use guest_mm::postcopy::report::{Progress, SinkReport, Watch};
 use guest_mm::postcopy::sink::{Comes as NotCome, Pager, Sink, SinkConfig};
 
 use crate::config::MachineConfig;
+use crate::control::CollapseOutcome;
 use crate::machine::{Filling, Live, Machine, MachineError, Outcome, listen};
 
 use super::coming::Comes;
@@ -37,7 +38,17 @@ pub struct Received {
     /// The run.
     pub outcome: Outcome,
     /// How it came; with what went wrong, if part of it never did.
-    pub came: Result<SinkReport, String>,
+    pub came: Result<Came, String>,
+}
+
+/// How a guest came.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Came {
+    /// Over the channel.
+    #[serde(flatten)]
+    pub channel: SinkReport,
+    /// What was made of its small pages when the last one had come.
+    pub collapse: CollapseOutcome,
 }
 
 /// Builds the machine that `config` describes, lets a guest come into it as `sink` says, and runs that to its end. `watch` hears
@@ -102,9 +113,9 @@ fn take(
     unwanted: &AtomicBool,
     comes: &mut Comes,
     mut watch: impl FnMut(&Progress),
-) -> Result<SinkReport, NotCome> {
+) -> Result<Came, NotCome> {
     let mut sink = Sink::new(live.guest(), pager);
-    sink.run(config, comes, &mut |progress| {
+    let channel = sink.run(config, comes, &mut |progress| {
         watch(progress);
         if live.ending().is_some() {
             Watch::Ended
@@ -113,5 +124,8 @@ fn take(
         } else {
             Watch::GoOn
         }
-    })
+    })?;
+    // What came page by page is translated page by page, until its blocks are one page again.
+    let collapse = live.ram().collapse_all(|| live.ending().is_some());
+    Ok(Came { channel, collapse })
 }
