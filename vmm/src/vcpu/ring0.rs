@@ -3,7 +3,7 @@
 //! KVM has the vCPU while it is in ring 3, which runs on the processor, and while something of KVM's own has to be done. It
 //! gives it back when an alarm rings ([`Ring0::before`]), and at once where breakpoints are: at the guest's handlers of page
 //! faults and of its local APIC's timer. KVM looks for them as it emulates, so they stand in ring 0 alone. A page fault may
-//! be half a system call, too: see [`finish`].
+//! be half a system call, too: [`emulate`](crate::emulate) completes it.
 
 use std::sync::Arc;
 use std::time::Duration;
