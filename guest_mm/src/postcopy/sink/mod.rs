@@ -3,7 +3,7 @@
 //! The steps are those of [`source`](super::source). What is special here:
 //!
 //! * Before the guest runs, what comes takes the place of what was there; once it runs, only what is missing is filled
-//!   ([`Onto`](crate::place::Onto)).
+//!   ([`Onto`]).
 //! * A fault thread sends its request itself, and the urgent stream's thread places the answer: no third thread is waked for a page.
 //! * When the connection breaks, the guest goes on with what it has. Who waits for a page goes on waiting; the source comes
 //!   again, in the same session, and hears what is there.

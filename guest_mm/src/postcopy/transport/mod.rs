@@ -1,6 +1,6 @@
 //! What streams run over: Unix sockets on one host, TCP between hosts, and TLS over either.
 //!
-//! [`connect`] and [`Listener::accept`] do all that comes before the first frame, each under a deadline: the connection, TLS, the
+//! [`connect()`] and [`Listener::accept`] do all that comes before the first frame, each under a deadline: the connection, TLS, the
 //! source's hello. What fails there is a [`TransportError`] with the peer's address.
 //!
 //! With TLS each side presents a certificate, and takes only one that its authority has signed; the source also checks the sink's

@@ -32,7 +32,7 @@ pub enum Mode {
 /// What a source asks a sink to take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
-    /// The machine, in whatever form the two monitors agree on: at most [`MOST_DESCRIPTION`](super::MOST_DESCRIPTION) bytes.
+    /// The machine, in whatever form the two monitors agree on: at most [`MOST_DESCRIPTION`] bytes.
     pub description: Vec<u8>,
     /// Its RAM: 1 to [`MOST_RANGES`], in order and apart.
     pub ranges: Vec<GfnRange>,

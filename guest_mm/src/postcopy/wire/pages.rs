@@ -135,7 +135,7 @@ impl PagesHeader {
         Ok(())
     }
 
-    /// Adds the next page, whose [`page_checksum`](super::page_checksum) is `checksum`. The payload is raw again.
+    /// Adds the next page, whose checksum is `checksum`. The payload is raw again.
     ///
     /// # Errors
     /// As [`push_zero`](PagesHeader::push_zero).
