@@ -2,6 +2,7 @@
 //! adds to words of its memory and knows what each has to be.
 #![allow(unsafe_code, reason = "plays the guest: accesses the window, which nothing else does")]
 
+mod faults;
 mod mill;
 mod moves;
 mod proxy;

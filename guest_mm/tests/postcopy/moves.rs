@@ -93,10 +93,10 @@ fn a_guest_goes_over_tcp() {
 
 #[test]
 fn a_rate_is_kept() {
-    let config =
-        SourceConfig { rate: std::num::NonZeroU64::new(100 << 20), ..going(Mode::PostCopy) };
+    let rate = std::num::NonZeroU64::new(100 << 20);
+    let config = SourceConfig { rate, downtime: Duration::from_secs(10), ..going(Mode::PreCopy) };
     let since = Instant::now();
     moves(&config, None, PageSize::Size4K);
-    // 32 MiB that are not zeroes, less what was asked for: at 100 MiB a second not in no time.
-    assert!(since.elapsed() > Duration::from_millis(100));
+    // 32 MiB that are not zeroes, in one round at least.
+    assert!(since.elapsed() > Duration::from_millis(300));
 }

@@ -14,6 +14,8 @@ pub(crate) struct Weather {
     pub(crate) cut_after: AtomicU64,
     /// The byte of this number is changed; 0: none.
     pub(crate) damage_at: AtomicU64,
+    /// Once so many bytes have passed, nothing does any more; 0: never.
+    pub(crate) mute_after: AtomicU64,
     /// Before each piece that passes, in microseconds.
     pub(crate) delay_us: AtomicU64,
     passed: AtomicU64,
@@ -53,8 +55,10 @@ impl Proxy {
 
     /// It is whole again, and as it was made.
     pub(crate) fn mend(&self) {
-        let Weather { cut_after, damage_at, delay_us, passed, breaks: _ } = &*self.weather;
-        for number in [cut_after, damage_at, delay_us, passed] {
+        let Weather { cut_after, damage_at, mute_after, delay_us, passed, breaks } = &*self.weather;
+        // What was swallowed is missing: what follows it would make no sense.
+        breaks.fetch_add(1, Relaxed);
+        for number in [cut_after, damage_at, mute_after, delay_us, passed] {
             number.store(0, Relaxed);
         }
     }
@@ -92,6 +96,10 @@ fn pass(mut from: UnixStream, mut to: UnixStream, weather: &Weather) {
         }
         if damage != 0 && (before..before + count as u64).contains(&damage) {
             bytes[(damage - before) as usize] ^= 0x10;
+        }
+        let mute = weather.mute_after.load(Relaxed);
+        if mute != 0 && before >= mute {
+            continue;
         }
         match weather.delay_us.load(Relaxed) {
             0 => {}

@@ -17,8 +17,8 @@ use crate::world::{
 const MIB_OF_RAM: u64 = 16;
 
 /// What became of a migration over a way that did `harm` to it, and was mended then.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
     /// The guest goes on at the source.
     Stayed,
     /// It went at once.
@@ -28,7 +28,7 @@ enum Outcome {
 }
 
 /// Sends a guest over a proxy, as often as it takes.
-fn over(config: &SourceConfig, harm: impl Fn(&Weather)) -> (Outcome, u64) {
+pub(crate) fn over(config: &SourceConfig, harm: impl Fn(&Weather)) -> (Outcome, u64) {
     let bytes = MIB_OF_RAM * MIB;
     let (here, there) = (Host::new(bytes, PageSize::Size4K), Host::new(bytes, PageSize::Size4K));
     let mill = Mill::new(pages(MIB_OF_RAM));
