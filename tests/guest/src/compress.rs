@@ -15,11 +15,14 @@ pub(crate) fn run(args: &[&str]) -> Outcome {
     let mut packed = vec![1; get_maximum_output_size(text.len())];
     let mut size = pack(&text, &mut packed)?;
     let mut took: Vec<(Duration, u64)> = Vec::with_capacity(rounds as usize);
+    // For who looks from outside at what the rounds alone take.
+    println!("compress: {rounds} rounds begin");
     for _ in 0..rounds {
         let (started, cycles) = (Instant::now(), cycles());
         size = pack(&text, &mut packed)?;
         took.push((started.elapsed(), self::cycles().wrapping_sub(cycles)));
     }
+    println!("compress: {rounds} rounds end");
     let mut again = vec![1; text.len()];
     let unpacked = decompress_into(&packed[..size], &mut again).map_err(|e| e.to_string())?;
     let wrong = text.iter().zip(&again).filter(|(a, b)| a != b).count() + text.len() - unpacked;

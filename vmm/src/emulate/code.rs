@@ -1,4 +1,7 @@
 //! Instructions that were decoded, by address.
+#![allow(unsafe_code, reason = "the processor is told what will be read")]
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
@@ -8,10 +11,12 @@ use super::tlb::Tlb;
 
 /// The longest instruction (SDM vol. 2A, 2.3.11).
 const INSTRUCTION_MAX: usize = 15;
-/// Instructions that are kept. Each takes 64 bytes.
-const KEPT: usize = 1 << 16;
+/// Instructions that are kept: some ticks' worth, so that those of a tick lie close together. Each takes 64 bytes.
+const KEPT: usize = 1 << 14;
 /// Where they are found, two for each.
-const SETS: usize = 1 << 16;
+const SETS: usize = 1 << 15;
+/// How many instructions ahead the processor is told to fetch.
+const AHEAD: usize = 4;
 
 /// An instruction and the bytes that it was decoded from: a guest changes its code, and tells nobody. One line of the cache.
 #[derive(Clone, Copy)]
@@ -40,18 +45,23 @@ fn mask(instruction: &Instruction) -> u128 {
 
 /// 64-bit code.
 ///
-/// Instructions lie in the order in which they were met. So what runs one after the other is found one after the other, and a
-/// processor whose caches have forgotten them, as after some milliseconds of ring 3, fetches them ahead.
+/// After some milliseconds of ring 3 a processor's caches have nothing of this, and waiting for memory would be most of a tick.
+/// So instructions lie in the order in which they were met: the next one is behind the last, mostly, without a search, and is
+/// fetched ahead.
 pub(super) struct Code {
     kept: Vec<Kept>,
     /// By address; 0 is none.
     sets: Box<[[u32; 2]]>,
+    /// The one that was found last.
+    last: usize,
 }
 
 impl Default for Code {
     fn default() -> Self {
         let none = Kept { instruction: Instruction::new(), bytes: Kept::NEVER };
-        Code { kept: vec![none], sets: vec![[0; 2]; SETS].into() }
+        let mut kept = Vec::with_capacity(KEPT);
+        kept.push(none);
+        Code { kept, sets: vec![[0; 2]; SETS].into(), last: 0 }
     }
 }
 
@@ -65,8 +75,14 @@ impl Code {
         // Sixteen bytes are compared at once; near the end of a page the last sixteen, less those before RIP.
         let before = 16_u64.saturating_sub(PAGE - rip % PAGE);
         let bytes = memory.sixteen(rip - before)? >> (8 * before);
-        let found = self.find(rip);
+        let next = self.last + 1;
+        let follows = self.kept.get(next).is_some_and(|kept| kept.instruction.ip() == rip);
+        let found = if follows { next } else { self.find(rip) };
+        let ahead = self.kept.as_ptr().wrapping_add(found + AHEAD);
+        // SAFETY: a hint reads nothing, and takes any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
         if found != 0 && self.kept[found].is(bytes) {
+            self.last = found;
             return Ok(&self.kept[found].instruction);
         }
         self.decode(rip, bytes, 16 - before as usize, memory)
@@ -103,6 +119,7 @@ impl Code {
         };
         let place = self.place(rip);
         self.kept[place] = kept;
+        self.last = place;
         Ok(&self.kept[place].instruction)
     }
 
@@ -127,7 +144,7 @@ impl Code {
 }
 
 fn set(rip: u64) -> usize {
-    (rip ^ rip >> 16) as usize % SETS
+    (rip ^ rip >> 15) as usize % SETS
 }
 
 /// Reads and decodes the instruction at RIP, which is `rip` and lies at the linear address `at`; code is `bitness` bits wide.
