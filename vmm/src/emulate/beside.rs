@@ -5,8 +5,8 @@
 //! needs) most of them are saved. What is given to KVM here arrives with the next `KVM_RUN`: whoever asks KVM before that has
 //! to [`settle`] first.
 //!
-//! Segments and control registers are asked for all the same: a KVM may leave the guest's GS base in the processor until
-//! `KVM_RUN` has ended, and put an old one here.
+//! Segments and control registers are asked for all the same. With those from here a guest ran on a wrong base of GS, once it had a
+//! ring 3, on a KVM without VMX and SVM: that may leave the base in the processor until `KVM_RUN` has ended.
 
 use kvm_ioctls::{SyncReg, VcpuFd};
 
