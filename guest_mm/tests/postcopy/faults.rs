@@ -11,15 +11,20 @@ use crate::proxy::Weather;
 use crate::recovery::{Outcome, over};
 use crate::world::going;
 
+/// Where a fault is set.
+type Knob = fn(&Weather) -> &AtomicU64;
+/// At which byte, of how many.
+type When = fn(u64) -> u64;
+
 /// What happens, and where it is set.
-const FAULTS: [(&str, fn(&Weather) -> &AtomicU64); 3] = [
+const FAULTS: [(&str, Knob); 3] = [
     ("cut", |weather| &weather.cut_after),
     ("one bit wrong", |weather| &weather.damage_at),
     ("silence", |weather| &weather.mute_after),
 ];
 
 /// When: as bytes from the beginning, or as parts in 100 of all that passes.
-const STEPS: [(&str, fn(u64) -> u64); 8] = [
+const STEPS: [(&str, When); 8] = [
     ("hello", |_| 20),
     ("offer", |_| 100),
     ("streams join", |_| 260),
