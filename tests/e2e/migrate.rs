@@ -105,7 +105,7 @@ fn a_guest_goes_by_every_mode_and_finds_every_word() {
         ("pre-copy", &["--downtime", "5000", "--streams", "2"]),
         ("post-copy", &["--rate", "200M", "--compress", "zstd"]),
     ] {
-        let site = Site::touching(300);
+        let site = Site::touching(3000);
         let mut there = site.receive("there", &["--arrival", &site.path("arrival.json")]);
         let mut here = site.run("here");
         here.wait_for("touch: pass 3:");
@@ -130,7 +130,7 @@ fn a_guest_goes_there_and_back_while_it_works() {
     if !require_guests() {
         return;
     }
-    let site = Site::touching(3000);
+    let site = Site::touching(6000);
     let mut at = site.run("0");
     at.wait_for("touch: pass 3:");
     for hop in 1..=4 {
@@ -152,7 +152,7 @@ fn a_machine_that_is_another_is_refused_and_the_guest_stays() {
     if !require_guests() {
         return;
     }
-    let site = Site::touching(400);
+    let site = Site::touching(5000);
     let mut here = site.run("here");
     here.wait_for("touch: pass 1:");
     for (set, reason) in [("memory.size=32M", "memory"), ("machine.vcpus=2", "vCPU")] {

@@ -41,6 +41,9 @@ pub enum Unrest {
     /// A vCPU.
     #[error("a vCPU did not leave the guest within {PATIENCE:?}; the machine goes on")]
     Vcpu,
+    /// It has ended.
+    #[error("the machine has ended")]
+    Ended,
     /// A device.
     #[error("{0}; the machine goes on")]
     Device(#[from] Restless),
@@ -105,7 +108,8 @@ impl Live {
     pub fn pause(&self) -> Result<(), Unrest> {
         let gate = self.stage.gate();
         if !gate.shut(Instant::now() + PATIENCE, || self.threads.kick()) {
-            return Err(Unrest::Vcpu);
+            let ended = self.ending().is_some();
+            return Err(if ended { Unrest::Ended } else { Unrest::Vcpu });
         }
         let deadline = Instant::now() + PATIENCE;
         let rests = |device: &Arc<Device<Pinning>>| device.quiesce(deadline);

@@ -98,7 +98,7 @@ fn two_vcpus_that_count_together_go_on_and_no_increment_is_missing() {
         return;
     }
     let text =
-        "memory.size = '16M'\nmachine.vcpus = 2\n[boot]\nguest = 'smp'\ncmdline = 'passes=60'\n";
+        "memory.size = '16M'\nmachine.vcpus = 2\n[boot]\nguest = 'smp'\ncmdline = 'passes=6000'\n";
     let (code, said) = moved(text, "by the MP table", Duration::from_millis(300));
     assert_eq!((code, told(&said, "wrong")), (0, 0), "{said}");
 }
