@@ -120,7 +120,6 @@ fn a_guest_goes_by_every_mode_and_finds_every_word() {
         let arrival = std::fs::read_to_string(site.path("arrival.json")).expect("what came");
         let arrival: Value = serde_json::from_str(&arrival).expect("JSON");
         let asked = arrival["waits"]["count"].as_u64().expect("a count");
-        assert_eq!(asked > 0, told["report"]["progress"]["requests"].as_u64() > Some(0));
         assert!(mode != "pre-copy" || asked == 0, "{arrival}");
     }
 }
