@@ -6,7 +6,6 @@
 //! else ([`Onto::Missing`]). Who waits for a page that is not missing any more is let go all the same.
 
 use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::collapse::{CollapsePolicy, Copying, collapse_block};
 use crate::entry::{Entry, Marker, Source};
 use crate::fault::{FaultError, frame_to_fill, unshare};
 use crate::geometry::Level;
@@ -16,7 +15,7 @@ use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, RamRegion, count};
 use crate::table::cursor::Cursor;
 
-use super::PlaceError;
+use super::{PlaceError, Placed, complete};
 
 /// A page of bytes.
 #[cfg(not(loom))]
@@ -34,8 +33,6 @@ pub enum Arriving<'a> {
     Zero,
     /// Zeroes, and nobody is known to wait: the page's first touch fills it.
     Nothing,
-    /// It is not among those that arrive.
-    Skip,
 }
 
 /// What pages arrive at.
@@ -98,11 +95,9 @@ pub(crate) fn arrive<'a, P: Protocol>(
     let mut there_already = Vec::new();
     let mut run: Option<Run> = None;
     let mut result = Ok(());
+    // A2
+    P::at(Step::A2);
     for (gfn, page) in range.iter().zip(pages) {
-        if matches!(page, Arriving::Skip) {
-            continue;
-        }
-        // A2
         let entry = cursor.entry(gfn);
         if !onto.fills(entry) {
             if onto == Onto::Resting {
@@ -110,11 +105,12 @@ pub(crate) fn arrive<'a, P: Protocol>(
                 continue;
             }
             arrived.duplicates += 1;
-            let there = cursor.republish(gfn);
-            match there {
-                Some(there) => there.install(&*space.mirror)?,
-                None => space.mirror.zap(GfnRange::entry(gfn, Level::PT))?,
-            }
+            // Frames that were filled are still to be mapped: no way out before that.
+            let let_go = match cursor.republish(gfn) {
+                Some(there) => there.install(&*space.mirror),
+                None => space.mirror.zap(GfnRange::entry(gfn, Level::PT)),
+            };
+            result = result.and(let_go.map_err(PlaceError::from));
             continue;
         }
         // What lies over an image would show that.
@@ -143,7 +139,7 @@ pub(crate) fn arrive<'a, P: Protocol>(
             result = result.and(show(space, &mut cursor, done));
         }
     }
-    let filled = run.is_some();
+    let filled = run.map(|run| run.frame);
     if let Some(done) = run {
         result = result.and(show(space, &mut cursor, done));
     }
@@ -152,12 +148,8 @@ pub(crate) fn arrive<'a, P: Protocol>(
     drop(cursor);
     result?;
     arrived.pages += rewrite(space, there_already.into_iter())?.pages;
-    if full && filled {
-        // M1 to M3 of `huge-map-over-missing`.
-        P::at(Step::M1);
-        let policy = CollapsePolicy { max_holes: 0, copying: Copying::Never };
-        let collapsed = collapse_block(space, block, policy);
-        arrived.huge = matches!(collapsed, Ok(crate::collapse::Collapsed::Promoted { .. }));
+    if let Some(frame) = filled.filter(|_| full) {
+        arrived.huge = complete(space, block, frame)? == Placed::Completed;
     }
     Ok(arrived)
 }
@@ -252,7 +244,6 @@ fn write<P: Protocol>(space: &AddressSpace<P>, frame: FrameNo, page: Arriving<'_
         #[cfg(loom)]
         Arriving::Bytes(&word) => space.pool.memory().write(frame, word),
         Arriving::Zero | Arriving::Nothing => space.pool.memory().zero(frame, 1),
-        Arriving::Skip => {}
     }
 }
 

@@ -54,7 +54,7 @@ fn what_arrives_fills_what_is_missing_and_nothing_else() {
         arrive(&space, gfn(8), Onto::Missing, pages.into_iter()).unwrap()
     };
     let bytes = Arriving::Bytes;
-    let first = came(vec![bytes(&one), Arriving::Zero, Arriving::Nothing, Arriving::Skip]);
+    let first = came(vec![bytes(&one), Arriving::Zero, Arriving::Nothing]);
     assert_eq!((first.pages, first.duplicates), (3, 0));
     assert_eq!([8, 9, 10, 11].map(|at| seen(&space, at)), [Some(1), Some(0), None, None]);
     // A second time, and one page more.

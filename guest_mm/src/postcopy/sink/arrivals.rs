@@ -61,10 +61,19 @@ pub(super) async fn urgent<P: Protocol>(
     let mut reader = FrameReader::new(reader, Lane::UrgentToSink);
     shared.pager.connect(writer);
     let mut landing = Landing::new();
+    let mut queued = false;
     loop {
         let frame = tokio::select! {
             frame = reader.next_pages() => frame,
-            () = sleep(AGAIN), if !shared.pager.requests().push() => continue,
+            () = shared.pager.queued(), if !queued => {
+                queued = true;
+                continue;
+            }
+            // Pages are taken meanwhile: the source may be unable to read before it has written.
+            () = sleep(AGAIN), if queued => {
+                queued = !shared.pager.requests().push();
+                continue;
+            }
         };
         match frame.map_err(|error| Trouble::stream(role, error))? {
             BulkFrame::Pages(header) => {
@@ -84,6 +93,7 @@ impl<P: Protocol> Shared<'_, P> {
         role: Role,
     ) -> Result<(), Trouble> {
         let (requests, onto) = (self.pager.requests(), self.onto());
+        // B1 of `one-request-per-page`
         let taken = landing.take(self.guest, requests, onto, header, reader).await;
         let arrived = taken.map_err(|error| match error {
             LandingError::Stream(error) => Trouble::stream(role, error),

@@ -156,6 +156,7 @@ impl<P: Protocol> Shared<'_, P> {
     /// The pages of `header` are there.
     fn landed(&self, header: &PagesHeader, arrived: Arrived) {
         let pages = header.pages();
+        // B2 of `one-request-per-page`
         self.pager.arrived(pages, |wait| self.waits().add(wait));
         let Tally { bytes, bulk, urgent, duplicates, huge, left, .. } = &self.tally;
         let by = if header.purpose() == Purpose::Bulk { bulk } else { urgent };

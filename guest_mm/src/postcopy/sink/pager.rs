@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::addr::{Gfn, GfnRange, Gpa};
 use crate::postcopy::requests::{Asked, Line, Requests};
 use crate::postcopy::stream::{FrameWriter, Sent};
@@ -14,13 +16,15 @@ use crate::space::Answer;
 #[derive(Debug)]
 pub struct Pager {
     requests: Requests<Urgent>,
+    /// A request has not gone out whole.
+    queued: Arc<Notify>,
 }
 
 impl Pager {
     /// One that has nobody to ask yet.
     #[must_use]
     pub fn new() -> Arc<Pager> {
-        Arc::new(Pager { requests: Requests::new() })
+        Arc::new(Pager { requests: Requests::new(), queued: Arc::default() })
     }
 
     /// What a guest is to call for a page that it misses.
@@ -35,7 +39,13 @@ impl Pager {
 
     /// Requests go out on `writer` from now on.
     pub(super) fn connect(&self, writer: WriteHalf) {
-        self.requests.connect(Urgent(FrameWriter::new(writer, Lane::UrgentToSource)));
+        let writer = FrameWriter::new(writer, Lane::UrgentToSource);
+        self.requests.connect(Urgent { writer, queued: Arc::clone(&self.queued) });
+    }
+
+    /// Waits until a request has not gone out whole.
+    pub(super) async fn queued(&self) {
+        self.queued.notified().await;
     }
 
     /// The urgent stream is gone.
@@ -58,15 +68,22 @@ impl Pager {
 
 /// The urgent stream's way to the source.
 #[derive(Debug)]
-pub(super) struct Urgent(FrameWriter<WriteHalf>);
+pub(super) struct Urgent {
+    writer: FrameWriter<WriteHalf>,
+    queued: Arc<Notify>,
+}
 
 impl Line for Urgent {
     fn ask(&mut self, gfn: Gfn) -> bool {
         // A stream that is broken is found out by who reads from it: then there is another, or none.
-        !matches!(self.0.try_write_request(Request { gfn }), Ok(Sent::Queued))
+        let out = !matches!(self.writer.try_write_request(Request { gfn }), Ok(Sent::Queued));
+        if !out {
+            self.queued.notify_one();
+        }
+        out
     }
 
     fn push(&mut self) -> bool {
-        !matches!(self.0.try_flush(), Ok(Sent::Queued))
+        !matches!(self.writer.try_flush(), Ok(Sent::Queued))
     }
 }
