@@ -1,8 +1,8 @@
 //! Pages that are to go elsewhere: which there are, and their bytes. Under the lock of the table that holds them, so right
 //! against everything; while the guest runs, a page may be another a moment later, and its dirty tracking says so.
 
-use crate::addr::{Gfn, GfnRange, PageSize};
-use crate::entry::{Entry, Marker, Source};
+use crate::addr::{Gfn, GfnRange};
+use crate::entry::{Entry, Marker};
 use crate::fault::{FaultError, fault};
 use crate::geometry::{FRAME_BYTES, Level};
 use crate::prot::Access;
@@ -22,17 +22,8 @@ pub enum Held {
     Forbidden,
 }
 
-/// A part of a block that was lifted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Lifted {
-    /// What each page holds.
-    pub pages: Vec<Held>,
-    /// Whether the block is one page of the guest's own.
-    pub huge: bool,
-}
-
 /// Copies the pages from `first` on, all in one block, to `into`, a page each. Bytes of `into` stay what they are where a page
-/// has none. What lies over an image is read from that.
+/// has none. What lies over an image is read from that. What each page holds.
 ///
 /// # Panics
 /// If `into` is no number of whole pages, or reaches out of the block.
@@ -40,7 +31,7 @@ pub(crate) fn lift<P: Protocol>(
     space: &AddressSpace<P>,
     first: Gfn,
     into: &mut [u8],
-) -> Result<Lifted, FaultError> {
+) -> Result<Vec<Held>, FaultError> {
     let page = FRAME_BYTES as usize;
     let count = into.len() / page;
     let block = GfnRange::entry(first, Level::PD);
@@ -48,7 +39,7 @@ pub(crate) fn lift<P: Protocol>(
         into.len().is_multiple_of(page) && first.as_u64() + count as u64 <= block.end().as_u64();
     assert!(fits, "{} bytes from guest frame {first} on are not pages of one block", into.len());
     let over = space.region(first).is_some_and(|region| region.over.is_some());
-    let mut lifted = Lifted { pages: Vec::with_capacity(count), huge: false };
+    let mut lifted = Vec::with_capacity(count);
     let gfns = || (0..count as u64).map(|index| first.add(index));
     if over {
         // Whoever reads it first brings it here.
@@ -62,11 +53,10 @@ pub(crate) fn lift<P: Protocol>(
     let cursor = space.table.cursor_on(first, Level::PT);
     let span = cursor.level().entry_frames();
     for (gfn, bytes) in gfns().zip(into.chunks_exact_mut(page)) {
-        lifted.pages.push(match cursor.entry(gfn) {
+        lifted.push(match cursor.entry(gfn) {
             Entry::Leaf(leaf) => {
                 let frame = leaf.frame.add(gfn.offset_in(span));
                 space.pool.memory().read(frame, 0, bytes);
-                lifted.huge |= span >= PageSize::Size2M.frames() && leaf.source == Source::Guest;
                 Held::Bytes
             }
             Entry::Marker(Marker::Missing) => Held::Missing,
@@ -94,21 +84,6 @@ pub(crate) fn holding<P: Protocol>(space: &AddressSpace<P>) -> Vec<GfnRange> {
 /// The runs of pages that are to come from elsewhere, in order.
 pub(crate) fn missing<P: Protocol>(space: &AddressSpace<P>) -> Vec<GfnRange> {
     runs(space, |entry| entry == Entry::Marker(Marker::Missing))
-}
-
-/// The blocks that are one page, or part of a larger one, and the guest's own.
-pub(crate) fn huge_blocks<P: Protocol>(space: &AddressSpace<P>) -> Vec<GfnRange> {
-    let mut blocks = Vec::new();
-    space.table.visit(|visited| {
-        let huge = visited.level >= Level::PD;
-        if let (true, Entry::Leaf(leaf)) = (huge, visited.entry)
-            && leaf.source == Source::Guest
-        {
-            let range = GfnRange::entry(visited.gfn, visited.level);
-            blocks.extend(range.chunks(Level::PD.entry_frames()));
-        }
-    });
-    blocks
 }
 
 fn runs<P: Protocol>(space: &AddressSpace<P>, wanted: impl Fn(Entry) -> bool) -> Vec<GfnRange> {

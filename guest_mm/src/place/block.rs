@@ -30,11 +30,6 @@ impl BlockParcel {
         Some(BlockParcel { gfn: range.start(), block: OwnBlock::new(&space.pool, hint)? })
     }
 
-    /// Its first guest frame.
-    pub fn gfn(&self) -> Gfn {
-        self.gfn
-    }
-
     /// Its bytes: 2 MiB.
     #[cfg(not(loom))]
     pub fn bytes(&mut self) -> &mut [u8] {

@@ -79,7 +79,7 @@ impl Freight {
         let mut header = PagesHeader::new(range.start(), purpose);
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         let mut run = 0..0;
-        for (at, (page, held)) in pages.iter().zip(&lifted.pages).enumerate() {
+        for (at, (page, held)) in pages.iter().zip(&lifted).enumerate() {
             if *held != Held::Bytes || is_zero(page) {
                 header.push_zero().map_err(StreamError::from)?;
                 continue;

@@ -13,7 +13,7 @@ use crate::dedup::Scanner;
 use crate::dirty;
 use crate::entry::Marker;
 use crate::fault::{self, FaultError, Filled};
-use crate::lift::{self, Lifted};
+use crate::lift::{self, Held};
 use crate::map::{MemoryMap, map};
 use crate::mark::{self, MarkError};
 use crate::mirror::MirrorError;
@@ -153,14 +153,14 @@ impl<P: Protocol> Guest<P> {
     }
 
     /// Copies the pages from `first` on, all in one block, to `into`, a page each. Bytes of `into` stay what they are where a
-    /// page has none.
+    /// page has none. What each page holds.
     ///
     /// # Errors
     /// [`FaultError`]: a page over an image cannot be read.
     ///
     /// # Panics
     /// If `into` is no number of whole pages, or reaches out of the block.
-    pub fn lift(&self, first: Gfn, into: &mut [u8]) -> Result<Lifted, FaultError> {
+    pub fn lift(&self, first: Gfn, into: &mut [u8]) -> Result<Vec<Held>, FaultError> {
         lift::lift(&self.space, first, into)
     }
 
@@ -172,11 +172,6 @@ impl<P: Protocol> Guest<P> {
     /// The runs of pages that are to come from elsewhere, in order.
     pub fn missing(&self) -> Vec<GfnRange> {
         lift::missing(&self.space)
-    }
-
-    /// The blocks that are one page of the guest's own, or part of a larger one.
-    pub fn huge_blocks(&self) -> Vec<GfnRange> {
-        lift::huge_blocks(&self.space)
     }
 
     /// Lets those ask again that wait for a page of `range`: perhaps it will never come.
