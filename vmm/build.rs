@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const GUESTS: [&str; 11] =
-    ["hello", "touch", "smp", "clone", "blk", "net", "console", "rng", "balloon", "pmem", "vsock"];
+const GUESTS: [&str; 12] = [
+    "hello", "touch", "smp", "clone", "churn", "blk", "net", "console", "rng", "balloon", "pmem",
+    "vsock",
+];
 
 fn main() {
     let dir = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("guests");

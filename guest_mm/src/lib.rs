@@ -7,10 +7,11 @@
 //!      pin  place  dedup  lift                      claims of devices; pages that arrive, are the same, or are sent
 //! F3   fault  collapse  share  unmap  protect       the operations; they do not know each other
 //!      split  mark  copy  dirty
-//! F2   table  image  mirror  space                  the radix tree, what RAM lies over, what keeps a window in step, one guest
+//! F2   table  image  mirror  wait  space            the radix tree, what RAM lies over, what keeps a window in step, who
+//!                                                   waits for pages, one guest
 //! F1   pool                                         frames, who owns and who pins them, how their bytes are reached
 //! F0   addr  entry  prot  geometry  sync  tally     words and numbers; threads that work by themselves
-//!      protocol  background  notes
+//!      protocol  background  schedule  notes
 //! ```
 //!
 //! A [`GuestMm`] has a pool and any number of guests. [`Service::add_guest`] makes a [`Guest`] of some RAM, all of it untouched;
@@ -29,7 +30,7 @@
 //! `docs/promises.md` what is promised and which test keeps it, `docs/decisions/` why it is so.
 //!
 //! # Known holes
-//! * No post-copy. What vCPUs write is noted by the hypervisor, and not here.
+//! * What vCPUs write is noted by the hypervisor, and not here.
 //! * A pinned range whose frames lie in several runs allocates a list of them; a batch that was made large enough does not.
 //! * A write through a slice of a pin that was taken for reading is not noticed.
 //! * A window withholds writes only: the right to execute is kept in the tables and not enforced.
@@ -47,6 +48,8 @@ pub mod geometry;
 pub mod notes;
 pub mod prot;
 pub mod protocol;
+#[cfg(not(loom))]
+mod schedule;
 mod sync;
 mod tally;
 // F1
@@ -57,6 +60,7 @@ pub mod mirror;
 mod space;
 pub use space::{Answer, FaultPolicy, Sharing};
 pub mod table;
+pub mod wait;
 // F3
 pub mod collapse;
 #[cfg(not(loom))]

@@ -86,6 +86,27 @@ pub(crate) fn missing<P: Protocol>(space: &AddressSpace<P>) -> Vec<GfnRange> {
     runs(space, |entry| entry == Entry::Marker(Marker::Missing))
 }
 
+/// How many entries of `range`, all in one block, hold bytes, and how many it has.
+fn leaves<P: Protocol>(space: &AddressSpace<P>, range: GfnRange) -> (usize, usize) {
+    let cursor = space.table.cursor_on(range.start(), Level::PT);
+    let step = cursor.level().entry_frames();
+    let first = range.start().align_down(step).as_u64();
+    let entries = (first..range.end().as_u64()).step_by(step as usize);
+    let leaf = |gfn: &u64| matches!(cursor.entry(Gfn::new(*gfn)), Entry::Leaf(_));
+    (entries.clone().filter(leaf).count(), entries.count())
+}
+
+/// Whether every page of `range`, all in one block, holds bytes.
+pub(crate) fn holds_bytes<P: Protocol>(space: &AddressSpace<P>, range: GfnRange) -> bool {
+    let (leaves, entries) = leaves(space, range);
+    leaves == entries
+}
+
+/// Whether no page of `range`, all in one block, holds bytes.
+pub(crate) fn holds_nothing<P: Protocol>(space: &AddressSpace<P>, range: GfnRange) -> bool {
+    leaves(space, range).0 == 0
+}
+
 fn runs<P: Protocol>(space: &AddressSpace<P>, wanted: impl Fn(Entry) -> bool) -> Vec<GfnRange> {
     let mut runs: Vec<GfnRange> = Vec::new();
     // A marker above the level of blocks may span what is no RAM.

@@ -1,5 +1,7 @@
 //! Pages that are not there for a reason: missing, guard, poisoned, returned.
 
+use std::iter::Peekable;
+
 use crate::addr::{Gfn, GfnRange};
 use crate::entry::Marker;
 use crate::geometry::Level;
@@ -43,19 +45,35 @@ pub(crate) fn mark<P: Protocol>(
         return Err(MarkError::SharedImage(range));
     }
     space.check_granule(range)?;
-    for part in range.chunks(Level::PD.entry_frames()) {
-        if part.frames() == Level::PD.entry_frames() {
-            let mut cursor = space.table.cursor_at(part.start(), Level::PD)?;
-            if cursor.level() == Level::PD && cursor.mark(part.start(), marker) {
-                continue;
+    for part in range.chunks(Level::PD.table_frames()) {
+        let mut blocks = part.chunks(Level::PD.entry_frames()).peekable();
+        while blocks.peek().is_some() {
+            mark_blocks(space, &mut blocks, marker)?;
+            let Some(rest) = blocks.next() else { continue };
+            let mut cursor = space.table.cursor_at(rest.start(), Level::PT)?;
+            for gfn in rest.iter() {
+                if cursor.level() != Level::PT || !cursor.mark(gfn, marker) {
+                    return Err(MarkError::InUse { gfn });
+                }
             }
         }
-        let mut cursor = space.table.cursor_at(part.start(), Level::PT)?;
-        for gfn in part.iter() {
-            if cursor.level() != Level::PT || !cursor.mark(gfn, marker) {
-                return Err(MarkError::InUse { gfn });
-            }
-        }
+    }
+    Ok(())
+}
+
+/// Marks the first of `blocks`, all of one page directory, that are whole and absent, under one lock: whoever hands a machine over
+/// waits for it.
+fn mark_blocks<P: Protocol>(
+    space: &AddressSpace<P>,
+    blocks: &mut Peekable<impl Iterator<Item = GfnRange>>,
+    marker: Marker,
+) -> Result<(), OutOfTables> {
+    let is_whole = |block: &GfnRange| block.frames() == Level::PD.entry_frames();
+    let Some(first) = blocks.peek().filter(|block| is_whole(block)) else { return Ok(()) };
+    let mut cursor = space.table.cursor_at(first.start(), Level::PD)?;
+    if cursor.level() == Level::PD {
+        let mut marked = |block: &GfnRange| is_whole(block) && cursor.mark(block.start(), marker);
+        while blocks.next_if(&mut marked).is_some() {}
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! the floor above take it whole.
 
 use std::collections::BTreeSet;
+use std::sync::Arc as Shared;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::image::Image;
@@ -13,6 +14,7 @@ use crate::protocol::Protocol;
 use crate::sync::{Apart, Arc, AtomicU64, Held, Lock, Ordering, Rank};
 use crate::table::Table;
 use crate::tally::Tally;
+use crate::wait::Waits;
 
 /// What RAM over an image does with a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,6 +162,8 @@ pub(crate) struct AddressSpace<P: Protocol> {
     pub(crate) lost: Lock<Option<Notes>>,
     /// Asked for pages that are still elsewhere; without it, touching one stops the guest.
     pub(crate) pager: Option<Pager>,
+    /// Who waits for them, beside vCPUs.
+    pub(crate) waits: Shared<Waits>,
 }
 
 impl<P: Protocol> AddressSpace<P> {
@@ -184,6 +188,7 @@ impl<P: Protocol> AddressSpace<P> {
             dirty_merged: Lock::new(Rank::Last, BTreeSet::new()),
             lost: Lock::new(Rank::Last, None),
             pager,
+            waits: Waits::new(),
         }
     }
 
@@ -207,6 +212,14 @@ impl<P: Protocol> AddressSpace<P> {
             && let Some(lost) = &mut *self.lost.lock()
         {
             lost.note(range);
+        }
+    }
+
+    /// V2 of `wait-vs-arrival`: pages of `range` are missing no more.
+    pub(crate) fn arrived(&self, range: GfnRange) {
+        // Without a pager nobody waits: a missing page stops the guest.
+        if self.pager.is_some() {
+            self.waits.arrived(range);
         }
     }
 

@@ -96,7 +96,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("", &["boot.guest is missing", "boot.kernel"]),
     ("# nothing but this\n", &["boot.guest is missing", "boot.kernel"]),
     ("[boot]\nguest = \"hello\"\nkernel = \"k\"", &[":2:", "boot.guest", "boot.kernel is set too (line 3)"]),
-    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch, smp, clone, blk, net, console, rng, balloon, pmem or vsock", "did you mean \"hello\"?"]),
+    ("[boot]\nguest = \"helo\"", &["boot.guest is \"helo\"", "hello, touch, smp, clone, churn, blk, net, console, rng, balloon, pmem or vsock", "did you mean \"hello\"?"]),
     ("\ninitrd = \"i\"", &["boot.initrd", "goes with boot.kernel"]),
     ("\nprotocol = \"pvh\"", &["boot.protocol", "goes with boot.kernel"]),
     ("\nunpack = false", &["boot.unpack", "goes with boot.kernel"]),

@@ -50,6 +50,28 @@ fn bench_fault_has_a_row_for_each_figure_with_its_goal() {
 }
 
 #[test]
+fn bench_postcopy_has_a_row_for_each_figure_with_its_goal() {
+    if !require_guests() {
+        return;
+    }
+    let rows = rows("postcopy", &run("postcopy"));
+    let goals = goals(&rows);
+    let ours = [
+        "ratio <= 1.35",
+        "<= 80",
+        "<= 250",
+        "ratio >= 0.85",
+        "ratio <= 1.1",
+        "ratio <= 1.2",
+        ">= 99",
+        "<= 2000",
+    ];
+    assert_eq!(goals[..ours.len()], ours);
+    // Where QEMU is installed.
+    assert!(matches!(goals[ours.len()..], [] | ["ratio <= 1"]), "{goals:?}");
+}
+
+#[test]
 fn bench_boot_has_a_row_for_each_figure_with_its_goal() {
     if !require_guests() {
         return;
@@ -153,4 +175,14 @@ fn bench_ring3_says_what_it_needs() {
     let output = SLAT.start(command).finish();
     assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output:?}");
     assert!(output.stderr.contains("run configs/get-debian.sh"), "{output:?}");
+}
+
+#[test]
+fn bench_restore_has_a_row_for_each_figure_with_its_goal() {
+    if !require_guests() {
+        return;
+    }
+    let rows = rows("restore", &run("restore"));
+    let expected = ["ratio <= 1.2", "ratio <= 1.2", "ratio >= 20", "ratio >= 20", "ratio >= 20"];
+    assert_eq!(goals(&rows), expected);
 }

@@ -70,6 +70,8 @@ fn debian_keeps_its_files_and_its_user_while_its_memory_is_moved() {
     assert!(debian.wait_for("guest# "), "Ctrl-C ends no sleep");
     debian.type_in(b"echo \"slept $?\"\r");
     assert!(debian.wait_for("\nslept 130\r"), "Ctrl-C ends no sleep");
+    debian.type_in(b"sleep 1 & wait; echo \"waited $?\"\r");
+    assert!(debian.wait_for("\nwaited 0\r"), "the shell does not hear of its children's end");
     assert!(debian.wait_for("guest# "), "there is no prompt");
 
     let free = debian.tell("free");

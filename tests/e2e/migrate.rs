@@ -1,6 +1,9 @@
 //! Two programs, and a machine that goes from one to the other while its guest works.
 
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -141,9 +144,7 @@ fn a_guest_goes_there_and_back_while_it_works() {
         next.wait_for("touch: pass");
         at = next;
     }
-    let output = at.finish();
-    assert_eq!(output.code, Some(0), "{output:?}");
-    assert!(output.stdout.contains(" wrong=0 "), "{output:?}");
+    assert_found_all(at);
 }
 
 #[test]
@@ -180,6 +181,13 @@ fn what_cannot_be_sent_is_said_and_how() {
     assert_eq!(output.code, Some(2), "{output:?}");
     let output = SLAT.run(["send", "/nowhere/socket"]);
     assert_eq!(output.code, Some(2), "{output:?}");
+    for args in [
+        &["receive", "/nowhere/socket"][..],
+        &["receive", "/nowhere/socket", "--recover", "unix:/x"],
+    ] {
+        let output = SLAT.run(args.iter().copied());
+        assert_eq!(output.code, Some(2), "{output:?}");
+    }
     let site = Site::touching(1);
     let config = site.config.display().to_string();
     for (listen, reason) in [("here", "unix:/PATH"), ("tcp:host", "tcp:HOST:PORT")] {
@@ -201,6 +209,140 @@ fn what_cannot_be_sent_is_said_and_how() {
     ]);
     assert_eq!(output.code, Some(2), "{output:?}");
     assert!(output.stderr.contains("/no"), "{output:?}");
+}
+
+/// A way to a sink, until it breaks.
+struct Way {
+    path: PathBuf,
+    ends: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Way {
+    fn new(path: PathBuf, to: PathBuf) -> Way {
+        let ear = UnixListener::bind(&path).expect("a socket");
+        let ends = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&ends);
+        std::thread::spawn(move || {
+            for near in ear.incoming() {
+                let (Ok(near), Ok(far)) = (near, UnixStream::connect(&to)) else { return };
+                for (from, into) in [(&near, &far), (&far, &near)] {
+                    let own = |socket: &UnixStream| socket.try_clone().expect("a descriptor");
+                    let (mut from, mut into) = (own(from), own(into));
+                    kept.lock().unwrap().extend([own(&from), own(&into)]);
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Way { path, ends }
+    }
+
+    fn breaks(&self) {
+        std::fs::remove_file(&self.path).expect("it is there");
+        for end in self.ends.lock().unwrap().drain(..) {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A guest that has just begun to run at `there`, and waits: the way to it broke.
+fn cut_off(site: &Site) -> (Running, Running) {
+    let there = site.receive("there", &[]);
+    let mut here = site.run("here");
+    here.wait_for("touch: pass 3:");
+    let path = |name: &str| PathBuf::from(site.path(name));
+    let way = Way::new(path("way.in"), path("there.in"));
+    let slowly = ["--rate", "8M", "--mode", "post-copy", "--detach"];
+    assert_eq!(site.send("here", "way", &slowly).code, Some(0));
+    until(site, |status| status["progress"]["phase"] == "post-copy");
+    way.breaks();
+    until(site, |status| status["state"] == "handed-over");
+    (here, there)
+}
+
+/// Waits until what is told of sending the machine `here` is as `wanted`.
+fn until(site: &Site, wanted: impl Fn(&Value) -> bool) {
+    let since = Instant::now();
+    loop {
+        let output = SLAT.run(["send", &site.path("here"), "--status", "--json"]);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let status = serde_json::from_str(&output.stdout).expect("JSON");
+        if wanted(&status) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{status}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// The guest finds every word at its end.
+fn assert_found_all(there: Running) {
+    let output = there.finish();
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.contains(" wrong=0 "), "{output:?}");
+}
+
+#[test]
+fn a_guest_whose_connection_broke_is_recovered_by_another_way() {
+    if !require_guests() {
+        return;
+    }
+    let site = Site::touching(3000);
+    let (here, there) = cut_off(&site);
+    let (socket, other) = (site.path("there"), format!("unix:{}", site.path("other.in")));
+    // Where it cannot listen, it says so, and goes on where it did.
+    let nowhere = format!("unix:{}", site.path("no/folder/other.in"));
+    for (address, reason) in [(&*nowhere, "listened on"), ("there", "unix:/PATH")] {
+        let output = SLAT.run(["receive", &socket, "--recover", address]);
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert!(output.stderr.contains(reason), "{output:?}");
+        assert!(Path::new(&site.path("there.in")).exists());
+    }
+    // A machine whose guest began here has no source.
+    let output = SLAT.run(["receive", &site.path("here"), "--recover", &other]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("began here"), "{output:?}");
+    let output = SLAT.run(["receive", &socket, "--recover", &other]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.contains(&format!("listens at {other}")), "{output:?}");
+    assert!(!Path::new(&site.path("there.in")).exists(), "it listens where it did, too");
+    let told = sent(&site.send("here", "other", &["--recover"]));
+    assert!(told["report"]["reconnects"].as_u64() > Some(0), "{told}");
+    site.assert_moved("here", here);
+    assert_found_all(there);
+}
+
+#[test]
+fn a_guest_that_waits_for_what_is_missing_can_be_asked_and_loses_nothing() {
+    if !require_guests() {
+        return;
+    }
+    let site = Site::touching(3000);
+    let (here, there) = cut_off(&site);
+    let (socket, folder) = (site.path("there"), site.path("saved"));
+    // It rests, if KVM lets go of an access that waits; or it says what it waits for.
+    let paused = SLAT.run(["pause", &socket]);
+    println!("{paused:?}");
+    match paused.code {
+        Some(0) => assert!(paused.stdout.contains("paused"), "{paused:?}"),
+        _ => assert!(paused.stderr.contains("pages that have not come"), "{paused:?}"),
+    }
+    let saved = SLAT.run(["snapshot", &socket, &folder]);
+    assert_eq!(saved.code, Some(1), "{saved:?}");
+    assert!(saved.stderr.contains("pages of the guest have not come"), "{saved:?}");
+    assert!(!Path::new(&folder).exists());
+    assert_eq!(SLAT.run(["resume", &socket]).code, Some(0));
+    // By the way that broke, which is whole again.
+    let path = |name: &str| PathBuf::from(site.path(name));
+    let _way = Way::new(path("way.in"), path("there.in"));
+    sent(&SLAT.run(["send", &site.path("here"), "--recover", "--json"]));
+    site.assert_moved("here", here);
+    // Now that all is there it rests, and is saved.
+    let saved = SLAT.run(["snapshot", &socket, &folder]);
+    assert_eq!(saved.code, Some(0), "{saved:?}");
+    assert_found_all(there);
 }
 
 /// A sink that is killed before it has the guest leaves it where it is; one that is killed later leaves it standing, and it can
@@ -242,10 +384,15 @@ fn a_sink_that_dies_never_makes_two_guests_of_one() {
     }
     // While pages are missing there.
     let _ = std::fs::remove_file(site.path("there.in"));
-    let mut there = site.receive("there", &[]);
+    let there = site.receive("there", &[]);
     let slowly = ["--rate", "4M", "--mode", "post-copy", "--detach"];
     assert_eq!(site.send("here", "there", &slowly).code, Some(0));
-    there.wait_for("touch: pass");
+    // Before it has gone over all of its memory: then all of that is there.
+    let since = Instant::now();
+    while status()["progress"]["phase"] != "post-copy" {
+        assert!(since.elapsed() < Duration::from_secs(30), "{}", status());
+        sleep(Duration::from_millis(1));
+    }
     drop(there);
     until("handed-over");
     let refused = SLAT.run(["resume", &socket]);

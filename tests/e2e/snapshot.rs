@@ -173,7 +173,7 @@ fn what_is_damaged_or_of_another_machine_is_refused_before_anything_runs() {
         fs::write(&path, bad).expect("it can be written");
         move || fs::write(&path, &good).expect("it can be written")
     };
-    for name in ["manifest", "state", "sums", "config.toml"] {
+    for name in ["manifest", "state", "parts", "sums", "config.toml"] {
         let mend = change(name, None);
         refused(name, &[], &["saved cannot be used", name]);
         mend();
@@ -183,6 +183,10 @@ fn what_is_damaged_or_of_another_machine_is_refused_before_anything_runs() {
     refused("memory", &[], &["page 256 has another checksum"]);
     let lazy = machine.restore("saved", &["--lazy"]);
     assert_ended(&lazy, 1, &["page 256 of the image", "is damaged"]);
+    mend();
+    let mend = change("sums", Some(0x100 * 8));
+    let lazy = machine.restore("saved", &["--lazy"]);
+    assert_ended(&lazy, 1, &["the checksums", "they are not what was written"]);
     mend();
     assert_right(&machine.restore("saved", &["--lazy"]));
 }

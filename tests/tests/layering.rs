@@ -38,9 +38,9 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "guest_mm",
         floors: &[
-            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "tally", "protocol", "historical", "background", "notes"]),
+            floor(Together, &["addr", "entry", "prot", "geometry", "sync", "tally", "protocol", "historical", "background", "schedule", "notes"]),
             floor(Together, &["pool"]),
-            floor(Together, &["table", "mirror", "image"]),
+            floor(Together, &["table", "mirror", "image", "wait"]),
             floor(Together, &["space"]),
             floor(Apart, &["fault", "collapse", "share", "dirty", "unmap", "protect", "split", "mark", "copy"]),
             // What needs several of them on its way.

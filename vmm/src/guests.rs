@@ -29,7 +29,7 @@ pub struct Guest {
 }
 
 /// Every built-in guest.
-pub const ALL: [Guest; 11] = [
+pub const ALL: [Guest; 12] = [
     Guest {
         name: "hello",
         summary: "says who it is and ends the way it is asked to",
@@ -119,6 +119,21 @@ pub const ALL: [Guest; 11] = [
                 name: "order",
                 values: "seq|random",
                 meaning: "write to neighbours, or to pages anywhere",
+            },
+            Key { name: "limit", values: "BYTES", meaning: "use so much RAM only" },
+        ],
+    },
+    Guest {
+        name: "churn",
+        summary: "changes words of its RAM at random for a time, and times each change",
+        elf: include_bytes!(env!("SLAT_GUEST_CHURN")),
+        keys: &[
+            Key { name: "seconds", values: "10|N", meaning: "how long, once all pages are filled" },
+            Key { name: "hot", values: "BYTES", meaning: "change so many bytes' pages only" },
+            Key {
+                name: "wait_us",
+                values: "15|N",
+                meaning: "count the changes that take more microseconds than these",
             },
             Key { name: "limit", values: "BYTES", meaning: "use so much RAM only" },
         ],
@@ -248,7 +263,7 @@ pub const ALL: [Guest; 11] = [
 
 /// The built-in guest called `name`.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    static GUESTS: [Guest; 11] = ALL;
+    static GUESTS: [Guest; 12] = ALL;
     GUESTS.iter().find(|guest| guest.name == name)
 }
 

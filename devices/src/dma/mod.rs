@@ -8,8 +8,12 @@
 //! that costs and saves: [`Standing`] pins all RAM for good, as pass-through does, and [`Plain`] pins nothing at all, which
 //! only memory that nobody moves can do.
 //!
+//! A guest may run before all of its memory is here. [`Arrivals`] is asked for the rest, so that no device's thread waits for it.
+//!
 //! [`Reclaiming`] is for what a guest gives back: memory that no device touches.
 
+#[cfg(test)]
+pub(crate) mod elsewhere;
 mod iovecs;
 mod pinning;
 mod plain;
@@ -19,10 +23,13 @@ mod standing;
 mod transfer;
 
 use std::fmt;
+use std::sync::Arc;
+use std::task::Waker;
 
 use vm_memory::{GuestMemory, VolatileSlice};
 
 pub use guest_mm::prot::Access;
+pub use guest_mm::wait::Wait;
 pub use iovecs::Iovecs;
 pub use pinning::Pinning;
 pub use plain::{Plain, PlainHold, PlainView};
@@ -78,6 +85,22 @@ pub trait Dma: Clone + fmt::Debug + Send + Sync + 'static {
 
     /// A hold on nothing.
     fn hold(&self) -> Self::Hold;
+
+    /// Who is asked for memory that is still elsewhere; none if all of it is here.
+    fn arrivals(&self) -> Option<Arc<dyn Arrivals>> {
+        None
+    }
+}
+
+/// Memory that comes from elsewhere while the guest runs. Who uses what has not come waits for it, so a device asks here first,
+/// and does something else meanwhile. What was here once stays.
+pub trait Arrivals: fmt::Debug + Send + Sync {
+    /// Asks for all of `segments` that is still elsewhere, at once; when the last of it has come, `waker` is woken, for as long
+    /// as the [`Wait`] is kept. None if there is nothing to wait for.
+    fn fetch(&self, segments: &mut dyn Iterator<Item = Segment>, waker: &Waker) -> Option<Wait>;
+
+    /// Whether all of a guest that has begun to run is here: for good, then.
+    fn are_over(&self) -> bool;
 }
 
 /// The buffers of one request, in place for as long as they are held. It is meant to be used again, so that a request

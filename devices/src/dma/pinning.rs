@@ -1,6 +1,8 @@
 //! Memory that is pinned page by page, for as long as it is used.
 
 use std::fmt;
+use std::sync::Arc;
+use std::task::Waker;
 
 use guest_mm::addr::{Gpa, GpaRange};
 use guest_mm::pin::OwnedPinBatch;
@@ -9,7 +11,7 @@ use guest_mm::protocol::{Protocol, Sound};
 use guest_mm::{GuestView, Pinner};
 use vm_memory::VolatileSlice;
 
-use super::{Dma, DmaError, Hold, Segment};
+use super::{Arrivals, Dma, DmaError, Hold, Segment, Wait};
 
 /// Pins while a device uses memory: see [`Pinner`].
 #[derive(Debug)]
@@ -38,6 +40,21 @@ impl<P: Protocol + fmt::Debug> Dma for Pinning<P> {
 
     fn hold(&self) -> OwnedPinBatch<P> {
         self.0.batch()
+    }
+
+    fn arrivals(&self) -> Option<Arc<dyn Arrivals>> {
+        self.0.may_wait().then(|| Arc::new(self.clone()) as Arc<dyn Arrivals>)
+    }
+}
+
+impl<P: Protocol + fmt::Debug> Arrivals for Pinning<P> {
+    fn fetch(&self, segments: &mut dyn Iterator<Item = Segment>, waker: &Waker) -> Option<Wait> {
+        // Who uses what is no range is told so then.
+        self.0.fetch(segments.filter_map(|segment| range(segment).ok()), waker)
+    }
+
+    fn are_over(&self) -> bool {
+        self.0.is_whole()
     }
 }
 

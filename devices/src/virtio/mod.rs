@@ -8,7 +8,8 @@
 //! F3   driver                                       a driver in this process, for tests and benchmarks
 //! F2   mmio  thread                                 registers for vCPUs; threads that wait for kicks and files
 //! F1   device                                       a model with its queues, status, lock
-//! F0   model  queue  interrupt  watch  rate  timer  state  backlog   what a model is, and what it works with
+//! F0   model  queue  gate  interrupt  watch  rate   what a model is, and what it works with
+//!      timer  state  backlog
 //! ```
 
 pub mod backlog;
@@ -17,6 +18,7 @@ pub mod blk;
 pub mod console;
 pub mod device;
 pub mod driver;
+mod gate;
 pub mod interrupt;
 pub mod mmio;
 pub mod model;

@@ -4,6 +4,8 @@
 //! hostile, and a device that carried on would do something else than what was asked. So each chain is read whole before
 //! any of it is used, and one that is cut off, loops, is empty, or has buffers in the wrong order breaks the device.
 
+mod taking;
+
 use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -11,6 +13,10 @@ use virtio_queue::{Error as QueueError, Queue as Ring, QueueOwnedT, QueueState, 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::dma::{DmaError, Segment};
+
+use super::gate::Gate;
+
+pub use taking::Taken;
 
 /// Why a device stops until its driver resets it (`DEVICE_NEEDS_RESET`, virtio 1.2, 2.1.2).
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,11 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// All of its memory.
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.readable.iter().chain(&self.writable).copied()
+    }
+
     /// Bytes that the device reads.
     pub fn readable_bytes(&self) -> u64 {
         self.readable.iter().map(|segment| u64::from(segment.len)).sum()
@@ -87,6 +98,8 @@ pub struct Queue {
     /// Chains used since the driver was last asked whether it wants to hear of them. A reset leaves it: too many means an
     /// interrupt too many.
     used: u16,
+    /// None if all memory is here.
+    gate: Option<Gate>,
 }
 
 impl Queue {
@@ -96,7 +109,12 @@ impl Queue {
     /// If `max_size` is no power of two up to 32768: it is written in a model.
     pub fn new(index: u16, max_size: u16) -> Queue {
         let ring = Ring::new(max_size).expect("a model's queues have sizes that virtio allows");
-        Queue { index, ring, used: 0 }
+        Queue { index, ring, used: 0, gate: None }
+    }
+
+    /// The same, whose memory may be elsewhere.
+    pub(super) fn with_gate(self, gate: Option<Gate>) -> Queue {
+        Queue { gate, ..self }
     }
 
     /// Which of its device's.
@@ -122,7 +140,20 @@ impl Queue {
     /// A queue as `state` says.
     pub(super) fn restore(&mut self, state: QueueState) -> Result<(), Broken> {
         self.ring = Ring::try_from(state).map_err(|error| self.broken(&error))?;
+        self.gate.iter_mut().for_each(Gate::reset);
         Ok(())
+    }
+
+    /// Becomes a queue that no driver has set up.
+    pub(super) fn reset(&mut self) {
+        self.ring.reset();
+        self.gate.iter_mut().for_each(Gate::reset);
+    }
+
+    /// The driver has set it up, or gives it up.
+    pub(super) fn set_ready(&mut self, ready: bool) {
+        self.ring.set_ready(ready);
+        self.gate.iter_mut().for_each(Gate::reset);
     }
 
     /// Whether the driver has set it up.
@@ -145,11 +176,8 @@ impl Queue {
         Err(Broken::Ring { queue: self.index, reason })
     }
 
-    /// Takes the next chain, if there is one.
-    ///
-    /// # Errors
-    /// The ring's index jumped, or the chain is none.
-    pub fn next<M: GuestMemory>(&mut self, memory: &M, chain: &mut Chain) -> Result<bool, Broken> {
+    /// Reads the next chain, if there is one.
+    fn read<M: GuestMemory>(&mut self, memory: &M, chain: &mut Chain) -> Result<bool, Broken> {
         chain.readable.clear();
         chain.writable.clear();
         let (queue, size) = (self.index, self.ring.size());
@@ -161,7 +189,7 @@ impl Queue {
             if let Some(descriptors) = heads.next() {
                 break descriptors;
             }
-            if self.is_empty(memory)? {
+            if self.brought(memory)? == 0 {
                 return Ok(false);
             }
             looks += 1;
@@ -213,15 +241,25 @@ impl Queue {
     ///
     /// # Errors
     /// The ring cannot be read.
-    pub fn is_empty<M: GuestMemory>(&self, memory: &M) -> Result<bool, Broken> {
+    pub fn is_empty<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
         Ok(self.waiting(memory)? == 0)
     }
 
-    /// How many chains are waiting, as the driver says.
+    /// How many chains are waiting, as the driver says, up to one whose memory is known not to be here.
     ///
     /// # Errors
     /// The ring cannot be read.
-    pub fn waiting<M: GuestMemory>(&self, memory: &M) -> Result<u16, Broken> {
+    pub fn waiting<M: GuestMemory>(&mut self, memory: &M) -> Result<u16, Broken> {
+        if !self.has_rings() {
+            return Ok(0);
+        }
+        let end = self.gate.as_ref().and_then(Gate::end);
+        let most = end.map_or(u16::MAX, |end| end.wrapping_sub(self.ring.next_avail()));
+        Ok(self.brought(memory)?.min(most))
+    }
+
+    /// How many chains the driver has brought.
+    fn brought<M: GuestMemory>(&self, memory: &M) -> Result<u16, Broken> {
         let index = self.ring.avail_idx(memory, Ordering::Acquire);
         let index = index.map_err(|error| self.broken(&error))?.0;
         Ok(index.wrapping_sub(self.ring.next_avail()))
@@ -275,6 +313,9 @@ impl Queue {
     /// # Errors
     /// The ring cannot be written.
     pub fn mute<M: GuestMemory>(&mut self, memory: &M) -> Result<(), Broken> {
+        if !self.has_rings() {
+            return Ok(());
+        }
         self.ring.disable_notification(memory).map_err(|error| broken(self.index, &error))
     }
 
@@ -283,7 +324,12 @@ impl Queue {
     /// # Errors
     /// The ring cannot be used.
     pub fn unmute<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, Broken> {
-        self.ring.enable_notification(memory).map_err(|error| broken(self.index, &error))
+        if !self.has_rings() {
+            return Ok(false);
+        }
+        let more = self.ring.enable_notification(memory);
+        let more = more.map_err(|error| broken(self.index, &error))?;
+        Ok(more && self.waiting(memory)? > 0)
     }
 
     /// Whether the driver wants to hear of what was used since this was last asked.

@@ -17,13 +17,15 @@
 //!             `SmallWithoutRecheck` skips K3: a page table goes over the leaf. Counters tell both at teardown.
 //! ```
 //!
-//! Pages are loaded before a lock is taken: that is the file system's time.
+//! Pages are loaded before a lock is taken: that is the file system's time. Where no other guest lies over the image, a page that
+//! is stored to before it was loaded is read to the frame that it becomes: nothing is left to copy at K4.
 
-use crate::addr::{Gfn, GfnRange, Gpa, PageSize};
+use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::geometry::Level;
 use crate::image::LoadError;
 use crate::mirror::{MirrorError, Run};
+use crate::pool::OwnRun;
 use crate::prot::{Access, Prot};
 use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, Over, RamRegion, Sharing, count};
@@ -178,6 +180,14 @@ fn map_pages<P: Protocol>(
     Ok(pages)
 }
 
+/// Where the bytes of a page are that becomes the guest's own.
+enum Origin {
+    /// In a frame of the image.
+    Image(FrameNo),
+    /// In the frame that is going to be the guest's; the image gets it back where it is not taken.
+    Given(OwnRun),
+}
+
 /// Serves a store at `gpa`.
 pub(super) fn serve_write<P: Protocol>(
     space: &AddressSpace<P>,
@@ -193,7 +203,12 @@ pub(super) fn serve_write<P: Protocol>(
         let huge = walked.level > Level::PT && matches!(walked.entry, Entry::Leaf(_));
         let page = match over.sharing {
             Sharing::Private if walked.entry == Entry::Absent => {
-                Some(over.image.page(over.page(region, gfn)).map_err(failed(gpa, access))?)
+                let page = over.page(region, gfn);
+                let given = over.image.give(page).map_err(failed(gpa, access))?;
+                Some(match given {
+                    Some(frame) => Origin::Given(OwnRun::of(&space.pool, frame)),
+                    None => Origin::Image(over.image.page(page).map_err(failed(gpa, access))?),
+                })
             }
             _ => None,
         };
@@ -214,11 +229,18 @@ pub(super) fn serve_write<P: Protocol>(
         }
         match (cursor.entry(gfn), page) {
             (Entry::Absent, Some(from)) if cursor.level() == Level::PT => {
-                let frame = frame_for_copy(space, region, &mut cursor, gfn)
-                    .map_err(|cause| FaultError::Exhausted { gpa, access, cause })?;
-                // K4
-                P::at(Step::K4);
-                space.pool.copy(from, frame);
+                let frame = match from {
+                    Origin::Given(given) => given.give(&space.pool).expect("it is of this pool"),
+                    Origin::Image(from) => {
+                        let frame = frame_for_copy(space, region, &mut cursor, gfn)
+                            .map_err(|cause| FaultError::Exhausted { gpa, access, cause })?;
+                        // K4
+                        P::at(Step::K4);
+                        space.pool.copy(from, frame);
+                        frame
+                    }
+                };
+                over.image.note_store(over.page(region, gfn));
                 cursor.map(gfn, Leaf::own(frame, Prot::RAM)).install(&*space.mirror)?;
                 return Ok(Filled::Copied);
             }

@@ -23,8 +23,9 @@
 //! `after_unlock`.
 //!
 //! What a page begins as is the region's: [`zero`] fills memory of its own, [`image`] maps pages of an image. [`own`] copies
-//! a page that others use too, for a store or for a device.
+//! a page that others use too, for a store or for a device. What is still elsewhere, [`fetch()`] asks for.
 
+mod fetch;
 mod image;
 #[cfg(all(test, loom))]
 mod model;
@@ -43,9 +44,11 @@ use crate::table::OutOfTables;
 use crate::table::cursor::Cursor;
 use crate::table::walk::Walked;
 
+pub(crate) use fetch::fetch;
 #[cfg(not(loom))]
 pub(crate) use own::unmerge;
 pub(crate) use own::unshare;
+pub(crate) use zero::run_to_fill;
 #[cfg(not(loom))]
 pub(crate) use zero::{populate, prepare_next};
 

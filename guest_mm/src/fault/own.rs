@@ -87,6 +87,9 @@ fn take_copy<P: Protocol>(
         space.pool.release(frame, 1);
         return Err(error.into());
     }
+    if let (Source::Image, Some(over)) = (leaf.source, &region.over) {
+        over.image.note_store(over.page(region, gfn));
+    }
     let shown = cursor.put_back(gfn, leaf, own).install(&*space.mirror);
     drop(cursor);
     if leaf.source == Source::Guest {

@@ -4,7 +4,7 @@ use crate::addr::{FrameNo, Gfn, GfnRange, Gpa, PageSize};
 use crate::entry::{Entry, Leaf, Marker, Source};
 use crate::geometry::Level;
 use crate::mirror::{Mirror, MirrorError, Run};
-use crate::pool::{Exhausted, Pool};
+use crate::pool::{Exhausted, OwnRun, Pool};
 use crate::prot::{Access, Prot};
 use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, RamRegion, count};
@@ -317,7 +317,7 @@ pub(super) fn frame_to_fill<P: Protocol>(
     cursor: &mut Cursor<'_, P>,
     gfn: Gfn,
 ) -> Result<FrameNo, FillError> {
-    reserve(space, region, cursor)?;
+    reserve(space, region, cursor).map_err(FillError::Mirror)?;
     let offset = gfn.offset_in(Level::PT.table_frames());
     if let Some(frame) = cursor.reservation().and_then(|own| space.pool.claim(own, offset)) {
         return Ok(frame);
@@ -326,12 +326,25 @@ pub(super) fn frame_to_fill<P: Protocol>(
     space.pool.alloc().map_err(FillError::Exhausted)
 }
 
+/// Frames for the pages of `range`, which arrive, all of one page table and none of them there: where they should lie, or none.
+pub(crate) fn run_to_fill<P: Protocol>(
+    space: &AddressSpace<P>,
+    region: &RamRegion,
+    cursor: &mut Cursor<'_, P>,
+    range: GfnRange,
+) -> Result<Option<OwnRun>, MirrorError> {
+    reserve(space, region, cursor)?;
+    let first = range.start().offset_in(Level::PT.table_frames());
+    let offsets = first..first + range.frames();
+    Ok(cursor.reservation().and_then(|own| OwnRun::claimed(&space.pool, own, offsets)))
+}
+
 /// Has the page table reserve a block, and the window show it there, if nothing lies in it yet.
 fn reserve<P: Protocol>(
     space: &AddressSpace<P>,
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
-) -> Result<(), FillError> {
+) -> Result<(), MirrorError> {
     if cursor.reservation().is_some() || cursor.has_leaf() {
         return Ok(());
     }
@@ -341,7 +354,7 @@ fn reserve<P: Protocol>(
     cursor.set_reservation(reservation);
     let run =
         Run { gfn: block.start(), frame: reservation.block().first(), frames: block.frames() };
-    space.mirror.remap(run).map_err(FillError::Mirror)
+    space.mirror.remap(run)
 }
 
 /// A zeroed frame for the vacant page `gfn`, or none where `cause` does not justify one.
@@ -353,7 +366,7 @@ fn frame_for<P: Protocol>(
     cause: Cause,
 ) -> Result<Option<FrameNo>, FillError> {
     let pool: &Pool = &space.pool;
-    reserve(space, region, cursor)?;
+    reserve(space, region, cursor).map_err(FillError::Mirror)?;
     let offset = gfn.offset_in(Level::PT.table_frames());
     let in_place = cursor.reservation().and_then(|r| pool.claim_zeroed(r, offset));
     if in_place.is_some() || cause == Cause::Around {

@@ -116,6 +116,16 @@ pub enum ReadError {
         /// The page.
         page: u64,
     },
+    /// The checksums that it is checked by are not to be had.
+    #[error("the checksums {} of the pages from {page} on cannot be read: {cause}; restore from another copy", path.display())]
+    NoSums {
+        /// Their file.
+        path: PathBuf,
+        /// The first of the pages.
+        page: u64,
+        /// Why.
+        cause: String,
+    },
     /// The system does not give it.
     #[error("page {page} of the image {} cannot be read: {cause}", path.display())]
     Failed {
@@ -207,7 +217,7 @@ impl Layer {
         page: u64,
         first: FrameNo,
         pages: u64,
-        mut look: impl FnMut(u64, &[u8]) -> Result<(), ReadError>,
+        look: impl FnMut(u64, &[u8]) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         let bytes = (pages * FRAME_BYTES) as usize;
         let at = pool.memory().address(first, 0, bytes);
@@ -216,6 +226,16 @@ impl Layer {
         //    the pool lives, and any byte value is a `u8`;
         // 2. the caller has the frames to itself, so nothing else reads or writes the pages meanwhile.
         let into = unsafe { std::slice::from_raw_parts_mut(at, bytes) };
+        self.read_into(page, into, look)
+    }
+
+    /// The same to `into`, whole pages of which follow one another.
+    pub(super) fn read_into(
+        &self,
+        page: u64,
+        into: &mut [u8],
+        mut look: impl FnMut(u64, &[u8]) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let result = self.file.read_exact_at(into, page * FRAME_BYTES);
         // A file that was changed may have been too short for it; that is the better reason.
         self.check()?;

@@ -10,19 +10,27 @@
 #[cfg(not(loom))]
 mod file;
 #[cfg(not(loom))]
+mod order;
+#[cfg(not(loom))]
 mod source;
+#[cfg(not(loom))]
+mod sums;
 
 use crate::addr::{BlockNo, FrameNo};
 use crate::geometry::Level;
 use crate::pool::{Exhausted, Pool, Reservation};
-use crate::sync::{Arc, AtomicU32, AtomicU64, Lock, Ordering, Rank};
+use crate::sync::{Arc, AtomicU64, Lock, Ordering, Rank, zeroed_words};
 
 #[cfg(not(loom))]
 pub use file::{ImageError, ReadError};
 #[cfg(not(loom))]
+pub use order::{Needed, Order};
+#[cfg(not(loom))]
 use source::Source;
 #[cfg(not(loom))]
-pub use source::{Layers, Order, page_sum};
+pub use source::{Layers, page_sum};
+#[cfg(not(loom))]
+pub use sums::Sums;
 
 /// Pages of a block.
 const BLOCK: u64 = Level::PD.entry_frames();
@@ -44,8 +52,8 @@ pub enum LoadError {
 pub struct Image {
     pool: Arc<Pool>,
     pages: u64,
-    /// The frame of each page, plus one; 0 is not loaded. Written under the block's lock.
-    frames: Box<[AtomicU32]>,
+    /// The frame of each page, plus one; 0 is not loaded. Written under the block's lock. The host backs what is loaded alone.
+    frames: Box<[AtomicU64]>,
     blocks: Box<[ImageBlock]>,
     /// Frames that it has.
     nr_loaded: AtomicU64,
@@ -84,7 +92,7 @@ impl Image {
         Image {
             pool: Arc::clone(pool),
             pages,
-            frames: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            frames: zeroed_words(pages as usize),
             blocks: (0..pages.div_ceil(BLOCK)).map(|_| reserve()).collect(),
             nr_loaded: AtomicU64::new(0),
             #[cfg(not(loom))]
@@ -152,16 +160,82 @@ impl Image {
         Ok(())
     }
 
+    /// Copies pages from `page` on to `into`, as many as it has room for. They need not be loaded, and are not loaded by this.
+    ///
+    /// # Errors
+    /// [`LoadError`]: they are not what was put there, or not to be had.
+    ///
+    /// # Panics
+    /// If `into` is no number of whole pages, or reaches past the end.
+    #[cfg(not(loom))]
+    pub fn copy_out(&self, page: u64, into: &mut [u8]) -> Result<(), LoadError> {
+        use crate::geometry::FRAME_BYTES;
+        let pages = into.len() as u64 / FRAME_BYTES;
+        assert!(into.len() as u64 == pages * FRAME_BYTES && page + pages <= self.pages);
+        let frames: Option<Vec<FrameNo>> = (page..page + pages).map(|at| self.loaded(at)).collect();
+        // What was checked once need not be read again.
+        let Some(frames) = frames else { return Ok(self.source.read_into(page, into)?) };
+        for (frame, bytes) in frames.into_iter().zip(into.chunks_mut(FRAME_BYTES as usize)) {
+            self.pool.memory().read(frame, 0, bytes);
+        }
+        Ok(())
+    }
+
+    /// Reads `pages` from `page` on to as many frames from `first` on, which are the caller's alone. They are not loaded by this.
+    #[cfg(not(loom))]
+    pub(crate) fn read_to(&self, page: u64, first: FrameNo, pages: u64) -> Result<(), LoadError> {
+        Ok(self.source.read(&self.pool, page, first, pages)?)
+    }
+
+    /// A frame with the bytes of `page` for a guest that stores to it, if that is the only one over this image, and `page` is not
+    /// loaded: it is not loaded by this, and lies where it would be.
+    #[cfg(not(loom))]
+    pub(crate) fn give(&self, page: u64) -> Result<Option<FrameNo>, LoadError> {
+        let frame = if self.source.alone { self.lend(page) } else { None };
+        let Some(frame) = frame else { return Ok(None) };
+        if let Err(error) = self.read_to(page, frame, 1) {
+            self.pool.release(frame, 1);
+            return Err(error);
+        }
+        if let Some(order) = self.order.get() {
+            order.note(page, 1);
+        }
+        Ok(Some(frame))
+    }
+
+    /// The models' guests share theirs.
+    #[cfg(loom)]
+    pub(crate) fn give(&self, _page: u64) -> Result<Option<FrameNo>, LoadError> {
+        Ok(None)
+    }
+
+    /// A guest has a copy of `page` now.
+    pub(crate) fn note_store(&self, page: u64) {
+        #[cfg(not(loom))]
+        if let Some(order) = self.order.get() {
+            order.note_store(page);
+        }
+        #[cfg(loom)]
+        let _ = page;
+    }
+
     /// The block of the pool in which the pages of the block around `page` lie, those that are in place.
     pub(crate) fn home(&self, page: u64) -> Option<BlockNo> {
         self.blocks[(page / BLOCK) as usize].reservation.map(Reservation::block)
+    }
+
+    /// The frame where `page` would be loaded, for a guest that needs a page of its own there and not this; its bytes are whatever they
+    /// are. If the page is loaded after all, it lies elsewhere.
+    pub(crate) fn lend(&self, page: u64) -> Option<FrameNo> {
+        let own = self.blocks[(page / BLOCK) as usize].reservation?;
+        self.loaded(page).is_none().then(|| self.pool.claim(own, page % BLOCK))?
     }
 
     /// The frame of `page`, if it is loaded.
     pub(crate) fn loaded(&self, page: u64) -> Option<FrameNo> {
         // Acquire, with the release in `load_run`: the bytes are there.
         let slot = self.frames[page as usize].load(Ordering::Acquire);
-        slot.checked_sub(1).map(FrameNo::new)
+        slot.checked_sub(1).map(|frame| FrameNo::new(frame as u32))
     }
 
     /// The block in which all pages of the block around `page` lie in order, if they are all loaded and do.
@@ -229,7 +303,7 @@ impl Image {
             self.pool.frames().clear_exclusive(frame);
             // Release, with the acquire in `loaded`.
             let slot = &self.frames[(page + i) as usize];
-            slot.store(frame.index() as u32 + 1, Ordering::Release);
+            slot.store(frame.index() as u64 + 1, Ordering::Release);
         }
         if in_place.is_some() {
             // Release, with the acquire in `whole_block`.

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use twox_hash::XxHash3_64;
 
 use crate::addr::FrameNo;
+use crate::geometry::FRAME_BYTES;
 use crate::pool::Pool;
 use crate::sync::Arc;
 
 use super::Image;
 use super::file::{ImageError, Layer, ReadError};
+use super::sums::Sums;
 
 /// An image of several files, or one that is checked. All files have the same pages, of which each counts in one file.
 #[derive(Clone, Debug, Default)]
@@ -18,37 +20,40 @@ pub struct Layers {
     pub files: Vec<PathBuf>,
     /// For each page the file that has it. What is missing here is in the first.
     pub of: Vec<u8>,
-    /// The checksum of each page, as [`page_sum`] has it. Pages without one are not checked.
-    pub sums: Vec<u64>,
+    /// The checksum of each page. Pages without one are not checked.
+    pub sums: Sums,
+    /// Whether one guest is going to lie over it and no other: then a page that it stores to before anybody has read it becomes its
+    /// own as it is read, and is not kept for others. A hint: others may come, and read it once more.
+    pub alone: bool,
 }
+
+/// What a page is compared with.
+static ZEROES: [u8; 256] = [0; 256];
 
 /// The checksum of a page: XXH3-64 of its bytes, with 1 for 0; and 0 for a page of zeroes.
 pub fn page_sum(page: &[u8]) -> u64 {
-    match page.iter().all(|&byte| byte == 0) {
+    match is_zero(page) {
         true => 0,
-        false => XxHash3_64::oneshot(page).max(1),
+        false => hash(page),
     }
 }
 
-/// The pages of an image in the order in which they were loaded, as far as it was noted.
-#[derive(Clone, Debug, Default)]
-pub struct Order(std::sync::Arc<std::sync::Mutex<Vec<u32>>>);
-
-impl Order {
-    /// Pages that are noted at most: more than 64 MiB take longer to read than a guest should wait to start.
-    const LONGEST: usize = 1 << 14;
-
-    pub(super) fn note(&self, page: u64, pages: u64) {
-        let mut noted = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if noted.len() < Order::LONGEST {
-            noted.extend((page..page + pages).map(|page| page as u32));
-        }
+/// Whether `page` is what `sum` is the checksum of.
+fn is_sum_of(sum: u64, page: &[u8]) -> bool {
+    // One look suffices: no page of zeroes has another checksum.
+    match sum {
+        0 => is_zero(page),
+        sum => sum == hash(page),
     }
+}
 
-    /// What was noted so far.
-    pub fn pages(&self) -> Vec<u32> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
+fn is_zero(page: &[u8]) -> bool {
+    // In pieces, which are compared many bytes at a time.
+    page.chunks(ZEROES.len()).all(|piece| *piece == ZEROES[..piece.len()])
+}
+
+fn hash(page: &[u8]) -> u64 {
+    XxHash3_64::oneshot(page).max(1)
 }
 
 /// Where the pages come from.
@@ -56,7 +61,8 @@ impl Order {
 pub(super) struct Source {
     layers: Vec<Layer>,
     of: Box<[u8]>,
-    sums: Box<[u64]>,
+    sums: Sums,
+    pub(super) alone: bool,
 }
 
 impl Image {
@@ -74,7 +80,7 @@ impl Image {
     /// # Errors
     /// [`ImageError`]: one of the files is no image, or smaller than the first.
     pub(crate) fn of_layers(pool: &Arc<Pool>, layers: Layers) -> Result<Image, ImageError> {
-        let Layers { files, of, sums } = layers;
+        let Layers { files, of, sums, alone } = layers;
         let open = |path: &PathBuf| Layer::open(pool, path);
         let layers: Vec<Layer> = files.iter().map(open).collect::<Result<_, _>>()?;
         let Some(first) = layers.first() else { return Err(ImageError::Nothing) };
@@ -86,7 +92,7 @@ impl Image {
         if of.iter().any(|&layer| usize::from(layer) >= layers.len()) {
             return Err(ImageError::Nothing);
         }
-        Ok(Image::new(pool, pages, Source { layers, of: of.into(), sums: sums.into() }))
+        Ok(Image::new(pool, pages, Source { layers, of: of.into(), sums, alone }))
     }
 
     /// The file's name; the first, where there are several.
@@ -104,23 +110,49 @@ impl Source {
         first: FrameNo,
         pages: u64,
     ) -> Result<(), ReadError> {
+        self.each_run(page, pages, |file, next, run| {
+            file.read(pool, next, first.add(next - page), run, |page, bytes| {
+                self.check(file, page, bytes)
+            })
+        })
+    }
+
+    /// Reads pages from `page` on, as many as `into` has room for.
+    pub(super) fn read_into(&self, page: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        let size = FRAME_BYTES as usize;
+        self.each_run(page, (into.len() / size) as u64, |file, next, run| {
+            let (at, bytes) = ((next - page) as usize * size, run as usize * size);
+            file.read_into(next, &mut into[at..at + bytes], |page, bytes| {
+                self.check(file, page, bytes)
+            })
+        })
+    }
+
+    /// Calls `read` with every run of pages that lie in the same file: the file, the first, and how many.
+    fn each_run(
+        &self,
+        page: u64,
+        pages: u64,
+        mut read: impl FnMut(&Layer, u64, u64) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let end = page + pages;
         let mut next = page;
         while next < end {
             let layer = self.layer(next);
             let run = (next..end).take_while(|&page| self.layer(page) == layer).count() as u64;
-            let file = &self.layers[layer];
-            file.read(pool, next, first.add(next - page), run, |page, bytes| {
-                match self.sums.get(page as usize) {
-                    Some(&sum) if sum != page_sum(bytes) => {
-                        Err(ReadError::Damaged { path: file.path().to_owned(), page })
-                    }
-                    _ => Ok(()),
-                }
-            })?;
+            read(&self.layers[layer], next, run)?;
             next += run;
         }
         Ok(())
+    }
+
+    fn check(&self, file: &Layer, page: u64, bytes: &[u8]) -> Result<(), ReadError> {
+        match self.sums.of(page)? {
+            Some(sum) if !is_sum_of(sum, bytes) => {
+                Err(ReadError::Damaged { path: file.path().to_owned(), page })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn layer(&self, page: u64) -> usize {

@@ -44,7 +44,7 @@ mod tests;
 
 use crate::addr::{BlockNo, FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::Entry;
-use crate::fault::{FaultError, Filled, fault, unshare};
+use crate::fault::{FaultError, fault, fetch, unshare};
 use crate::geometry::Level;
 use crate::pool::{Dirty, FrameWords};
 use crate::prot::Access;
@@ -68,8 +68,10 @@ pub enum PinError {
     /// The access cannot be made at all.
     #[error("a device cannot use guest memory: {0}")]
     Fault(#[from] FaultError),
-    /// Somebody was still at work on the page when the time was up.
-    #[error("guest-physical {gpa} could not be pinned in time: its block is being collapsed")]
+    /// Somebody was still at work on the page, or it was still elsewhere, when the time was up.
+    #[error(
+        "guest-physical {gpa} could not be pinned in time: its block is being collapsed, or has not arrived"
+    )]
     TimedOut {
         /// The first page that was not pinned.
         gpa: Gpa,
@@ -287,7 +289,7 @@ fn pin_rest<P: Protocol>(
             }
             Err(obstacle) => {
                 changes += u32::from(obstacle == Obstacle::Changed);
-                guard.outside(|| overcome(space, gfn, obstacle, access, patience)).err()
+                guard.outside(|| overcome(space, (gfn, left), obstacle, access, patience)).err()
             }
         };
         if let Some(error) = failed {
@@ -331,10 +333,11 @@ fn pin_in_table<P: Protocol>(
     }
 }
 
-/// Deals with what stopped the fast path at `gfn`. Without a guard: it may take a while.
+/// Deals with what stopped the fast path at `gfn`, from where on `left` pages are to be pinned. Without a guard: it may take a
+/// while.
 fn overcome<P: Protocol>(
     space: &AddressSpace<P>,
-    gfn: Gfn,
+    (gfn, left): (Gfn, u64),
     obstacle: Obstacle,
     access: Access,
     patience: &Patience,
@@ -353,9 +356,10 @@ fn overcome<P: Protocol>(
         }
         Obstacle::Fault => {
             count(PinCount::Faults);
-            if fault(space, gfn.gpa(), access)? == Filled::Asked {
-                patience.nap(gfn.gpa())?;
-            }
+            // All that is missing is asked for at once, not one behind the other.
+            let rest = (0..left).map(|at| gfn.add(at));
+            patience.sleep(gfn.gpa(), |waker| fetch(space, rest, waker))?;
+            fault(space, gfn.gpa(), access)?;
         }
         Obstacle::Shared => {
             count(PinCount::Shared);

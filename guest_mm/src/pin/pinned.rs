@@ -114,6 +114,11 @@ impl Pinned<'_> {
             iov_len: bytes,
         })
     }
+
+    /// The bytes of the pool's file at which those begin.
+    pub(crate) fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.pieces().map(|(first, offset, _)| first.offset() + offset)
+    }
 }
 
 /// The bytes of a piece of the pool, which the caller has pinned for as long as it uses them.

@@ -4,18 +4,23 @@
 //! runs, a page that is sent twice (asked for, and on its way already) must not be placed twice: the guest may have made it all zeroes
 //! meanwhile and lost it to a scanner, or given it back. So what arrives then fills entries that are marked missing, and nothing
 //! else ([`Onto::Missing`]). Who waits for a page that is not missing any more is let go all the same.
+//!
+//! Over an image nothing is missing: a page that the guest has not touched is absent, and reads as the image's. A copy may take
+//! its place before the guest stores to it ([`Onto::Untouched`]); that is K4 of `huge-vs-small-fault`, without a fault.
 
-use crate::addr::{FrameNo, Gfn, GfnRange};
+use std::ops::AddAssign;
+
+use crate::addr::{FrameNo, Gfn, GfnRange, Gpa};
 use crate::entry::{Entry, Marker, Source};
 use crate::fault::{FaultError, frame_to_fill, unshare};
 use crate::geometry::Level;
 use crate::mirror::{MirrorError, Run};
 use crate::prot::{Access, Prot};
 use crate::protocol::{Protocol, Step};
-use crate::space::{AddressSpace, RamRegion, count};
+use crate::space::{AddressSpace, Over, RamRegion, Sharing, count};
 use crate::table::cursor::Cursor;
 
-use super::{PlaceError, Placed, complete};
+use super::{Parcel, PlaceError, Placed, complete};
 
 /// A page of bytes.
 #[cfg(not(loom))]
@@ -25,10 +30,12 @@ pub type Page = [u8; crate::geometry::FRAME_BYTES as usize];
 pub type Page = u64;
 
 /// What a page holds that arrives.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Arriving<'a> {
     /// These bytes.
     Bytes(&'a Page),
+    /// What was filled before: the frame becomes the guest's.
+    Frame(Parcel),
     /// Zeroes, and somebody waits: the page is there at once.
     Zero,
     /// Zeroes, and nobody is known to wait: the page's first touch fills it.
@@ -42,6 +49,9 @@ pub enum Onto {
     Missing,
     /// A guest that nobody runs yet: what arrives takes the place of what was there.
     Resting,
+    /// A guest that runs over an image: pages that it has not touched yet become copies of it, as a store would have made them. What
+    /// arrives is what the image holds.
+    Untouched,
 }
 
 impl Onto {
@@ -49,8 +59,20 @@ impl Onto {
     pub(super) fn fills(self, entry: Entry) -> bool {
         match entry {
             Entry::Marker(Marker::Missing) => true,
-            Entry::Absent | Entry::Marker(Marker::Returned) => self == Onto::Resting,
+            Entry::Absent => self != Onto::Missing,
+            Entry::Marker(Marker::Returned) => self == Onto::Resting,
             _ => false,
+        }
+    }
+
+    /// Whether `region` may have pages of its own beside those of an image, where they come from there.
+    pub(super) fn check(self, region: &RamRegion, gpa: Gpa) -> Result<(), FaultError> {
+        let private = |over: &Over| over.sharing == Sharing::Private;
+        match self {
+            Onto::Untouched if !region.over.as_ref().is_some_and(private) => {
+                Err(FaultError::ReadOnly { gpa })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -64,6 +86,14 @@ pub struct Arrived {
     pub duplicates: u64,
     /// Whether their block is mapped huge now.
     pub huge: bool,
+}
+
+impl AddAssign for Arrived {
+    fn add_assign(&mut self, more: Arrived) {
+        self.pages += more.pages;
+        self.duplicates += more.duplicates;
+        self.huge |= more.huge;
+    }
 }
 
 /// Fills the pages from `first` on, all in one block, as `onto` has it, and lets those go on that wait for one of them. Pages
@@ -80,6 +110,7 @@ pub(crate) fn arrive<'a, P: Protocol>(
     let not_ram = FaultError::NotRam { gpa: first.gpa(), access };
     let whole = |region: &&RamRegion| region.range.covers(range);
     let region = space.region(first).filter(whole).ok_or(not_ram)?;
+    onto.check(region, first.gpa())?;
     space.check_granule(range)?;
     // A1
     P::at(Step::A1);
@@ -89,7 +120,9 @@ pub(crate) fn arrive<'a, P: Protocol>(
             return rewrite(space, range.iter().zip(pages));
         }
         arrived.duplicates = range.frames();
-        wake(space, range)?;
+        if onto == Onto::Missing {
+            wake(space, range)?;
+        }
         return Ok(arrived);
     };
     let mut there_already = Vec::new();
@@ -105,6 +138,10 @@ pub(crate) fn arrive<'a, P: Protocol>(
                 continue;
             }
             arrived.duplicates += 1;
+            // Who waits for it has a fault of its own, which is served.
+            if onto == Onto::Untouched {
+                continue;
+            }
             // Frames that were filled are still to be mapped: no way out before that.
             let let_go = match cursor.republish(gfn) {
                 Some(there) => there.install(&*space.mirror),
@@ -120,7 +157,7 @@ pub(crate) fn arrive<'a, P: Protocol>(
             arrived.pages += 1;
             continue;
         }
-        let frame = match fill(space, region, &mut cursor, gfn, page) {
+        let frame = match fill(space, region, &mut cursor, gfn, onto, page) {
             Ok(frame) => frame,
             Err(error) => {
                 result = Err(error);
@@ -146,6 +183,8 @@ pub(crate) fn arrive<'a, P: Protocol>(
     count(&space.counters.placed, arrived.pages);
     let (full, block) = (cursor.is_full(), cursor.range());
     drop(cursor);
+    // V2
+    space.arrived(range);
     result?;
     arrived.pages += rewrite(space, there_already.into_iter())?.pages;
     if let Some(frame) = filled.filter(|_| full) {
@@ -155,7 +194,7 @@ pub(crate) fn arrive<'a, P: Protocol>(
 }
 
 /// The page table of `gfn`, locked, made where a page can be mapped; none where something else spans the block.
-fn page_table<P: Protocol>(
+pub(super) fn page_table<P: Protocol>(
     space: &AddressSpace<P>,
     gfn: Gfn,
     onto: Onto,
@@ -163,7 +202,7 @@ fn page_table<P: Protocol>(
     loop {
         let mut cursor = match onto {
             Onto::Missing => space.table.cursor_on(gfn, Level::PT),
-            Onto::Resting => space.table.cursor_at(gfn, Level::PT)?,
+            Onto::Resting | Onto::Untouched => space.table.cursor_at(gfn, Level::PT)?,
         };
         if cursor.level() == Level::PT {
             return Ok(Some(cursor));
@@ -205,6 +244,8 @@ pub(crate) fn wake<P: Protocol>(
     space: &AddressSpace<P>,
     range: GfnRange,
 ) -> Result<(), MirrorError> {
+    // V2
+    space.arrived(range);
     for part in range.chunks(Level::PD.entry_frames()) {
         let mut cursor = space.table.cursor_on(part.start(), Level::PT);
         if cursor.level() > Level::PT {
@@ -230,9 +271,18 @@ fn fill<P: Protocol>(
     region: &RamRegion,
     cursor: &mut Cursor<'_, P>,
     gfn: Gfn,
+    onto: Onto,
     page: Arriving<'_>,
 ) -> Result<FrameNo, PlaceError> {
-    let frame = frame_to_fill(space, region, cursor, gfn, Access::Write)?;
+    if let Arriving::Frame(parcel) = page {
+        return parcel.open(&space.pool).ok_or(PlaceError::OtherService { gpa: gfn.gpa() });
+    }
+    // Where the window points already: elsewhere, each page would be a mapping of its own.
+    let over = region.over.as_ref().filter(|_| onto == Onto::Untouched);
+    let frame = match over.and_then(|over| over.image.lend(over.page(region, gfn))) {
+        Some(frame) => frame,
+        None => frame_to_fill(space, region, cursor, gfn, Access::Write)?,
+    };
     write(space, frame, page);
     Ok(frame)
 }
@@ -243,12 +293,13 @@ fn write<P: Protocol>(space: &AddressSpace<P>, frame: FrameNo, page: Arriving<'_
         Arriving::Bytes(bytes) => space.pool.memory().write(frame, 0, bytes),
         #[cfg(loom)]
         Arriving::Bytes(&word) => space.pool.memory().write(frame, word),
+        Arriving::Frame(parcel) => space.pool.memory().copy(parcel.frame(), frame),
         Arriving::Zero | Arriving::Nothing => space.pool.memory().zero(frame, 1),
     }
 }
 
 /// A3 and A4, for pages that lie in order.
-fn show<P: Protocol>(
+pub(super) fn show<P: Protocol>(
     space: &AddressSpace<P>,
     cursor: &mut Cursor<'_, P>,
     run: Run,

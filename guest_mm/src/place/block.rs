@@ -5,7 +5,7 @@ use crate::entry::{Entry, Leaf, Marker};
 use crate::fault::FaultError;
 use crate::geometry::Level;
 use crate::mirror::Run;
-use crate::pool::OwnBlock;
+use crate::pool::OwnRun;
 use crate::prot::Prot;
 use crate::protocol::{Protocol, Step};
 use crate::space::{AddressSpace, count};
@@ -17,7 +17,7 @@ use super::{Arrived, Onto, PlaceError};
 pub struct BlockParcel {
     /// The guest block that it is for.
     gfn: Gfn,
-    block: OwnBlock,
+    block: OwnRun,
 }
 
 impl BlockParcel {
@@ -27,7 +27,13 @@ impl BlockParcel {
         let range = GfnRange::entry(gfn, Level::PD);
         let region = space.region(gfn).filter(|region| region.range.covers(range))?;
         let hint = region.preferred_frame(range.start(), space.pool.nr_frames()).block();
-        Some(BlockParcel { gfn: range.start(), block: OwnBlock::new(&space.pool, hint)? })
+        Some(BlockParcel { gfn: range.start(), block: OwnRun::block(&space.pool, hint)? })
+    }
+
+    /// Has the host back it by a huge page before it is filled, where it can: then the guest has it by one mapping.
+    #[cfg(not(loom))]
+    pub fn gather(&mut self) {
+        self.block.gather();
     }
 
     /// Its bytes: 2 MiB.
@@ -46,12 +52,17 @@ pub(crate) fn place_block<P: Protocol>(
 ) -> Result<Result<Arrived, BlockParcel>, PlaceError> {
     let range = GfnRange::entry(parcel.gfn, Level::PD);
     let start = range.start();
+    if let Some(region) = space.region(start) {
+        onto.check(region, start.gpa())?;
+    }
     // A1
     P::at(Step::A1);
     let mut directory = loop {
         let mut cursor = match onto {
             Onto::Missing => space.table.cursor_on(start, Level::PD),
-            Onto::Resting => space.table.cursor_at(start, Level::PD).map_err(FaultError::from)?,
+            Onto::Resting | Onto::Untouched => {
+                space.table.cursor_at(start, Level::PD).map_err(FaultError::from)?
+            }
         };
         if cursor.level() == Level::PD {
             break cursor;
@@ -75,18 +86,20 @@ pub(crate) fn place_block<P: Protocol>(
         },
         _ => return Ok(Err(parcel)),
     };
-    let Ok(block) = parcel.block.give(&space.pool) else {
+    let Ok(first) = parcel.block.give(&space.pool) else {
         return Err(PlaceError::OtherService { gpa: start.gpa() });
     };
     // A3
     P::at(Step::A3);
-    let published = directory.map(start, Leaf::own(block.first(), Prot::RAM));
+    let published = directory.map(start, Leaf::own(first, Prot::RAM));
     // A4. Where the window cannot show it as one, it shows its pages.
     P::at(Step::A4);
-    let run = Run { gfn: start, frame: block.first(), frames: range.frames() };
+    let run = Run { gfn: start, frame: first, frames: range.frames() };
     let shown = published.promote(&*space.mirror);
     let shown = shown.or_else(|_| space.mirror.install(run, Prot::RAM));
     drop(directory);
+    // V2
+    space.arrived(range);
     for reservation in ended.into_iter().flatten() {
         space.pool.unreserve(reservation);
     }

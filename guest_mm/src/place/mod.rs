@@ -18,11 +18,14 @@
 //! Variant     `HugeOnFirstPage` skips M2.
 //! ```
 
+#[cfg(not(loom))]
+mod ahead;
 mod arrive;
 mod block;
 #[cfg(all(test, loom))]
 mod model;
 mod parcel;
+mod run;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
@@ -37,11 +40,14 @@ use crate::protocol::{Protocol, Step, Steps};
 use crate::space::{AddressSpace, CutsPage, RamRegion, count};
 use crate::table::cursor::Cursor;
 
+#[cfg(not(loom))]
+pub(crate) use ahead::{own_ahead, own_block_ahead};
 pub use arrive::{Arrived, Arriving, Onto, Page};
 pub(crate) use arrive::{arrive, wake};
 pub use block::BlockParcel;
 pub(crate) use block::place_block;
 pub use parcel::Parcel;
+pub use run::RunParcel;
 
 /// What a page holds that is placed.
 #[derive(Debug)]
@@ -132,6 +138,8 @@ pub(crate) fn place<P: Protocol>(
     let full = cursor.is_full();
     let block = cursor.range();
     drop(cursor);
+    // V2
+    space.arrived(GfnRange::entry(gfn, Level::PT));
     count(&space.counters.placed, 1);
     shown?;
     if full || !P::takes(Steps::M2_EVERY_PAGE_PRESENT) {

@@ -1,15 +1,19 @@
 //! Frames on their way to a guest.
 
 use crate::addr::FrameNo;
-use crate::pool::Pool;
+use crate::pool::{OwnRun, Pool};
 use crate::sync::Arc;
 
 /// A frame that is nobody's yet, to be filled and then placed: what arrives in it is not copied again.
 #[derive(Debug)]
-pub struct Parcel {
-    pool: Arc<Pool>,
-    /// None once it was opened.
-    frame: Option<FrameNo>,
+pub struct Parcel(OwnRun);
+
+/// The one frame of a run that has no other.
+impl From<OwnRun> for Parcel {
+    fn from(one: OwnRun) -> Parcel {
+        debug_assert!(one.frames() == 1);
+        Parcel(one)
+    }
 }
 
 #[cfg(not(loom))]
@@ -19,7 +23,7 @@ impl Parcel {
     /// # Errors
     /// None is left.
     pub(crate) fn new(pool: &Arc<Pool>) -> Result<Parcel, crate::pool::Exhausted> {
-        Ok(Parcel { pool: Arc::clone(pool), frame: Some(pool.alloc_zeroed()?) })
+        OwnRun::zeroed_frame(pool).map(Parcel)
     }
 
     /// Copies `bytes` into it, from `offset` on.
@@ -27,27 +31,18 @@ impl Parcel {
     /// # Panics
     /// If they do not fit the page.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(
-            offset + bytes.len() <= crate::geometry::FRAME_BYTES as usize,
-            "outside of the page"
-        );
-        let frame = self.frame.expect("it was not placed");
-        self.pool.memory().write(frame, offset, bytes);
+        self.0.bytes()[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 }
 
 impl Parcel {
-    /// What is in it, if it belongs to `pool`.
-    pub(super) fn open(mut self, pool: &Arc<Pool>) -> Option<FrameNo> {
-        if !Arc::ptr_eq(&self.pool, pool) {
-            return None;
-        }
-        self.frame.take()
+    /// The frame, in use still.
+    pub(super) fn frame(&self) -> FrameNo {
+        self.0.first()
     }
-}
 
-impl Drop for Parcel {
-    fn drop(&mut self) {
-        self.frame.into_iter().for_each(|frame| self.pool.release(frame, 1));
+    /// What is in it, if it belongs to `pool`.
+    pub(super) fn open(self, pool: &Arc<Pool>) -> Option<FrameNo> {
+        self.0.give(pool).ok()
     }
 }

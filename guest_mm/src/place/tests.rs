@@ -5,7 +5,7 @@ use crate::audit::audit;
 use crate::copy;
 use crate::entry::Marker;
 use crate::fault::populate;
-use crate::lift::{Held, holding, lift, missing};
+use crate::lift::{Held, holding, holds_bytes, lift, missing};
 use crate::mark::mark;
 use crate::mirrors::fake::Fake;
 use crate::pool::{BackingChoice, BackingKind, Pool};
@@ -13,7 +13,7 @@ use crate::protocol::Sound;
 use crate::space::{AddressSpace, FaultPolicy, RamRegion};
 use crate::sync::Arc;
 
-use super::{Arriving, BlockParcel, Onto, Page, arrive, place_block};
+use super::{Arriving, BlockParcel, Onto, Page, RunParcel, arrive, place_block};
 
 const BLOCK: u64 = 512;
 
@@ -58,7 +58,7 @@ fn what_arrives_fills_what_is_missing_and_nothing_else() {
     assert_eq!((first.pages, first.duplicates), (3, 0));
     assert_eq!([8, 9, 10, 11].map(|at| seen(&space, at)), [Some(1), Some(0), None, None]);
     // A second time, and one page more.
-    let again = came(vec![bytes(&two); 4]);
+    let again = came([&two; 4].map(bytes).into());
     assert_eq!((again.pages, again.duplicates), (1, 3));
     assert_eq!([8, 9, 10, 11].map(|at| seen(&space, at)), [Some(1), Some(0), None, Some(2)]);
     // Nothing of these was ever missing.
@@ -141,4 +141,69 @@ fn what_is_lifted_says_what_each_page_holds() {
     assert_eq!(lifted, expected);
     assert_eq!([0, 1, 2].map(|index| bytes[index * 4096]), [0xff, 0, 6]);
     assert_eq!(holding(&space), [GfnRange::new(gfn(1), 3).unwrap()]);
+    let bytes_in = |start, frames| holds_bytes(&space, GfnRange::new(gfn(start), frames).unwrap());
+    assert_eq!([bytes_in(1, 2), bytes_in(0, 2), bytes_in(2, 2)], [true, false, false]);
+}
+
+/// Frames for `frames` pages from `at` on, filled with `byte`.
+fn run(
+    space: &AddressSpace<Sound>,
+    at: u64,
+    frames: u64,
+    onto: Onto,
+    byte: u8,
+) -> Option<RunParcel> {
+    let range = GfnRange::new(gfn(at), frames).unwrap();
+    let mut run = RunParcel::new(space, range, onto).unwrap()?;
+    run.bytes().fill(byte);
+    Some(run)
+}
+
+#[test]
+fn a_run_is_filled_where_it_stays_and_gives_back_what_came_meanwhile() {
+    let space = space();
+    mark(&space, block(0), Marker::Missing).unwrap();
+    let own = page(9);
+    let one = |at| {
+        let page = [Arriving::Bytes(&own)].into_iter();
+        arrive(&space, gfn(at), Onto::Missing, page).unwrap()
+    };
+    let come = |at, run: RunParcel| {
+        arrive(&space, gfn(at), Onto::Missing, run.map(Arriving::Frame)).unwrap()
+    };
+    assert_eq!(one(8).pages, 1);
+    assert!(run(&space, 5, 10, Onto::Missing, 1).is_none(), "a page of it is there");
+    let used = space.pool.usage().used;
+    drop(run(&space, 20, 10, Onto::Missing, 1).expect("all of it is missing"));
+    assert_eq!(space.pool.usage().used, used);
+    let before = run(&space, 0, 8, Onto::Missing, 1).unwrap();
+    let behind = run(&space, 9, BLOCK - 9, Onto::Missing, 2).unwrap();
+    assert!(run(&space, 9, 1, Onto::Missing, 3).is_none(), "its frame is taken");
+    assert_eq!((come(0, before).huge, seen(&space, 7)), (false, Some(1)));
+    // It is asked for, and lies elsewhere; the guest has it first.
+    assert_eq!(one(100).pages, 1);
+    let came = come(9, behind);
+    assert_eq!((came.pages, came.duplicates, came.huge), (BLOCK - 10, 1, false));
+    let found = [8, 9, 99, 100, 511].map(|at| seen(&space, at));
+    assert_eq!(found, [Some(9), Some(2), Some(2), Some(9), Some(2)]);
+    assert_eq!(space.pool.usage().used, BLOCK);
+    audit(&space).unwrap();
+    // Nobody came between.
+    mark(&space, block(1), Marker::Missing).unwrap();
+    let all = run(&space, BLOCK, BLOCK, Onto::Missing, 4).unwrap();
+    assert!(come(BLOCK, all).huge);
+    audit(&space).unwrap();
+}
+
+#[test]
+fn a_run_that_comes_again_before_the_guest_runs_counts() {
+    let space = space();
+    let first = run(&space, 3, 4, Onto::Resting, 1).unwrap();
+    let second = page(2);
+    arrive(&space, gfn(5), Onto::Resting, [Arriving::Bytes(&second)].into_iter()).unwrap();
+    let came = arrive(&space, gfn(3), Onto::Resting, first.map(Arriving::Frame)).unwrap();
+    assert_eq!((came.pages, came.duplicates), (4, 0));
+    assert_eq!([2, 3, 5, 6, 7].map(|at| seen(&space, at)), [None, Some(1), Some(1), Some(1), None]);
+    assert_eq!(space.pool.usage().used, 4);
+    audit(&space).unwrap();
 }

@@ -6,10 +6,13 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
-use crate::addr::{FrameNo, PageSize};
+use crate::addr::{BlockNo, FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
 
 use super::host_range::HostRange;
+
+/// `MADV_COLLAPSE`, which rustix has no name for.
+const MADV_COLLAPSE: i32 = linux_raw_sys::general::MADV_COLLAPSE as i32;
 
 /// Bytes that are compared at once.
 const CHUNK: usize = 256;
@@ -64,6 +67,16 @@ impl DirectMap {
         let start = self.pointer(first, 0, bytes);
         // SAFETY: populating changes no byte.
         unsafe { madvise(start.cast(), bytes, Advice::LinuxPopulateWrite) }
+    }
+
+    /// Asks the host to back `block` by a huge page, whoever uses it; it may refuse. Its bytes stay what they are.
+    pub(crate) fn gather(&self, block: BlockNo) {
+        let bytes = PageSize::Size2M.bytes() as usize;
+        let start = self.pointer(block.first(), 0, bytes);
+        // Of a block that nobody has touched yet the host makes none: it takes one for cut off.
+        let _or_it_refuses = self.prefault(block.first(), 1);
+        // SAFETY: the host moves the bytes to another of its pages, behind all mappings of the file; no byte changes.
+        let _refused_or_not = unsafe { libc::madvise(start.cast(), bytes, MADV_COLLAPSE) };
     }
 
     /// Makes the host back `frames` from `first` on, which have never been written and are the caller's

@@ -8,6 +8,10 @@ use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering, Rank, full_fence};
 use super::buddy::{Buddy, Order};
 use super::frame::{Disowned, FrameState, FrameTable, Owner};
 
+/// With a ticket: nothing of the block was claimed yet, and its frames' words do not say that they are reserved. An image reserves
+/// all of its blocks when it is opened, and most machines touch few of them.
+const FRESH: u32 = 1 << 31;
+
 /// A guest block's preference for a block of the pool. Ended by `unreserve`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reservation {
@@ -61,8 +65,8 @@ struct Books {
 #[derive(Debug)]
 pub(super) struct Ledger {
     frames: FrameTable,
-    /// The ticket of the reservation that each block has, or 0. Written under `books`; a claim reads
-    /// it without, because a claim in a block that has just changed hands is unfair but not wrong.
+    /// The ticket of the reservation that each block has, or 0; with [`FRESH`] until its first claim. Written under `books`;
+    /// a claim reads it without, because a claim in a block that has just changed hands is unfair but not wrong.
     tickets: Box<[AtomicU32]>,
     /// Frames that reservations hold. A statistic: claims change it without the lock.
     nr_reserved: AtomicU64,
@@ -122,11 +126,22 @@ impl Ledger {
             .buddy
             .alloc_at(hint.first(), Order::BLOCK)
             .or_else(|| books.buddy.alloc(Order::BLOCK))?;
-        for frame in self.frames_of(first.block()) {
-            self.frames.reserve(frame);
-        }
         self.nr_reserved.fetch_add(PageSize::Size2M.frames(), Ordering::Relaxed);
-        Some(self.open(books, first.block()))
+        let reservation = self.open(books, first.block());
+        self.tickets[first.block().index()].store(reservation.ticket | FRESH, Ordering::Relaxed);
+        Some(reservation)
+    }
+
+    /// The first claim of `reservation`, if it has not ended: its frames' words say from now on that they are reserved.
+    #[cold]
+    fn begin(&self, reservation: Reservation) {
+        let _books = self.books.lock();
+        let ticket = &self.tickets[reservation.block.index()];
+        if ticket.load(Ordering::Relaxed) == reservation.ticket | FRESH {
+            self.frames_of(reservation.block).for_each(|frame| self.frames.reserve(frame));
+            // Release, with the acquire in `claim`: who does not find it fresh finds the words.
+            ticket.store(reservation.ticket, Ordering::Release);
+        }
     }
 
     pub(super) fn adopt(&self, block: BlockNo) -> Option<Reservation> {
@@ -136,7 +151,7 @@ impl Ledger {
 
     fn open(&self, books: &mut Books, block: BlockNo) -> Reservation {
         let ticket = books.next_ticket;
-        books.next_ticket = ticket.checked_add(1).unwrap_or(1);
+        books.next_ticket = if ticket + 1 < FRESH { ticket + 1 } else { 1 };
         self.tickets[block.index()].store(ticket, Ordering::Relaxed);
         let reservation = Reservation { block, ticket };
         books.reservations.push_back(reservation);
@@ -148,11 +163,17 @@ impl Ledger {
         reservation
     }
 
-    /// Lockless: this is the path of every 4 KiB fault.
+    /// Lockless but for a block's first: this is the path of every 4 KiB fault.
     pub(super) fn claim(&self, reservation: Reservation, offset: u64) -> Option<FrameNo> {
         let frame = reservation.block.first().add(offset);
-        let ours = self.ticket(reservation.block) == reservation.ticket;
-        let claimed = ours && self.frames.claim(frame);
+        let ticket = &self.tickets[reservation.block.index()];
+        // Acquire, with the release in `begin`.
+        let mut now = ticket.load(Ordering::Acquire);
+        if now == reservation.ticket | FRESH {
+            self.begin(reservation);
+            now = ticket.load(Ordering::Acquire);
+        }
+        let claimed = now == reservation.ticket && self.frames.claim(frame);
         self.nr_reserved.fetch_sub(claimed.into(), Ordering::Relaxed);
         claimed.then_some(frame)
     }
@@ -181,6 +202,18 @@ impl Ledger {
         Some(first)
     }
 
+    /// Takes `block`, if it is free as a whole and not the last: others may need it in this moment. Whether it did.
+    #[cfg(not(loom))]
+    pub(super) fn alloc_spare_block(&self, block: BlockNo) -> bool {
+        let books = &mut *self.books.lock();
+        let spare = books.buddy.nr_free() >= 2 * PageSize::Size2M.frames();
+        let free = spare && books.buddy.alloc_at(block.first(), Order::BLOCK).is_some();
+        if free {
+            self.frames_of(block).for_each(|frame| self.frames.take(frame));
+        }
+        free
+    }
+
     pub(super) fn unreserve(&self, reservation: Reservation) {
         let books = &mut *self.books.lock();
         self.end(books, reservation);
@@ -194,7 +227,12 @@ impl Ledger {
         if self.ticket(reservation.block) != reservation.ticket {
             return;
         }
-        self.tickets[reservation.block.index()].store(0, Ordering::Relaxed);
+        let was = self.tickets[reservation.block.index()].swap(0, Ordering::Relaxed);
+        if was & FRESH != 0 {
+            self.nr_reserved.fetch_sub(PageSize::Size2M.frames(), Ordering::Relaxed);
+            books.buddy.free(reservation.block.first(), Order::BLOCK);
+            return;
+        }
         for frame in self.frames_of(reservation.block) {
             if self.frames.unreserve(frame) {
                 self.nr_reserved.fetch_sub(1, Ordering::Relaxed);
@@ -319,7 +357,7 @@ impl Ledger {
     }
 
     fn ticket(&self, block: BlockNo) -> u32 {
-        self.tickets[block.index()].load(Ordering::Relaxed)
+        self.tickets[block.index()].load(Ordering::Relaxed) & !FRESH
     }
 
     pub(super) fn frames_of(&self, block: BlockNo) -> impl Iterator<Item = FrameNo> + use<> {

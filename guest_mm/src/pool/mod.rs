@@ -20,7 +20,7 @@ mod frame;
 #[cfg(not(loom))]
 pub(crate) mod host_range;
 mod ledger;
-mod own_block;
+mod own_run;
 mod pins;
 mod to_host;
 
@@ -35,7 +35,7 @@ pub(crate) use frame::{FrameTable, FrameWords};
 use ledger::Ledger;
 pub(crate) use ledger::Reservation;
 pub use ledger::{Exhausted, PoolUsage};
-pub(crate) use own_block::OwnBlock;
+pub(crate) use own_run::OwnRun;
 pub(crate) use pins::Dirty;
 pub(crate) use to_host::ToHost;
 
@@ -216,15 +216,14 @@ impl Pool {
         self.ledger.release(first, frames);
     }
 
-    /// Has the host back a free block whose bytes are zero, so that whoever takes it finds it ready. One
+    /// Has the host back a free block whose bytes are zero, so that whoever takes it finds it ready; whether it did. One
     /// that is taken meanwhile loses nothing: this changes no byte.
     #[cfg(not(loom))]
-    pub(crate) fn prepare(&self, block: BlockNo) {
+    pub(crate) fn prepare(&self, block: BlockNo) -> bool {
         let state = self.ledger.frame_state(block.first());
-        if state.owner == Owner::Buddy && !state.written {
-            // Failing, the block is backed when it is taken.
-            let _ = self.memory.prefault(block.first(), PageSize::Size2M.frames());
-        }
+        let unused = state.owner == Owner::Buddy && !state.written;
+        // Failing, the block is backed when it is taken.
+        unused && self.memory.prefault(block.first(), PageSize::Size2M.frames()).is_ok()
     }
 
     /// The pins and dirty notes of all frames (P2 of [`pins`]).

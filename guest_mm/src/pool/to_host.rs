@@ -9,7 +9,7 @@
 
 use std::iter::Sum;
 
-use crate::addr::{FrameNo, PageSize};
+use crate::addr::{BlockNo, FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
 use crate::sync::{Ordering, full_fence};
 
@@ -97,6 +97,19 @@ impl Pool {
 
 #[cfg(not(loom))]
 impl Pool {
+    /// Gives a block to the host that was [prepared](Pool::prepare), and that nobody has used since.
+    pub(crate) fn unprepare(&self, block: BlockNo) {
+        let (first, frames) = (block.first(), PageSize::Size2M.frames());
+        if !self.ledger.alloc_spare_block(block) {
+            return;
+        }
+        if (0..frames).all(|i| !self.frame_state(first.add(i)).written) {
+            // Failing, the host keeps it for who uses it next.
+            self.punch(first, frames);
+        }
+        self.ledger.release(first, frames);
+    }
+
     /// Bytes that the host has memory for.
     pub(super) fn host_bytes(&self) -> u64 {
         self.backing.host_bytes()

@@ -6,7 +6,13 @@ use crate::addr::GfnRange;
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The machine at the source.
-pub trait Departing {
+///
+/// # Safety
+/// After a [`stop`](Departing::stop) that succeeded, nobody writes to the guest's memory until [`go_on`](Departing::go_on) is
+/// called: pages are sent from where they lie, in every [`Source::run`](super::source::Source::run) until the sink has them all.
+/// Only the source calls `go_on`, or who has ended the last [`Source`](super::source::Source) of this guest.
+#[allow(unsafe_code, reason = "who implements it promises what the compiler cannot see")]
+pub unsafe trait Departing {
     /// What the sink has to be to take it, in whatever form the two monitors agree on.
     fn description(&self) -> Vec<u8>;
 

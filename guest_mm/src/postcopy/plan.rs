@@ -112,6 +112,14 @@ impl Plan {
     }
 }
 
+/// The first of `runs` that is not all in `ram`, whose ranges are apart.
+pub(crate) fn outside(ram: &[GfnRange], runs: &[GfnRange]) -> Option<GfnRange> {
+    let inside = |run: GfnRange| -> u64 {
+        ram.iter().filter_map(|range| range.intersection(run)).map(GfnRange::frames).sum()
+    };
+    runs.iter().copied().find(|&run| inside(run) != run.frames())
+}
+
 /// The words of a block's bits that `part`, in one block, touches, and which of their bits.
 fn words(part: GfnRange) -> impl Iterator<Item = (usize, u64)> {
     let first = part.start().as_u64() % BLOCK;
@@ -124,11 +132,18 @@ fn words(part: GfnRange) -> impl Iterator<Item = (usize, u64)> {
 
 /// The first set bits of `bits` that follow each other, at most `most`.
 fn first_run(bits: &[u64; WORDS], most: u64) -> Option<std::ops::Range<u64>> {
-    let is_set = |at: u64| bits[at as usize / 64] >> (at % 64) & 1 == 1;
     let word = bits.iter().position(|&word| word != 0)?;
     let start = word as u64 * 64 + u64::from(bits[word].trailing_zeros());
-    let end = (start..BLOCK.min(start + most)).find(|&at| !is_set(at));
-    Some(start..end.unwrap_or(BLOCK.min(start + most)))
+    let (mut end, limit) = (start, BLOCK.min(start.saturating_add(most)));
+    // Word by word: a machine that stands still waits for it.
+    while end < limit {
+        let set = (bits[end as usize / 64] >> (end % 64)).trailing_ones();
+        end += u64::from(set);
+        if set == 0 || !end.is_multiple_of(64) {
+            break;
+        }
+    }
+    Some(start..end.min(limit))
 }
 
 #[cfg(test)]
@@ -141,6 +156,15 @@ mod tests {
 
     fn run(start: u64, frames: u64) -> GfnRange {
         GfnRange::new(Gfn::new(start), frames).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_ram_is_found() {
+        let ram = [run(0, 100), run(100, 50), run(200, 10)];
+        assert_eq!(outside(&ram, &[run(0, 1), run(90, 60), run(200, 10)]), None);
+        for wrong in [run(150, 1), run(149, 2), run(199, 2), run(209, 2), run(90, 120)] {
+            assert_eq!(outside(&ram, &[run(0, 5), wrong]), Some(wrong));
+        }
     }
 
     #[test]

@@ -243,7 +243,12 @@ pub struct SinkReport {
     pub postcopy_ms: f64,
     /// Connections that broke and were replaced.
     pub reconnects: u32,
+    /// What was wrong with each of them, in order: the first [`MOST_TROUBLES`].
+    pub troubles: Vec<String>,
 }
+
+/// Most connections of which it is told what was wrong with them.
+pub const MOST_TROUBLES: usize = 16;
 
 #[cfg(test)]
 mod tests {

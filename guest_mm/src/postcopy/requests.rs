@@ -27,7 +27,7 @@
 #[cfg(all(test, loom))]
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::addr::{Gfn, GfnRange};
@@ -36,12 +36,22 @@ use crate::sync::{Lock, Rank};
 
 /// Where requests go out.
 pub(crate) trait Line: Send {
-    /// Asks for the page, without waiting. Whether the request is out, or will never be: a line that is broken is found out by
-    /// who reads from it.
-    fn ask(&mut self, gfn: Gfn) -> bool;
+    /// Asks for the page, without waiting. A line that is broken takes everything: that is found out by who reads from it.
+    fn ask(&mut self, gfn: Gfn) -> Ask;
 
     /// Tries to get requests out that are not; whether all are.
     fn push(&mut self) -> bool;
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ask {
+    /// It is out.
+    Out,
+    /// The line has it, and is to be pushed.
+    Queued,
+    /// The line has no room for it. It is to be pushed, and then asked again.
+    Full,
 }
 
 /// The pages that are wanted.
@@ -55,6 +65,8 @@ struct Book<L> {
     line: State<L>,
     /// When each was asked for first.
     wanted: BTreeMap<Gfn, Instant>,
+    /// Those of them that the line had no room for.
+    unasked: BTreeSet<Gfn>,
     /// Requests that went out.
     asked: u64,
     /// Waits that found their page asked for already.
@@ -84,8 +96,8 @@ pub(crate) struct Asked {
 impl<L: Line> Requests<L> {
     /// None, and no line.
     pub(crate) fn new() -> Requests<L> {
-        let wanted = BTreeMap::new();
-        let book = Book { line: State::Cut, wanted, asked: 0, joined: 0, queued: false };
+        let (wanted, unasked) = (BTreeMap::new(), BTreeSet::new());
+        let book = Book { line: State::Cut, wanted, unasked, asked: 0, joined: 0, queued: false };
         Requests { book: Lock::new(Rank::Last, book) }
     }
 
@@ -100,10 +112,7 @@ impl<L: Line> Requests<L> {
             return Answer::Asked;
         }
         book.wanted.insert(gfn, Instant::now());
-        if let State::Open(line) = &mut book.line {
-            book.queued |= !line.ask(gfn);
-            book.asked += 1;
-        }
+        book.ask(gfn);
         Answer::Asked
     }
 
@@ -119,24 +128,23 @@ impl<L: Line> Requests<L> {
         book.wanted.range(range.start()..range.end()).map(|(&gfn, _)| gfn).collect()
     }
 
-    /// B2: the pages of `range` are there. Calls `see` with how long each was waited for.
-    pub(crate) fn arrived(&self, range: GfnRange, mut see: impl FnMut(Duration)) {
+    /// B2: the pages of `range` are there. Calls `see` with those that were waited for, and how long.
+    pub(crate) fn arrived(&self, range: GfnRange, mut see: impl FnMut(Gfn, Duration)) {
         let mut book = self.book.lock();
         while let Some((&gfn, &since)) = book.wanted.range(range.start()..range.end()).next() {
             book.wanted.remove(&gfn);
-            see(since.elapsed());
+            book.unasked.remove(&gfn);
+            see(gfn, since.elapsed());
         }
     }
 
     /// R1 and R2: requests go out on `line` from now on, those first that are still open.
-    pub(crate) fn connect(&self, mut line: L) {
+    pub(crate) fn connect(&self, line: L) {
         let book = &mut *self.book.lock();
-        book.queued = false;
-        for &gfn in book.wanted.keys() {
-            book.queued |= !line.ask(gfn);
-            book.asked += 1;
-        }
         book.line = State::Open(line);
+        book.queued = false;
+        book.unasked = book.wanted.keys().copied().collect();
+        book.ask_rest();
     }
 
     /// R1 without R2: the variant.
@@ -152,6 +160,7 @@ impl<L: Line> Requests<L> {
             && let State::Open(line) = &mut book.line
         {
             book.queued = !line.push();
+            book.ask_rest();
         }
         !book.queued
     }
@@ -160,6 +169,7 @@ impl<L: Line> Requests<L> {
     pub(crate) fn cut(&self) {
         let book = &mut *self.book.lock();
         book.queued = false;
+        book.unasked.clear();
         if let State::Open(_) = book.line {
             book.line = State::Cut;
         }
@@ -169,6 +179,7 @@ impl<L: Line> Requests<L> {
     pub(crate) fn give_up(&self) -> Vec<Gfn> {
         let book = &mut *self.book.lock();
         book.line = State::Lost;
+        book.unasked.clear();
         std::mem::take(&mut book.wanted).into_keys().collect()
     }
 
@@ -176,6 +187,36 @@ impl<L: Line> Requests<L> {
     pub(crate) fn asked(&self) -> Asked {
         let book = self.book.lock();
         Asked { requests: book.asked, joined: book.joined }
+    }
+}
+
+impl<L: Line> Book<L> {
+    /// W3, for a page that is noted.
+    fn ask(&mut self, gfn: Gfn) {
+        let State::Open(line) = &mut self.line else { return };
+        // Those that came before have a right to the room.
+        let ask = if self.unasked.is_empty() { line.ask(gfn) } else { Ask::Full };
+        self.queued |= ask != Ask::Out;
+        match ask {
+            Ask::Out | Ask::Queued => self.asked += 1,
+            Ask::Full => {
+                self.unasked.insert(gfn);
+            }
+        }
+    }
+
+    /// W3, for those that had no room, as far as there is room now.
+    fn ask_rest(&mut self) {
+        let State::Open(line) = &mut self.line else { return };
+        while let Some(&gfn) = self.unasked.first() {
+            let ask = line.ask(gfn);
+            self.queued |= ask != Ask::Out;
+            if ask == Ask::Full {
+                break;
+            }
+            self.unasked.pop_first();
+            self.asked += 1;
+        }
     }
 }
 
@@ -189,9 +230,9 @@ mod tests {
     struct Wire(Arc<Mutex<Vec<u64>>>);
 
     impl Line for Wire {
-        fn ask(&mut self, gfn: Gfn) -> bool {
+        fn ask(&mut self, gfn: Gfn) -> Ask {
             self.0.lock().unwrap().push(gfn.as_u64());
-            true
+            Ask::Out
         }
 
         fn push(&mut self) -> bool {
@@ -223,8 +264,8 @@ mod tests {
         assert_eq!(wire.take(), [7, 8]);
         assert_eq!(requests.asked(), Asked { requests: 2, joined: 2 });
         let mut waits = 0;
-        requests.arrived(only(7), |_| waits += 1);
-        requests.arrived(only(7), |_| waits += 1);
+        requests.arrived(only(7), |_, _| waits += 1);
+        requests.arrived(only(7), |_, _| waits += 1);
         assert_eq!((waits, requests.wants(only(7)), requests.wants(only(8))), (1, false, true));
     }
 
@@ -236,9 +277,56 @@ mod tests {
         requests.want(gfn(2));
         requests.cut();
         requests.want(gfn(3));
-        requests.arrived(only(2), |_| {});
+        requests.arrived(only(2), |_, _| {});
         requests.connect(second.clone());
         assert_eq!((first.take(), second.take()), (vec![1, 2], vec![1, 3]));
+    }
+
+    /// A line that has room for `room` requests until it is pushed, and gets all of them out then.
+    struct Narrow {
+        wire: Wire,
+        room: usize,
+        queue: Vec<u64>,
+    }
+
+    impl Line for Narrow {
+        fn ask(&mut self, gfn: Gfn) -> Ask {
+            if self.queue.len() == self.room {
+                return Ask::Full;
+            }
+            self.queue.push(gfn.as_u64());
+            Ask::Queued
+        }
+
+        fn push(&mut self) -> bool {
+            self.wire.0.lock().unwrap().append(&mut self.queue);
+            true
+        }
+    }
+
+    /// A line that was full took such a request for one that was out, and who waited for the page waited until it came by
+    /// itself.
+    #[test]
+    fn what_the_line_has_no_room_for_is_asked_when_it_has() {
+        let (requests, wire) = (Requests::new(), Wire::default());
+        requests.connect(Narrow { wire: wire.clone(), room: 2, queue: Vec::new() });
+        (0..5).for_each(|at| assert_eq!(requests.want(gfn(at)), Answer::Asked));
+        assert_eq!(requests.asked(), Asked { requests: 2, joined: 0 });
+        // It comes by itself meanwhile.
+        requests.arrived(only(3), |_, _| {});
+        assert!(!requests.push(), "two more were queued");
+        assert_eq!(wire.take(), [0, 1]);
+        assert!(requests.push());
+        assert_eq!(wire.take(), [2, 4]);
+        assert_eq!(requests.want(gfn(9)), Answer::Asked);
+        assert!(requests.push());
+        assert_eq!(wire.take(), [9]);
+        assert_eq!(requests.asked().requests, 5);
+        // A new line has the same trouble with what is open.
+        requests.cut();
+        requests.connect(Narrow { wire: wire.clone(), room: 3, queue: Vec::new() });
+        while !requests.push() {}
+        assert_eq!(wire.take(), [0, 1, 2, 4, 9]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use super::error::Trouble;
+use super::wire::Role;
+use crate::schedule;
 
 /// Whether a connection is given up.
 #[derive(Debug, Default)]
@@ -61,20 +63,23 @@ pub(super) fn runtime() -> Result<Runtime, Trouble> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
 }
 
-/// Starts the thread `name` in `scope`; `failed` hears how it ended, if not well.
+/// Starts the thread of the stream of `role` in `scope`; `failed` hears how it ended, if not well.
 pub(super) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
-    name: String,
+    role: Role,
     serve: impl FnOnce() -> Result<(), Trouble> + Send + 'scope,
     failed: impl Fn(Trouble) + Send + Clone + 'scope,
 ) {
     let tell = failed.clone();
     let served = move || {
+        if role == Role::Urgent {
+            schedule::promptly();
+        }
         if let Err(trouble) = serve() {
             tell(trouble);
         }
     };
-    if let Err(source) = Builder::new().name(name).spawn_scoped(scope, served) {
+    if let Err(source) = Builder::new().name(role.to_string()).spawn_scoped(scope, served) {
         failed(Trouble::System { what: "starting a stream's thread", source });
     }
 }

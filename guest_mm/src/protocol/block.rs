@@ -20,6 +20,7 @@ const SOURCES: &[(&str, &str)] = sources! {
     "table/cursor.rs"
     "table/epoch.rs"
     "table/reclaim.rs"
+    "wait.rs"
 };
 
 /// Where a block begins and ends.

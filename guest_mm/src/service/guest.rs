@@ -1,6 +1,6 @@
 //! One guest's face.
 
-use std::sync::Arc as Shared;
+use std::sync::{Arc as Shared, OnceLock};
 
 use crate::addr::{Gfn, GfnRange, Gpa, GpaRange, Hva, PageSize};
 use crate::audit::{AuditError, audit, audit_torn_down};
@@ -20,7 +20,7 @@ use crate::mirror::MirrorError;
 use crate::mirrors::uffd::{FaultThreads, Uffd};
 use crate::notes::Notes;
 use crate::pin::{self, Patience, PinBatch, PinError, Pinned};
-use crate::place::{self, Arrived, Arriving, BlockParcel, Content, Onto, PlaceError, Placed};
+use crate::place;
 use crate::prot::{Access, Prot};
 use crate::protect::{self, ProtectError};
 use crate::protocol::{Protocol, Sound};
@@ -31,6 +31,7 @@ use crate::stats::Stats;
 use crate::sync::Arc;
 use crate::unmap::{self, GiveBackError, GivenBack, TakeBackError, UnmapError};
 
+use super::expected::Expected;
 use super::{Pinner, Reclaimer, WriteError};
 
 /// One guest's memory. Dropping it takes the guest down; [`Guest::close`] also says whether the books
@@ -43,6 +44,8 @@ pub struct Guest<P: Protocol = Sound> {
     collapser: Option<Collapser>,
     /// Who looks for pages of the same bytes, in this guest too.
     scanner: Shared<Workplace<Scanner<P>>>,
+    /// What it is going to touch soon, if that is known.
+    pub(super) expected: Shared<OnceLock<Expected>>,
 }
 
 impl<P: Protocol> Guest<P> {
@@ -51,8 +54,9 @@ impl<P: Protocol> Guest<P> {
         mirror: Arc<Uffd>,
         threads: FaultThreads,
         scanner: Shared<Workplace<Scanner<P>>>,
+        expected: Shared<OnceLock<Expected>>,
     ) -> Guest<P> {
-        Guest { space, mirror, threads: Some(threads), collapser: None, scanner }
+        Guest { space, mirror, threads: Some(threads), collapser: None, scanner, expected }
     }
 
     /// Where the RAM is in this process, for KVM's memory slots. Nothing else may use these addresses,
@@ -66,6 +70,7 @@ impl<P: Protocol> Guest<P> {
     /// # Errors
     /// [`FaultError`]: the access cannot be made.
     pub fn fault(&self, gpa: Gpa, access: Access) -> Result<Filled, FaultError> {
+        self.expected.get().into_iter().for_each(|it| it.touched(&self.space, gpa.gfn()));
         fault::fault(&self.space, gpa, access)
     }
 
@@ -113,45 +118,6 @@ impl<P: Protocol> Guest<P> {
         share::drop_zeroes(&self.space, gfn)
     }
 
-    /// Puts `content` to the page around `gpa`, if that is absent or missing, and lets those go on that wait for it.
-    ///
-    /// # Errors
-    /// [`PlaceError`]: there is no room for it, or nothing may be there.
-    pub fn place(&self, gpa: Gpa, content: Content<'_>) -> Result<Placed, PlaceError> {
-        place::place(&self.space, gpa, content)
-    }
-
-    /// Fills the pages from `first` on, all in one block, as `onto` has it, and lets those go on that wait for one of them.
-    ///
-    /// # Errors
-    /// [`PlaceError`]: pages before the one that it names have arrived.
-    pub fn arrive<'a>(
-        &self,
-        first: Gfn,
-        onto: Onto,
-        pages: impl ExactSizeIterator<Item = Arriving<'a>>,
-    ) -> Result<Arrived, PlaceError> {
-        place::arrive(&self.space, first, onto, pages)
-    }
-
-    /// A block of the pool to be filled for the guest block around `gfn`; none if that is not all RAM, or no block is whole.
-    pub fn block_parcel(&self, gfn: Gfn) -> Option<BlockParcel> {
-        BlockParcel::new(&self.space, gfn)
-    }
-
-    /// Has the guest block that `parcel` is for be it, if nothing of the block is there yet. Otherwise the parcel comes back:
-    /// its pages are to arrive one by one.
-    ///
-    /// # Errors
-    /// [`PlaceError`].
-    pub fn place_block(
-        &self,
-        parcel: BlockParcel,
-        onto: Onto,
-    ) -> Result<Result<Arrived, BlockParcel>, PlaceError> {
-        place::place_block(&self.space, parcel, onto)
-    }
-
     /// Copies the pages from `first` on, all in one block, to `into`, a page each. Bytes of `into` stay what they are where a
     /// page has none. What each page holds.
     ///
@@ -167,6 +133,11 @@ impl<P: Protocol> Guest<P> {
     /// The runs of pages that may hold anything but zeroes, in order.
     pub fn holding(&self) -> Vec<GfnRange> {
         lift::holding(&self.space)
+    }
+
+    /// Whether no page of `range`, all in one block, holds bytes. While others fill pages, right for a moment.
+    pub fn holds_nothing(&self, range: GfnRange) -> bool {
+        lift::holds_nothing(&self.space, range)
     }
 
     /// The runs of pages that are to come from elsewhere, in order.
@@ -225,6 +196,11 @@ impl<P: Protocol> Guest<P> {
     /// The right to give its memory back, likewise.
     pub fn reclaimer(&self) -> Reclaimer<P> {
         Reclaimer::new(Shared::clone(&self.space))
+    }
+
+    /// How many frames the pool has in which it lies.
+    pub fn pool_frames(&self) -> u64 {
+        self.space.pool.nr_frames()
     }
 
     /// Its memory, for the faces beside this one.

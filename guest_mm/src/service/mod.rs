@@ -1,12 +1,16 @@
 //! The face: a pool, the images on it, and guests that come and go.
 
+mod ahead;
+mod arrivals;
 mod config;
+mod expected;
 mod guest;
+mod lent;
 mod pinner;
 mod reclaimer;
 
 use std::path::Path;
-use std::sync::{Arc as Shared, Weak};
+use std::sync::{Arc as Shared, OnceLock, Weak};
 
 use crate::addr::{BlockNo, Gfn, Gpa, PageSize};
 use crate::audit::{AuditError, Holdings, audit, check_kept, check_shared, leaked};
@@ -23,8 +27,12 @@ use crate::share::{self, MergeError};
 use crate::space::{AddressSpace, Over, Pager, RamRegion};
 use crate::sync::{Arc, Lock, Rank};
 
+use expected::Expected;
+
+pub use ahead::Backed;
 pub use config::{GuestConfig, GuestError, ImageRam, WriteError};
 pub use guest::Guest;
+pub use lent::{Lent, LentPiece};
 pub use pinner::Pinner;
 pub use reclaimer::Reclaimer;
 
@@ -201,14 +209,19 @@ impl<P: Protocol> Service<P> {
             let on_stop = Shared::clone(&on_stop);
             move || on_stop(&FaultError::Failed)
         };
+        let expected: Shared<OnceLock<Expected>> = Shared::default();
         let handler: Arc<_> = {
             let (space, mirror, on_stop) = (Shared::clone(&space), Arc::clone(&mirror), on_stop);
-            Arc::new(move |gpa: Gpa, access: Access| match fault::fault(&space, gpa, access) {
-                Ok(Filled::Fresh(PageSize::Size2M)) => fault::prepare_next(&space, gpa),
-                Ok(_) => {}
-                Err(error) => {
-                    on_stop(&error);
-                    mirror.abandon(gpa);
+            let expected = Shared::clone(&expected);
+            Arc::new(move |gpa: Gpa, access: Access| {
+                expected.get().into_iter().for_each(|it| it.touched(&space, gpa.gfn()));
+                match fault::fault(&space, gpa, access) {
+                    Ok(Filled::Fresh(PageSize::Size2M)) => fault::prepare_next(&space, gpa),
+                    Ok(_) => {}
+                    Err(error) => {
+                        on_stop(&error);
+                        mirror.abandon(gpa);
+                    }
                 }
             })
         };
@@ -217,7 +230,7 @@ impl<P: Protocol> Service<P> {
             FaultThreads::start(&mirror, config.fault_threads.max(1), &handler, on_failure)
                 .map_err(GuestError::Thread)?;
         self.scanner.visit().join(&space);
-        Ok(Guest::new(space, mirror, threads, Shared::clone(&self.scanner)))
+        Ok(Guest::new(space, mirror, threads, Shared::clone(&self.scanner), expected))
     }
 
     /// Gives each range the place in the pool that it prefers: behind one another, round and round.

@@ -9,6 +9,9 @@ pub(crate) enum Rank {
     Scanner,
     /// The list of guests, which is held while their books are checked.
     Guests,
+    /// A block of a guest is being made ready.
+    #[cfg_attr(loom, allow(dead_code, reason = "the models make nothing ready"))]
+    Expected,
     /// Pages of an image's block are being loaded.
     Loading,
     /// The right to fill a block.

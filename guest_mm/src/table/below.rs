@@ -47,8 +47,9 @@ impl<'t, P: Protocol> Cursor<'t, P> {
             Entry::Marker(marker) => {
                 self.state.markers -= 1;
                 child.state.markers = FANOUT as u32;
-                resident.markers_gone(self.level(), marker, 1);
+                // In this order: none is never told while there is one.
                 resident.markers_made(below, marker, FANOUT as u64);
+                resident.markers_gone(self.level(), marker, 1);
             }
             _ => panic!("guest frame {gfn} is not mapped or marked huge: {entry:?}"),
         }

@@ -38,7 +38,7 @@ pub(crate) mod zap;
 use std::marker::PhantomData;
 
 use crate::addr::{Gfn, GfnRange};
-use crate::entry::{Entry, NodeNo};
+use crate::entry::{Entry, Marker, NodeNo};
 use crate::geometry::{FANOUT, Level};
 use crate::protocol::Protocol;
 use crate::sync::{Apart, Arc};
@@ -94,6 +94,11 @@ impl<P: Protocol> Table<P> {
     /// What is mapped, by the books that every writer keeps.
     pub(crate) fn residency(&self) -> Residency {
         self.resident.snapshot()
+    }
+
+    /// Whether anything may be marked so. Without a lock it is a statement about the past.
+    pub(crate) fn has_any(&self, marker: Marker) -> bool {
+        self.resident.has_any(marker)
     }
 
     /// Bytes of table pages in use and of the states of all.

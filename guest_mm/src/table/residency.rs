@@ -90,6 +90,10 @@ impl Resident {
         }
     }
 
+    pub(super) fn has_any(&self, marker: Marker) -> bool {
+        self.markers[marker.index()].load(ORDER) > 0
+    }
+
     pub(super) fn snapshot(&self) -> Residency {
         let load = |counter: &AtomicU64| counter.load(ORDER);
         Residency {

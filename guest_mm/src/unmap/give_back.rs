@@ -104,6 +104,8 @@ fn try_give_back<P: Protocol>(
     // Z5, of what came out before a failure too.
     P::at(Step::Z5);
     let given = gone.release(space);
+    // V2: what was missing is not waited for.
+    space.arrived(range);
     space.note_lost(range);
     result.map(|()| given)
 }

@@ -44,6 +44,8 @@ pub(crate) fn unmap<P: Protocol>(
         frames += unmap_in_block(space, range, part)?;
         Ok(())
     });
+    // V2: what was missing is not waited for.
+    space.arrived(range);
     space.note_lost(range);
     result.map(|()| frames)
 }

@@ -107,7 +107,7 @@ impl<'g, P: Protocol> GuestView<'g, P> {
     }
 
     /// Whether nothing of `range`, which is RAM, forbids `access`. Absent pages, and those that were
-    /// given back, do not: they are faulted in.
+    /// given back, do not: they are faulted in, and those that are elsewhere waited for.
     fn allows(&self, range: GfnRange, access: Access) -> bool {
         let mut gfn = range.start();
         while gfn < range.end() {
@@ -117,6 +117,7 @@ impl<'g, P: Protocol> GuestView<'g, P> {
             while gfn < end {
                 match cursor.entry(gfn) {
                     Entry::Absent | Entry::Marker(Marker::Returned) => {}
+                    Entry::Marker(Marker::Missing) if self.space.pager.is_some() => {}
                     Entry::Leaf(leaf) if leaf.prot.allows(access) => {}
                     Entry::Leaf(_) | Entry::Marker(_) => return false,
                     // Looked at from its own table, which is below this one.

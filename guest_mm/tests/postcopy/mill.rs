@@ -13,6 +13,8 @@ pub(crate) const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Mill {
     words: Mutex<Vec<u64>>,
+    /// The words as they were when it was last told to remember them.
+    kept: Mutex<Vec<u64>>,
     /// Pages that it wrote since somebody asked.
     dirty: Mutex<BTreeSet<u64>>,
     turns: AtomicU64,
@@ -27,6 +29,7 @@ impl Mill {
     pub(crate) fn new(pages: u64) -> Arc<Mill> {
         Arc::new(Mill {
             words: Mutex::new(vec![0; pages as usize]),
+            kept: Mutex::default(),
             dirty: Mutex::default(),
             turns: AtomicU64::new(1),
             stop: AtomicBool::new(false),
@@ -35,11 +38,16 @@ impl Mill {
 
     /// Makes the words of these pages numbers of their own, in memory whose window begins at `base`.
     pub(crate) fn fill(&self, base: Hva, pages: impl Iterator<Item = u64>) {
-        let mut words = self.words.lock().unwrap();
         for page in pages {
-            words[page as usize] = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            store(base, page, words[page as usize]);
+            store(base, page, self.number(page));
         }
+    }
+
+    /// Knows `page` as one with a number of its own, which it is told.
+    pub(crate) fn number(&self, page: u64) -> u64 {
+        let number = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        self.words.lock().unwrap()[page as usize] = number;
+        number
     }
 
     /// Runs in memory whose window begins at `base`, on pages below `pages`, until it is stopped.
@@ -89,11 +97,38 @@ impl Mill {
 
     /// Compares every page with what is known of it.
     pub(crate) fn check(&self, base: Hva) {
+        assert_eq!(self.wrong(base, |_| true), 0);
+    }
+
+    /// Of the pages that `see` wants, how many are not what is known of them.
+    pub(crate) fn wrong(&self, base: Hva, see: impl Fn(u64) -> bool) -> usize {
         let words = self.words.lock().unwrap();
-        for (page, &word) in words.iter().enumerate() {
-            let found = load(base, page as u64);
-            assert_eq!(found, word, "page {page} holds {found:#x}, not {word:#x}");
-        }
+        let wrong = |&(page, &word): &(usize, &u64)| {
+            let found = see(page as u64).then(|| load(base, page as u64));
+            let is_wrong = found.is_some_and(|found| found != word);
+            if is_wrong {
+                println!("page {page} holds {found:#x?}, not {word:#x}");
+            }
+            is_wrong
+        };
+        words.iter().enumerate().filter(wrong).count()
+    }
+
+    /// What it knows now, by page.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        self.words.lock().unwrap().clone()
+    }
+
+    /// Remembers what it knows now.
+    pub(crate) fn keep(&self) {
+        let now = self.words();
+        *self.kept.lock().unwrap() = now;
+    }
+
+    /// Knows what it was told to remember, and nothing that came after.
+    pub(crate) fn rewind(&self) {
+        let kept = self.kept.lock().unwrap().clone();
+        *self.words.lock().unwrap() = kept;
     }
 }
 

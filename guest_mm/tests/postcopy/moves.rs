@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use guest_mm::addr::PageSize;
+use guest_mm::postcopy::report::Watch;
+use guest_mm::postcopy::sink::{Door, Sink};
 use guest_mm::postcopy::source::{Source, SourceConfig};
-use guest_mm::postcopy::transport::Address;
+use guest_mm::postcopy::transport::{Address, Security};
 use guest_mm::postcopy::wire::{Encoding, Mode};
 
 use crate::mill::Mill;
@@ -99,4 +101,51 @@ fn a_rate_is_kept() {
     moves(&config, None, PageSize::Size4K);
     // 32 MiB that are not zeroes, in one round at least.
     assert!(since.elapsed() > Duration::from_millis(300));
+}
+
+#[test]
+fn a_sink_listens_elsewhere_when_it_is_told() {
+    let bytes = 8 * MIB;
+    let (here, there) = (Host::new(bytes, PageSize::Size4K), Host::new(bytes, PageSize::Size4K));
+    let mill = Mill::new(pages(8));
+    mill.fill(here.base(), 0..pages(4));
+    let mut from = From::new(&here, &mill, pages(8));
+    let vcpu = Default::default();
+    let mut to = To { mill: mill.clone(), base: there.base(), pages: pages(8), vcpu };
+    let vcpu = to.vcpu.clone();
+    let (first, second) = (Place::new(), Place::new());
+    let door = Door::new();
+    let config = listening(first.address());
+    let since = Instant::now();
+    let came = std::thread::scope(|scope| {
+        let sink = scope.spawn(|| {
+            let sink = Sink::new(&there.guest, std::sync::Arc::clone(&there.pager));
+            sink.with_door(std::sync::Arc::clone(&door)).run(&config, &mut to, &mut |_| {
+                if since.elapsed() < Duration::from_secs(30) { Watch::GoOn } else { Watch::Cancel }
+            })
+        });
+        wait_for(&first.path);
+        let listen_at = |address| door.listen_at(address, Security::Plain);
+        // What cannot be listened on changes nothing.
+        listen_at(Address::Unix("/no/such/folder/sink".into())).unwrap_err();
+        assert!(first.path.exists());
+        // Where it listens already; and again where somebody has removed its socket.
+        assert_eq!(listen_at(first.address()).unwrap(), first.address());
+        std::fs::remove_file(&first.path).unwrap();
+        assert_eq!(listen_at(first.address()).unwrap(), first.address());
+        assert!(first.path.exists());
+        assert_eq!(listen_at(second.address()).unwrap(), second.address());
+        assert!(second.path.exists() && !first.path.exists());
+        let mut source = Source::new(&here.guest, going(Mode::PostCopy)).unwrap();
+        send(&mut source, &dialer(second.address()), &mut from).unwrap();
+        sink.join().unwrap()
+    });
+    came.unwrap();
+    // It has ended: nobody hears.
+    door.listen_at(first.address(), Security::Plain).unwrap_err();
+    let vcpu = vcpu.lock().unwrap().take().expect("it runs at the sink");
+    mill.halt(vcpu).unwrap();
+    mill.check(there.base());
+    here.close();
+    there.close();
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::world::connected;
+
 /// What it does to the bytes that pass.
 #[derive(Debug, Default)]
 pub(crate) struct Weather {
@@ -18,6 +20,8 @@ pub(crate) struct Weather {
     pub(crate) mute_after: AtomicU64,
     /// Before each piece that passes, in microseconds.
     pub(crate) delay_us: AtomicU64,
+    /// Bytes that pass in a millisecond, in each direction of each stream; 0: as many as come.
+    pub(crate) bytes_a_ms: AtomicU64,
     passed: AtomicU64,
     /// How often it broke. A connection lasts until the next time.
     breaks: AtomicU64,
@@ -38,7 +42,7 @@ impl Proxy {
         std::thread::spawn(move || {
             for near in ear.incoming() {
                 let Ok(near) = near else { return };
-                let Ok(far) = UnixStream::connect(&to) else { continue };
+                let Ok(far) = connected(&to) else { continue };
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     let seen = Arc::clone(&seen);
@@ -55,10 +59,11 @@ impl Proxy {
 
     /// It is whole again, and as it was made.
     pub(crate) fn mend(&self) {
-        let Weather { cut_after, damage_at, mute_after, delay_us, passed, breaks } = &*self.weather;
+        let Weather { cut_after, damage_at, mute_after, delay_us, bytes_a_ms, passed, breaks } =
+            &*self.weather;
         // What was swallowed is missing: what follows it would make no sense.
         breaks.fetch_add(1, Relaxed);
-        for number in [cut_after, damage_at, mute_after, delay_us, passed] {
+        for number in [cut_after, damage_at, mute_after, delay_us, bytes_a_ms, passed] {
             number.store(0, Relaxed);
         }
     }
@@ -101,7 +106,9 @@ fn pass(mut from: UnixStream, mut to: UnixStream, weather: &Weather) {
         if mute != 0 && before >= mute {
             continue;
         }
-        match weather.delay_us.load(Relaxed) {
+        let width = weather.bytes_a_ms.load(Relaxed);
+        let passing = (count as u64 * 1000).checked_div(width).unwrap_or(0);
+        match weather.delay_us.load(Relaxed) + passing {
             0 => {}
             delay => std::thread::sleep(Duration::from_micros(delay)),
         }

@@ -1,5 +1,7 @@
 //! Two services, a guest on one, and what a migration asks of the two machines.
 
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,8 +22,8 @@ use crate::mill::{Mill, PAGE, Vcpu};
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// What the machines say of themselves.
-const DESCRIPTION: &[u8] = b"a mill";
-const STATE: &[u8] = b"where it was";
+pub(crate) const DESCRIPTION: &[u8] = b"a mill";
+pub(crate) const STATE: &[u8] = b"where it was";
 
 /// A guest's memory on a service of its own.
 pub(crate) struct Host {
@@ -75,7 +77,8 @@ impl From {
     }
 }
 
-impl Departing for From {
+// SAFETY: its writers have ended when `stop` returns, and begin anew in `go_on`.
+unsafe impl Departing for From {
     fn description(&self) -> Vec<u8> {
         self.description.to_vec()
     }
@@ -94,6 +97,7 @@ impl Departing for From {
 
     fn stop(&mut self) -> Result<Vec<u8>, Failure> {
         self.mill.halt(self.vcpu.take().expect("it runs"))?;
+        self.mill.keep();
         Ok(STATE.to_vec())
     }
 
@@ -165,6 +169,20 @@ pub(crate) fn wait_for(path: &std::path::Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("{} does not appear", path.display());
+}
+
+/// Connects to a socket whose file is there: who made it may not listen yet.
+pub(crate) fn connected(path: &std::path::Path) -> std::io::Result<UnixStream> {
+    let mut tries = 0;
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && tries < 20 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            connected => return connected,
+        }
+    }
 }
 
 /// Runs a sink beside `work`, and both to their ends.

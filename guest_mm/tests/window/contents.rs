@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use guest_mm::GuestMm;
 use guest_mm::addr::{Gpa, PageSize};
 use guest_mm::entry::Marker;
+use guest_mm::pool::{BackingChoice, BackingKind};
 use guest_mm::prot::Prot;
 use tests::require_userfaultfd;
 
@@ -244,4 +246,31 @@ fn an_open_block_is_changed_in_part() {
     }
     test.guest.audit().unwrap();
     test.close();
+}
+
+#[test]
+fn memory_that_is_there_before_it_is_needed_goes_back_where_nobody_needs_it() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for kind in [BackingKind::Memfd, BackingKind::Tmpfs] {
+        let mm = GuestMm::new(BackingChoice::Only(kind), 8 * MIB, PageSize::Size4K).unwrap();
+        let test = add(&mm, 6 * MIB, PageSize::Size4K);
+        let host = || mm.usage().host_bytes;
+        test.store(0, 1);
+        let before = host();
+        assert_eq!(test.guest.back(|| false).blocks(), 0);
+        let backed = test.guest.back(|| true);
+        assert_eq!((backed.blocks(), host()), (2, before + 4 * MIB));
+        test.store(2 * MIB, 2);
+        drop(backed);
+        assert_eq!(
+            host(),
+            before + 2 * MIB,
+            "the block that nobody has touched is the host's again"
+        );
+        assert_eq!([0, 2 * MIB, 4 * MIB].map(|at| test.load(at)), [1, 2, 0]);
+        test.close();
+        mm.audit().unwrap();
+    }
 }

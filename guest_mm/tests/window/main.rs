@@ -19,6 +19,7 @@ mod limits;
 mod queue;
 mod returned;
 mod view;
+mod waits;
 
 const MIB: u64 = 1 << 20;
 

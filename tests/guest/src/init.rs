@@ -164,16 +164,17 @@ fn shell() -> io::Result<End> {
     command.arg0("sh").env_clear().current_dir("/");
     command.envs([("PATH", "/bin:/sbin"), ("HOME", "/"), ("TERM", "vt100"), ("PS1", "guest# ")]);
     command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
-    let own_terminal = || {
+    let children = Children::watch()?;
+    let begin = move || {
+        children.deliver()?;
         setsid()?;
         Ok(ioctl_tiocsctty(io::stdin())?)
     };
     #[allow(unsafe_code, reason = "what runs between fork and exec")]
-    // SAFETY: it makes two system calls and allocates nothing.
+    // SAFETY: it makes three system calls and allocates nothing.
     unsafe {
-        command.pre_exec(own_terminal);
+        command.pre_exec(begin);
     }
-    let children = Children::watch()?;
     let shell = command.spawn()?;
     Ok(children.until(shell.id()))
 }

@@ -26,6 +26,22 @@
 .set MSR_EFER, 0xc0000080
 .set EFER_LME, 1 << 8
 
+/* From a mode without paging straight to long mode, where a far jump leads: PE and PG are set in one write. */
+.macro enter_long_mode gdtr, label
+    lgdtl \gdtr
+    movl $CR4, %eax
+    movl %eax, %cr4
+    movl $pml4, %eax
+    movl %eax, %cr3
+    movl $MSR_EFER, %ecx
+    movl $EFER_LME, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl $CR0, %eax
+    movl %eax, %cr0
+    ljmpl $KERNEL_CS, $\label
+.endm
+
 /* ---- Boot CPU: 64-bit entry of the Linux boot protocol, RSI = struct boot_params ---- */
 
 .section .text.entry, "ax"
@@ -46,24 +62,58 @@ _start:
     movl $boot_frame, %esp
     iretq
 
+/* ---- Boot CPU: PVH's entry, for other monitors. 32-bit protected mode without paging, EBX = struct hvm_start_info ---- */
+
+.set INFO_CMDLINE, 24
+.set INFO_MEMMAP, 40
+.set INFO_MEMMAP_ENTRIES, 48
+.set PARAMS_E820_ENTRIES, 0x1e8
+.set PARAMS_CMDLINE, 0x228
+.set PARAMS_E820, 0x2d0
+.set E820_MAX, 128
+
+.code32
+pvh_start:
+    movl INFO_CMDLINE(%ebx), %eax
+    movl %eax, pvh_params + PARAMS_CMDLINE
+    movl INFO_MEMMAP_ENTRIES(%ebx), %edx
+    cmpl $E820_MAX, %edx
+    jbe 1f
+    movl $E820_MAX, %edx
+1:  movb %dl, pvh_params + PARAMS_E820_ENTRIES
+    movl INFO_MEMMAP(%ebx), %esi
+    movl $(pvh_params + PARAMS_E820), %edi
+    cld
+2:  testl %edx, %edx
+    jz 3f
+    movl $5, %ecx               /* address, size and type are the same in both; then comes a reserved word */
+    rep movsl
+    addl $4, %esi
+    decl %edx
+    jmp 2b
+3:  enter_long_mode gdtr, pvh_long_mode
+.code64
+pvh_long_mode:
+    movl $0x18, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl $pvh_params, %esi
+    jmp _start
+
+.section .note.pvh, "a", @note
+.balign 4
+    .long 4, 4, 18              /* XEN_ELFNOTE_PHYS32_ENTRY */
+    .asciz "Xen"
+    .long pvh_start
+
 /* ---- Application CPUs: copied to a page below 1 MiB, entered by SIPI in real mode with CS:IP = page:0 ---- */
 
 .section .data
 .code16
 .globl trampoline, trampoline_end
 trampoline:
-    lgdtl %cs:(trampoline_gdtr - trampoline)
-    movl $CR4, %eax
-    movl %eax, %cr4
-    movl $pml4, %eax
-    movl %eax, %cr3
-    movl $MSR_EFER, %ecx
-    movl $EFER_LME, %eax
-    xorl %edx, %edx
-    wrmsr
-    movl $CR0, %eax             /* straight from real to long mode: PE and PG in one write */
-    movl %eax, %cr0
-    ljmpl $KERNEL_CS, $ap_long_mode
+    enter_long_mode "%cs:(trampoline_gdtr - trampoline)", ap_long_mode
 trampoline_gdtr:
     .word gdt_end - gdt - 1
     .long gdt
@@ -241,6 +291,8 @@ tss:
 /* The other CPUs' stacks; the first is nobody's. Behind what is small and used at once (link.ld). */
 .section .bss.large, "aw", @nobits
 .balign 4096
+pvh_params:
+    .skip 4096
 .globl stacks
 stacks:
     .skip {MAX_CPUS} * {STACK_SIZE}

@@ -33,10 +33,14 @@ impl Histogram {
         self.max.fetch_max(other.max.load(Relaxed), Relaxed);
     }
 
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| u64::from(bucket.load(Relaxed))).sum()
+    }
+
     /// The value that `percent` of all values do not exceed, as the upper edge of its bucket; 0 if nothing was counted.
     pub fn percentile(&self, percent: u64) -> u64 {
-        let total: u64 = self.buckets.iter().map(|b| u64::from(b.load(Relaxed))).sum();
-        let wanted = (total * percent).div_ceil(100);
+        let wanted = (self.count() * percent).div_ceil(100);
         let mut seen = 0;
         for (i, count) in self.buckets.iter().enumerate() {
             seen += u64::from(count.load(Relaxed));

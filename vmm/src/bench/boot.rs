@@ -67,7 +67,7 @@ pub fn boot(rounds: Rounds, progress: &dyn Fn(&str)) -> Result<Table, BenchError
 }
 
 /// Milliseconds from before the program starts to its first byte.
-fn first_byte(command: &mut Command) -> Result<f64, BenchError> {
+pub(super) fn first_byte(command: &mut Command) -> Result<f64, BenchError> {
     let start = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut byte = [0];

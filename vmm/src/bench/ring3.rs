@@ -4,13 +4,13 @@
 //! kernel's tick is interpreted, some hundred times a second, and that is time which the program misses.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use super::boot::Running;
+use super::console::Console;
 use super::table::median;
 use super::{BenchError, Goal, Rounds, Row, Table};
 
@@ -23,6 +23,8 @@ const PROMPT: &str = "guest# ";
 /// How long the guest has for its start, and for a command.
 const START: Duration = Duration::from_secs(600);
 const COMMAND: Duration = Duration::from_secs(300);
+/// How long a command has until it says something.
+const FIRST_WORD: Duration = Duration::from_secs(60);
 /// What is compressed, in MiB, and how often.
 const MIB: u32 = 8;
 const TIMES: u32 = 60;
@@ -95,7 +97,7 @@ fn outside() -> Result<Speed, BenchError> {
     let schedule = PathBuf::from(format!("/proc/{}/schedstat", child.id()));
     let mut console = Console::of(child.stdout.take())?;
     let mut running = Running(child);
-    let speed = console.compress(&schedule, "best_mib_s=")?;
+    let speed = follow(&mut console, &schedule, "best_mib_s=")?;
     running.0.wait()?;
     Ok(speed)
 }
@@ -117,58 +119,18 @@ fn cpu(schedule: &Path) -> Result<Duration, BenchError> {
     first.map(Duration::from_nanos).ok_or_else(none)
 }
 
-/// What a program says, as it says it.
-struct Console {
-    chunks: Receiver<Vec<u8>>,
-    /// What came and has not been looked at.
-    text: String,
-}
-
-impl Console {
-    fn of(out: Option<ChildStdout>) -> Result<Console, BenchError> {
-        let mut out = out.ok_or_else(|| BenchError::Guest("it says nothing".into()))?;
-        let (sender, chunks) = channel();
-        // It ends with the output.
-        std::thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(count @ 1..) = out.read(&mut chunk) {
-                if sender.send(chunk[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Console { chunks, text: String::new() })
-    }
-
-    /// What is said up to `end`, and with it.
-    fn wait_for(&mut self, end: &str, limit: Duration) -> Result<String, BenchError> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(at) = self.text.find(end) {
-                let rest = self.text.split_off(at + end.len());
-                return Ok(std::mem::replace(&mut self.text, rest));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.chunks.recv_timeout(left) {
-                Ok(chunk) => self.text.push_str(&String::from_utf8_lossy(&chunk)),
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(BenchError::Guest(format!("no {end:?} came within {limit:?}")));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(BenchError::Guest(format!("it ended before {end:?}")));
-                }
-            }
+/// Follows the program, which runs on the thread with this `schedule`, until it says `last`.
+fn follow(console: &mut Console, schedule: &Path, last: &str) -> Result<Speed, BenchError> {
+    console.wait_for(BEGIN, FIRST_WORD).map_err(|error| match error {
+        BenchError::Guest(what) => {
+            BenchError::Guest(format!("{what}; if it is an older one, run configs/get-debian.sh"))
         }
-    }
-
-    /// Follows the program, which runs on the thread with this `schedule`, until it says `last`.
-    fn compress(&mut self, schedule: &Path, last: &str) -> Result<Speed, BenchError> {
-        self.wait_for(BEGIN, COMMAND)?;
-        let before = cpu(schedule)?;
-        self.wait_for(END, COMMAND)?;
-        let after = cpu(schedule)?;
-        Speed::of(&self.wait_for(last, COMMAND)?, after.saturating_sub(before))
-    }
+        other => other,
+    })?;
+    let before = cpu(schedule)?;
+    console.wait_for(END, COMMAND)?;
+    let after = cpu(schedule)?;
+    Speed::of(&console.wait_for(last, COMMAND)?, after.saturating_sub(before))
 }
 
 /// Debian's guest, at its prompt, on a copy of its disk.
@@ -202,13 +164,13 @@ impl Guest {
 
     fn compress(&mut self) -> Result<Speed, BenchError> {
         self.keys.write_all(format!("compress {MIB} {TIMES}\r").as_bytes())?;
-        self.console.compress(&self.schedule, PROMPT)
+        follow(&mut self.console, &self.schedule, PROMPT)
     }
 
     fn end(mut self) -> Result<(), BenchError> {
         self.keys.write_all(b"poweroff\r")?;
         // What it says until its output ends is of no interest.
-        while self.console.chunks.recv_timeout(COMMAND).is_ok() {}
+        self.console.drain(COMMAND);
         self.running.0.wait()?;
         Ok(())
     }

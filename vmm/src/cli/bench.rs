@@ -20,6 +20,8 @@ pub(super) fn run(command: &BenchCommand) -> Result<(), Failure> {
         BenchCommand::Dma(options) => (options, bench::dma),
         BenchCommand::Clone(options) => (options, bench::clone),
         BenchCommand::Share(options) => (options, bench::share),
+        BenchCommand::Postcopy(options) => (options, bench::postcopy),
+        BenchCommand::Restore(options) => (options, bench::restore),
         BenchCommand::Ring3(options) => (options, bench::ring3),
     };
     let rounds = if options.quick { Rounds::Quick } else { Rounds::Full };

@@ -16,11 +16,16 @@ pub(super) fn run(args: &CloneArgs) -> Result<ExitCode, Failure> {
         return Err(Failure::NoTemplate(args.config.config.clone()));
     }
     let report = Clones { config: &config, count: args.count }.run()?;
-    if args.json {
-        let json = serde_json::to_string(&report).map_err(|e| Failure::Output(e.into()))?;
+    tell(&report, args.json)
+}
+
+/// Tells what machines took that ran side by side; the highest of their exit codes.
+pub(super) fn tell(report: &ClonesReport, json: bool) -> Result<ExitCode, Failure> {
+    if json {
+        let json = serde_json::to_string(report).map_err(|e| Failure::Output(e.into()))?;
         print(&format!("{json}\n"))?;
     } else {
-        print(&text(&report))?;
+        print(&text(report))?;
     }
     let books = u8::from(report.audit != "clean");
     let worst = report.clones.iter().map(|clone| clone.exit_code).max().unwrap_or(0);

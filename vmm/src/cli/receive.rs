@@ -8,23 +8,28 @@ use guest_mm::postcopy::report::{Phase, Progress};
 use guest_mm::postcopy::sink::SinkConfig;
 use guest_mm::postcopy::transport::{Address, Limits};
 
-use crate::control::moment;
+use crate::control::{Command, ReceiveRequest, moment};
 use crate::machine::{Came, Received, receive, security};
 
 use super::args::ReceiveArgs;
-use super::send::Line;
-use super::{Failure, run};
+use super::question::answer;
+use super::send::{Line, absolute_address};
+use super::{Failure, print, run};
 
 /// How long a source may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Builds the machine, lets a guest come into it and runs that; the exit code is the guest's verdict.
 pub(super) fn run(args: &ReceiveArgs, started: Instant) -> Result<ExitCode, Failure> {
+    if let Some(address) = &args.recover {
+        return recover(args, address).map(|()| ExitCode::SUCCESS);
+    }
     let mut args = args.clone();
     let run = &mut args.run;
     run.config.overrides.extend(run.control.iter().map(|path| format!("control.socket={path}")));
     let config = args.run.config.load()?;
-    let address: Address = args.listen.parse().map_err(|e| Failure::Channel(format!("{e}")))?;
+    let listen = args.listen.as_deref().unwrap_or_default();
+    let address: Address = listen.parse().map_err(|e| Failure::Channel(format!("{e}")))?;
     let security = security(args.channel.credentials().as_ref()).map_err(Failure::Channel)?;
     let sink = SinkConfig { address, security, limits: Limits::default(), patience: PATIENCE };
     let events = args.events;
@@ -65,14 +70,21 @@ pub(super) fn run(args: &ReceiveArgs, started: Instant) -> Result<ExitCode, Fail
     run::finish(&args.run, &config, outcome)
 }
 
+/// Has a running machine wait at `address` for the source of its guest.
+fn recover(args: &ReceiveArgs, address: &str) -> Result<(), Failure> {
+    let listen = absolute_address(address);
+    let request = ReceiveRequest { listen, credentials: args.channel.credentials() };
+    print(&answer(&args.run.config.config, &Command::Receive(request))?.text())
+}
+
 /// What a person wants to know.
 fn told(came: &Came) {
-    let Came { channel: report, collapse } = came;
+    let Came { channel: report, collapse, collapse_ms } = came;
     let us = |share| report.waits.quantile(share).unwrap_or(0);
     let _ = writeln!(
         stderr(),
         "slat: the guest came in {:.3} s; {} pages were asked for and waited for: half of them {} us at most, 99 % {} us; {} \
-         blocks came whole, {} became so when all was there",
+         blocks came whole, {} became so within {collapse_ms:.0} ms of the last page",
         report.progress.seconds,
         report.progress.requests,
         us(0.5),

@@ -23,6 +23,12 @@ pub(super) fn run(args: &SendArgs) -> Result<ExitCode, Failure> {
         _ if args.cancel => Command::SendCancel,
         _ if args.take_back => Command::TakeBack,
         Some(to) => Command::Send(request(args, to)),
+        None if args.recover => {
+            // Where it was on its way to.
+            let told = answer(&args.socket, &Command::SendStatus)?;
+            let to = status(&told).and_then(|status| status.to.clone()).ok_or(Failure::NoSink)?;
+            Command::Send(request(args, &to))
+        }
         None => return Err(Failure::NoSink),
     };
     let waits = matches!(command, Command::Send(_)) && !args.detach;
@@ -69,7 +75,7 @@ fn request(args: &SendArgs, to: &str) -> SendRequest {
 }
 
 /// The machine runs in a folder of its own: what is typed here begins here.
-fn absolute_address(to: &str) -> String {
+pub(super) fn absolute_address(to: &str) -> String {
     match to.strip_prefix("unix:") {
         Some(path) if !path.is_empty() => format!("unix:{}", absolute(Path::new(path)).display()),
         _ => to.to_owned(),

@@ -132,6 +132,8 @@ keywords! {
         Smp = "smp",
         /// Reads what a template filled its RAM with, and writes pages of its own.
         Clone = "clone",
+        /// Changes words of its RAM at random, and times each change.
+        Churn = "churn",
         /// Writes to a disk and checks what it reads back.
         Blk = "blk",
         /// Pings, echoes or streams over a network device.

@@ -82,7 +82,7 @@ keys! {
     DEDUP_SCAN_RATE = "dedup" "scan_rate" IntegerOrText "an integer from 1 to 1000000 or unlimited";
     MAX_MERGED = "dedup" "max_merged" Integer "an integer from 0 to 4294967295";
     SPLIT_HUGE = "dedup" "split_huge" Boolean "true or false";
-    GUEST = "boot" "guest" Text "hello, touch, smp, clone, blk, net, console, rng, balloon, pmem or vsock";
+    GUEST = "boot" "guest" Text "hello, touch, smp, clone, churn, blk, net, console, rng, balloon, pmem or vsock";
     KERNEL = "boot" "kernel" Text "the path of an ELF vmlinux or a bzImage";
     PROTOCOL = "boot" "protocol" Text "auto, linux64 or pvh";
     UNPACK = "boot" "unpack" Boolean "true or false";

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::Balloons;
 use super::pause::{Paused, Resumed};
+use super::receive::ReceiveStatus;
 use super::request::VERSION;
 use super::send::SendStatus;
 use super::snapshot::Saved;
@@ -36,6 +37,8 @@ pub enum Body {
     Resumed(Resumed),
     /// How far it is on its way to another host.
     Sending(SendStatus),
+    /// How far its guest is that comes from another host.
+    Receiving(ReceiveStatus),
     /// It was saved.
     Saved(Saved),
     /// What its balloons hold.
@@ -136,6 +139,7 @@ impl Answer {
             Body::Paused(paused) => paused.write(&mut out),
             Body::Resumed(resumed) => resumed.write(&mut out),
             Body::Sending(status) => status.write(&mut out),
+            Body::Receiving(status) => status.write(&mut out),
             Body::Saved(saved) => saved.write(&mut out),
             Body::Balloons(balloons) => balloons.write(&mut out),
         }

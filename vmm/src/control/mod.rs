@@ -16,6 +16,8 @@
 //! ← {"slat": 1, "kind": "sending", "machine": "x.toml", "state": "going", …}
 //! → {"slat": 1, "command": "send-status"}
 //! ← {"slat": 1, "kind": "sending", "machine": "x.toml", "state": "gone", "report": {…}, …}
+//! → {"slat": 1, "command": "receive", "listen": "tcp:0.0.0.0:4001"}
+//! ← {"slat": 1, "kind": "receiving", "machine": "x.toml", "listens": "tcp:0.0.0.0:4001", …}
 //! → {"slat": 1, "command": "snapshot", "folder": "/vm/saved", "track": true}
 //! ← {"slat": 1, "progress": {"done": 512, "of": 16384}}
 //! ← …
@@ -32,6 +34,7 @@
 //!   collapse.rs  what is answered about collapses
 //!   pause.rs     what is answered about a machine at rest; snapshot.rs, about one that was saved
 //!   send.rs      what is asked of a machine that is to go to another host, and what it answers
+//!   receive.rs   likewise, of one whose guest comes from another host
 //!   balloon.rs   what is answered about balloons
 //! ```
 //!
@@ -45,6 +48,7 @@ mod balloon;
 mod client;
 mod collapse;
 mod pause;
+mod receive;
 mod request;
 mod send;
 mod server;
@@ -55,6 +59,7 @@ pub use balloon::{BalloonSize, Balloons};
 pub use client::{AskError, ask, ask_and_watch};
 pub use collapse::{Answer, BadAnswer, Body, CollapseOutcome, Collapser};
 pub use pause::{DeviceAtRest, Paused, Resumed};
+pub use receive::{ReceiveRequest, ReceiveStatus};
 pub use request::{
     BadRequest, BalloonRequest, Command, LONGEST, SnapshotRequest, VERSION, refusal,
 };

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::{Value, json};
 
+use super::receive::ReceiveRequest;
 use super::send::SendRequest;
 
 /// The version of the protocol, in the field `slat` of every line.
@@ -41,6 +42,8 @@ pub enum Command {
     SendCancel,
     /// It was handed over, and is to go on here all the same.
     TakeBack,
+    /// The source of its guest may connect elsewhere.
+    Receive(ReceiveRequest),
     /// The machine is to be saved.
     Snapshot(SnapshotRequest),
     /// What its balloons hold, or are to hold.
@@ -88,6 +91,9 @@ pub enum BadRequest {
         "a request to send needs \"to\", \"streams\" and \"downtime_ms\", each of the right kind: {0}"
     )]
     Send(String),
+    /// A source is to be waited for, and it is not said where.
+    #[error("a request to receive needs \"listen\", of the right kind: {0}")]
+    Receive(String),
     /// A snapshot of what or where.
     #[error("a snapshot's request needs \"folder\", and may have \"base\", \"track\" and \"stop\"")]
     Snapshot,
@@ -105,11 +111,12 @@ pub enum BadRequest {
 /// The words of all commands.
 fn known() -> String {
     let names = Command::ALL.map(|command| command.name());
-    format!("{}, {SEND}, {SNAPSHOT} and {BALLOON}", names.join(", "))
+    format!("{}, {SEND}, {RECEIVE}, {SNAPSHOT} and {BALLOON}", names.join(", "))
 }
 
 /// The words of the commands that say more.
 const SEND: &str = "send";
+const RECEIVE: &str = "receive";
 const SNAPSHOT: &str = "snapshot";
 const BALLOON: &str = "balloon";
 
@@ -151,6 +158,7 @@ impl Command {
             Command::SendStatus => "send-status",
             Command::SendCancel => "send-cancel",
             Command::TakeBack => "take-back",
+            Command::Receive(_) => RECEIVE,
             Command::Snapshot(_) => SNAPSHOT,
             Command::Balloon(_) => BALLOON,
         }
@@ -161,6 +169,7 @@ impl Command {
         let mut line = json!({ "slat": VERSION, "command": self.name() });
         let more = match self {
             Command::Send(request) => serde_json::to_value(request),
+            Command::Receive(request) => serde_json::to_value(request),
             Command::Snapshot(request) => serde_json::to_value(request),
             Command::Balloon(request) => serde_json::to_value(request),
             _ => Ok(Value::Null),
@@ -191,6 +200,11 @@ impl Command {
         if line.command == SEND {
             let request = serde_json::from_slice(bytes);
             return request.map(Command::Send).map_err(|error| BadRequest::Send(error.to_string()));
+        }
+        if line.command == RECEIVE {
+            let request = serde_json::from_slice(bytes);
+            let bad = |error: serde_json::Error| BadRequest::Receive(error.to_string());
+            return request.map(Command::Receive).map_err(bad);
         }
         if line.command == SNAPSHOT {
             let request = serde_json::from_slice(bytes).map_err(|_| BadRequest::Snapshot)?;
@@ -249,6 +263,15 @@ mod tests {
         assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
         let bare = b"{\"slat\":1,\"command\":\"send\"}";
         assert!(matches!(Command::parse(bare), Err(BadRequest::Send(_))));
+    }
+
+    #[test]
+    fn where_to_listen_reads_back() {
+        let request = ReceiveRequest { listen: "unix:/x \"y\"".into(), credentials: None };
+        let command = Command::Receive(request);
+        assert_eq!(Command::parse(command.to_line().as_bytes()), Ok(command));
+        let bad = Command::parse(b"{\"slat\":1,\"command\":\"receive\"}");
+        assert!(matches!(bad, Err(BadRequest::Receive(_))), "{bad:?}");
     }
 
     #[test]

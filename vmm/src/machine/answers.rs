@@ -1,5 +1,7 @@
 //! What a running machine tells who asks at its control socket.
 
+use std::sync::Arc;
+
 use guest_mm::dedup::DedupStats;
 use guest_mm::stats::Stats;
 use serde::Serialize;
@@ -14,12 +16,14 @@ use crate::state::SavedDevice;
 use super::balloons::balloons;
 use super::collapse::told;
 use super::live::Live;
-use super::migrate::{Sending, way};
+use super::migrate::{Arriving, Sending, way};
 use super::snapshot::Saver;
 
 /// Who resumes a guest that may run elsewhere.
 const HANDED_OVER: &str = "the guest was handed over to another host, and may run there: \"slat send --recover\" goes on with \
     that, and \"slat send --take-back\" has it here again as it was when it stopped";
+/// Who wants to go on with a guest's coming where none comes.
+const NOT_ARRIVING: &str = "the guest of this machine began here: name the control socket of the \"slat receive\" that it goes to";
 /// Who asks for a collapser where there is none.
 const NO_COLLAPSER: &str = "no collapser runs in this machine: give it collapse.background = true";
 
@@ -40,6 +44,7 @@ pub(super) fn of(
     live: Live,
     toml: String,
     memory: Bytes,
+    arriving: Option<Arc<Arriving>>,
 ) -> impl FnMut(Command, &mut dyn FnMut(Progress)) -> String + Send + 'static {
     let sending = Sending::new(live.clone());
     let mut saver = Saver::new(name.clone(), toml);
@@ -97,6 +102,13 @@ pub(super) fn of(
             Command::SendStatus => told_of(&sending, &name, Ok(())),
             Command::SendCancel => told_of(&sending, &name, sending.cancel()),
             Command::TakeBack => told_of(&sending, &name, sending.take_back()),
+            Command::Receive(request) => match &arriving {
+                None => refusal(NOT_ARRIVING),
+                Some(arriving) => match arriving.listen(&request) {
+                    Ok(status) => answer(Body::Receiving(status)),
+                    Err(why) => refusal(&why),
+                },
+            },
             Command::Balloon(request) => match balloons(live.virtio(), memory, request.target) {
                 Ok(balloons) => answer(Body::Balloons(balloons)),
                 Err(why) => refusal(&why.to_string()),

@@ -1,4 +1,4 @@
-//! Many machines over one template: one service, one image, and for each machine its own VM, vCPUs and window.
+//! Many machines over one template, or one snapshot: one service, one image, and for each machine its own VM, vCPUs and window.
 //!
 //! They are built one after the other and run side by side. Their memory is taken down when the last has ended, so that
 //! what all of them take can be looked at.
@@ -109,17 +109,44 @@ impl Clones<'_> {
     pub fn run(&self) -> Result<ClonesReport, MachineError> {
         let kvm = kvm::open()?;
         let signals = listen()?;
-        let commons = Arc::new(Commons::with_pool(&self.config.memory, self.pool().value)?);
+        let commons = Commons::with_pool(&self.config.memory, self.pool().value)?;
+        let host = Host { commons: Arc::new(commons), signals, config: self.config };
+        host.run(self.count, |commons, speech| {
+            Machine::on(&kvm, commons, self.config, speech, Instant::now())
+        })
+    }
+}
+
+/// What machines that are run side by side have in common.
+pub(super) struct Host<'a> {
+    pub(super) commons: Arc<Commons>,
+    pub(super) signals: Signals,
+    pub(super) config: &'a MachineConfig,
+}
+
+impl Host<'_> {
+    /// Runs `count` machines to their ends, as `build` makes each of them.
+    ///
+    /// # Errors
+    /// As [`Clones::run`].
+    pub(super) fn run(
+        self,
+        count: u32,
+        build: impl Fn(&Arc<Commons>, Speech) -> Result<Machine, MachineError>,
+    ) -> Result<ClonesReport, MachineError> {
+        let Host { commons, signals, config } = self;
         let before = footprint()?;
         let mut running = Vec::new();
         let mut failed = None;
         let mut stopped = None;
-        for clone in 0..self.count {
+        for number in 0..count {
             stopped = stopped.or(signals.next_end());
             if stopped.is_some() {
                 break;
             }
-            match self.start(&kvm, &commons, clone) {
+            let said = Transcript::default();
+            let machine = build(&commons, Speech::Kept(said.clone()));
+            match machine.and_then(|machine| start(machine, said, number)) {
                 Ok(one) => running.push(one),
                 Err(error) => {
                     failed = Some(error);
@@ -145,7 +172,7 @@ impl Clones<'_> {
             None => "a clone's memory is still there".into(),
         };
         Ok(ClonesReport {
-            config: self.config.file.display().to_string(),
+            config: config.file.display().to_string(),
             template: path,
             template_bytes: bytes,
             loaded_bytes: loaded,
@@ -157,24 +184,17 @@ impl Clones<'_> {
             clones,
         })
     }
+}
 
-    fn start(
-        &self,
-        kvm: &kvm_ioctls::Kvm,
-        commons: &Arc<Commons>,
-        clone: u32,
-    ) -> Result<Running, MachineError> {
-        let said = Transcript::default();
-        let speech = Speech::Kept(said.clone());
-        let machine = Machine::on(kvm, commons, self.config, speech, Instant::now())?;
-        let stage = Arc::clone(&machine.stage);
-        let end = Builder::new()
-            .name(format!("clone{clone}"))
-            .stack_size(MONITOR_STACK_BYTES)
-            .spawn(move || machine.run_to_end(None))
-            .map_err(|source| MachineError::System { what: "starting a clone", source })?;
-        Ok(Running { stage, said, end })
-    }
+/// Has `machine` run on a thread of its own.
+fn start(machine: Machine, said: Transcript, number: u32) -> Result<Running, MachineError> {
+    let stage = Arc::clone(&machine.stage);
+    let end = Builder::new()
+        .name(format!("clone{number}"))
+        .stack_size(MONITOR_STACK_BYTES)
+        .spawn(move || machine.run_to_end(None))
+        .map_err(|source| MachineError::System { what: "starting a clone", source })?;
+    Ok(Running { stage, said, end })
 }
 
 /// Runs one machine on `commons` to its end.

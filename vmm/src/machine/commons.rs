@@ -94,8 +94,8 @@ impl<P: Protocol> Commons<P> {
     }
 
     /// The template.
-    pub fn template(&self) -> Option<&Image> {
-        self.template.as_deref()
+    pub fn template(&self) -> Option<&Arc<Image>> {
+        self.template.as_ref()
     }
 
     /// The service.

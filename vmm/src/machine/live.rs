@@ -41,6 +41,12 @@ pub enum Unrest {
     /// A vCPU.
     #[error("a vCPU did not leave the guest within {PATIENCE:?}; the machine goes on")]
     Vcpu,
+    /// A vCPU or a device is in the middle of an access to memory that is not there.
+    #[error(
+        "it waits for one of {0} pages that have not come from its source: let them come (\"slat send --recover\" if the \
+         connection is gone), and ask again; the machine goes on"
+    )]
+    Waits(u64),
     /// It has ended.
     #[error("the machine has ended")]
     Ended,
@@ -109,15 +115,28 @@ impl Live {
         let gate = self.stage.gate();
         if !gate.shut(Instant::now() + PATIENCE, || self.threads.kick()) {
             let ended = self.ending().is_some();
-            return Err(if ended { Unrest::Ended } else { Unrest::Vcpu });
+            return Err(if ended { Unrest::Ended } else { self.restless(Unrest::Vcpu) });
         }
         let deadline = Instant::now() + PATIENCE;
         let rests = |device: &Arc<Device<Pinning>>| device.quiesce(deadline);
         if let Err(restless) = self.devices.iter().try_for_each(rests) {
             self.resume();
-            return Err(restless.into());
+            return Err(self.restless(restless.into()));
         }
         Ok(())
+    }
+
+    /// Pages that have not come from the guest's source yet.
+    pub fn missing(&self) -> u64 {
+        self.guest().missing().iter().map(|run| run.frames()).sum()
+    }
+
+    /// Why it does not rest, where `unrest` is what is seen of that.
+    fn restless(&self, unrest: Unrest) -> Unrest {
+        match self.missing() {
+            0 => unrest,
+            pages => Unrest::Waits(pages),
+        }
     }
 
     /// Whether it rests, or is about to.

@@ -72,12 +72,12 @@ pub use error::MachineError;
 pub use footprint::Footprint;
 pub use image::{Facts, image};
 pub use live::{Live, Unrest};
-use memory::OnMissing;
 pub use memory::ServedRam;
+use migrate::Arriving;
 pub use migrate::{Came, ReceiveError, Received, receive, security};
 use report::Ingredients;
 pub use report::{Outcome, Report};
-pub use restore::{Filling, Learnt};
+pub use restore::{Ahead, Filling, Learnt, Restores};
 use signals::Signals;
 use virtio::{Served, Virtio};
 
@@ -85,6 +85,8 @@ use virtio::{Served, Virtio};
 #[derive(Debug)]
 pub struct Machine {
     control: Option<Listener>,
+    /// Who makes pages ready that are going to be needed.
+    ahead: Option<Ahead>,
     vcpus: Vec<Vcpu>,
     stage: Arc<Stage>,
     threads: Arc<Threads>,
@@ -101,6 +103,8 @@ pub struct Machine {
     takes_input: bool,
     has_irqchip: bool,
     name: String,
+    /// Its guest comes from another host.
+    arriving: Option<Arc<Arriving>>,
     /// Its config, for a snapshot.
     toml: String,
     started: Instant,
@@ -138,19 +142,19 @@ impl Machine {
         speech: Speech,
         started: Instant,
     ) -> Result<Machine, MachineError> {
-        let machine = Machine::empty(kvm, commons, config, speech, None, started)?;
+        let machine = Machine::empty(kvm, commons, config, speech, Filling::default(), started)?;
         let Machine { ram, vcpus, has_one_gib_pages, has_irqchip, .. } = &machine;
         enter(config, ram, &vcpus[0], *has_one_gib_pages, *has_irqchip)?;
         Ok(machine)
     }
 
-    /// The same with nothing booted. Pages that are marked missing are asked for through `on_missing`.
+    /// The same with nothing booted; its memory comes from where `filling` says.
     fn empty(
         kvm: &kvm_ioctls::Kvm,
         commons: &Arc<Commons>,
         config: &MachineConfig,
         speech: Speech,
-        on_missing: Option<OnMissing>,
+        mut filling: Filling,
         started: Instant,
     ) -> Result<Machine, MachineError> {
         let stage = Stage::new()
@@ -158,6 +162,7 @@ impl Machine {
         let stage = Arc::new(stage);
         let threads = Arc::new(Threads::default());
         // A guest that is to come from elsewhere has its disks with it.
+        let on_missing = filling.on_missing.take();
         let claims_now = on_missing.is_none();
         let ram = {
             let (stage, threads) = (Arc::clone(&stage), Arc::clone(&threads));
@@ -170,6 +175,7 @@ impl Machine {
                 ServedRam::beside(commons, &config.memory, images, on_missing, Box::new(on_stop))?;
             Arc::new(ram.collapsed_as(&config.collapse)?.merged_as(&config.dedup)?)
         };
+        let ahead = filling.begin(&ram);
         let has_irqchip = config.machine.irqchip.value == Irqchip::Kernel;
         let (vm, cpus) = hypervisor(kvm, config, &ram.slots(), has_irqchip)?;
         let interrupt = has_irqchip.then(|| event("an interrupt")).transpose()?;
@@ -222,6 +228,7 @@ impl Machine {
         let fingerprint = Fingerprint::new(config, &cpus.for_vcpu(0), shapes);
         Ok(Machine {
             control: None,
+            ahead,
             vcpus,
             stage,
             threads,
@@ -237,6 +244,7 @@ impl Machine {
             takes_input,
             has_irqchip,
             name: config.file.display().to_string(),
+            arriving: None,
             toml: config.toml.clone(),
             started,
         })
@@ -256,6 +264,7 @@ impl Machine {
         // Bound in this order, the VM goes before the memory on every way out.
         let live = self.live();
         let Machine { ram, vm, control, vcpus, stage, threads, devices, serial, virtio, .. } = self;
+        let ahead = self.ahead;
         let progress: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.progress)).collect();
         let (shared, profile) = (Arc::clone(&vcpus[0].shared), vcpus[0].profile.clone());
         // Those of a machine that was restored rest still.
@@ -267,8 +276,10 @@ impl Machine {
             threads.join();
             return Err(MachineError::System { what: "starting a vCPU thread", source });
         }
+        ahead.iter().for_each(Ahead::go_on);
         let serve = |listener| {
-            control::Server::start(listener, answers::of(self.name, live, self.toml, self.memory))
+            let answers = answers::of(self.name, live, self.toml, self.memory, self.arriving);
+            control::Server::start(listener, answers)
         };
         let server = control.map(serve).transpose();
         monitor::Monitor {
@@ -284,6 +295,8 @@ impl Machine {
         .watch();
         threads.join();
         let ran = entered.elapsed();
+        // What is not needed any more.
+        drop(ahead);
         // Before the memory is taken down: the server looks at it, and no client may keep it.
         let (server, control_error) =
             server.map_or_else(|e| (None, Some(e.to_string())), |s| (s, None));

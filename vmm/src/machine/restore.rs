@@ -1,24 +1,29 @@
 //! A machine that begins as a state, instead of by booting.
 
-use std::io;
-use std::path::PathBuf;
+mod ahead;
+mod lazy;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use guest_mm::addr::Gpa;
-use guest_mm::image::Order;
 use guest_mm::prot::Access;
 
-use crate::config::{Bytes, MachineConfig};
+use crate::config::MachineConfig;
 use crate::control::Listener;
 use crate::kvm;
-use crate::snapshot::{Snapshot, WorkingSet};
+use crate::snapshot::Snapshot;
 use crate::state::{self, MachineState};
 
 use super::console::Speech;
 use super::live::lock;
-use super::memory::OnMissing;
+use super::memory::{OnMissing, ServedRam};
+use super::migrate::Arriving;
 use super::{Commons, Machine, MachineError};
+
+pub use ahead::Ahead;
+use ahead::Plan;
+pub use lazy::{Learnt, Restores};
 
 /// Where the memory of a machine comes from that is not booted.
 #[derive(Default)]
@@ -26,31 +31,29 @@ pub struct Filling {
     /// Called for a page that is marked missing, on the thread that met it: asks for it. Who waits for the page goes on when it
     /// is placed. Without this, touching such a page ends the machine.
     pub on_missing: Option<OnMissing>,
+    /// What is made ready from the moment on at which there is memory.
+    ahead: Option<Plan>,
+    /// The guest that comes from another host.
+    arriving: Option<Arc<Arriving>>,
 }
 
-/// What a machine that was restored lazily needed first.
-#[derive(Debug)]
-pub struct Learnt {
-    folder: PathBuf,
-    id: String,
-    order: Option<Order>,
-}
+impl Filling {
+    /// Memory that comes with a guest from another host, asked for through `on_missing`.
+    pub(super) fn of_guest(arriving: &Arc<Arriving>, on_missing: OnMissing) -> Filling {
+        let arriving = Some(Arc::clone(arriving));
+        Filling { on_missing: Some(on_missing), arriving, ahead: None }
+    }
 
-impl Learnt {
-    /// Keeps it beside the snapshot for the next time, when the machine has ended; if it is not there already.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn keep(&self) -> io::Result<()> {
-        let Some(order) = &self.order else { return Ok(()) };
-        WorkingSet(order.pages()).write(&self.folder, &self.id)
+    /// Begins to make ready what is to be.
+    pub(super) fn begin(self, ram: &Arc<ServedRam>) -> Option<Ahead> {
+        self.ahead.and_then(|plan| plan.start(ram))
     }
 }
 
 impl std::fmt::Debug for Filling {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let asks = self.on_missing.is_some();
-        f.debug_struct("Filling").field("on_missing", &asks).finish()
+        f.debug_struct("Filling").field("on_missing", &asks).field("ahead", &self.ahead).finish()
     }
 }
 
@@ -62,17 +65,17 @@ impl Machine {
     /// As [`Machine::new`].
     pub fn vacant(
         config: &MachineConfig,
-        filling: Filling,
+        mut filling: Filling,
         started: Instant,
     ) -> Result<Machine, MachineError> {
         let control = config.control.socket.as_ref();
         let control = control.map(|path| Listener::bind(&path.value)).transpose()?;
         let kvm = kvm::open()?;
         let commons = Arc::new(Commons::new(&config.memory)?);
-        let Filling { on_missing } = filling;
+        let arriving = filling.arriving.take();
         let speech = Speech::AsConfigured;
-        let machine = Machine::empty(&kvm, &commons, config, speech, on_missing, started)?;
-        Ok(Machine { control, ..machine })
+        let machine = Machine::empty(&kvm, &commons, config, speech, filling, started)?;
+        Ok(Machine { control, arriving, ..machine })
     }
 
     /// Becomes what `state` says, and goes on from there once it runs. It has not run.
@@ -115,8 +118,7 @@ impl Machine {
     fn clear_device_memory(&self, snapshot: &Snapshot) -> Result<(), MachineError> {
         let private = self.fingerprint.memory.iter().filter(|memory| memory.private);
         for memory in private {
-            let zeroes = snapshot.zero_pages(memory.at.start);
-            for gpa in zeroes {
+            for gpa in snapshot.zero_pages(memory.at.start)? {
                 let mut page = [0; 4096];
                 let guest = self.ram.guest();
                 let there = guest.fault(Gpa::new(gpa), Access::Read).is_ok()
@@ -127,43 +129,6 @@ impl Machine {
             }
         }
         Ok(())
-    }
-
-    /// The same with memory that is read as it is touched, each page checked then; what an earlier machine needed first is read
-    /// now.
-    ///
-    /// # Errors
-    /// As [`Machine::restored`].
-    pub fn lazily_from_snapshot(
-        config: &MachineConfig,
-        snapshot: &Snapshot,
-        started: Instant,
-    ) -> Result<(Machine, Learnt), MachineError> {
-        let mut config = config.clone();
-        let image = snapshot.image();
-        let bytes = Bytes::new(snapshot.manifest().file_pages() * 4096);
-        config.lay_over(Some((image.files[0].clone(), bytes)));
-        let control = config.control.socket.as_ref();
-        let control = control.map(|path| Listener::bind(&path.value)).transpose()?;
-        let kvm = kvm::open()?;
-        let (memory, ranges) = (&config.memory, &snapshot.manifest().ranges);
-        let commons = Arc::new(Commons::over(memory, memory.pool.value, image, ranges)?);
-        let known = WorkingSet::read(snapshot.folder(), &snapshot.manifest().id);
-        let template = commons.template().expect("it lies over the snapshot");
-        let learnt = Learnt {
-            folder: snapshot.folder().to_owned(),
-            id: snapshot.manifest().id.clone(),
-            order: known.is_none().then(|| template.note_order()),
-        };
-        let speech = Speech::AsConfigured;
-        let machine = Machine::empty(&kvm, &commons, &config, speech, None, started)?;
-        let mut machine = Machine { control, ..machine };
-        if let Some(WorkingSet(pages)) = known {
-            // What cannot be read is told when it is touched.
-            let _ = template.prefetch(&pages);
-        }
-        machine.restore(snapshot.state())?;
-        Ok((machine, learnt))
     }
 
     /// The machine that `config` describes as `state` says.

@@ -42,6 +42,12 @@ pub(super) enum SaveError {
     /// It did not come to rest, or did not tell its state.
     #[error(transparent)]
     Unrest(#[from] Unrest),
+    /// Some of its memory is not there.
+    #[error(
+        "{0} pages of the guest have not come from its source: let them come (\"slat send --recover\" if the connection is gone), \
+         and ask again; the machine goes on"
+    )]
+    Incomplete(u64),
     /// Nothing could be written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -75,6 +81,11 @@ impl Saver {
         request: &SnapshotRequest,
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Saved, SaveError> {
+        // Whoever waited for them might wait for ever, and the guest with him.
+        match live.missing() {
+            0 => {}
+            pages => return Err(SaveError::Incomplete(pages)),
+        }
         let base = request.base.as_deref().map(|base| self.base(base)).transpose()?;
         let mut writer = Writer::new(&request.folder, layout(live.fingerprint()), base)?;
         let rested = live.is_paused();

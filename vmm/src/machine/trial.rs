@@ -11,7 +11,7 @@ use crate::config::{Host, MachineConfig};
 use crate::kvm;
 
 use super::console::{Speech, Transcript};
-use super::{Commons, Live, Machine};
+use super::{Commons, Filling, Live, Machine};
 
 /// No guest of a test needs longer.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ pub(super) fn build(config: &MachineConfig, said: &Transcript, is_empty: bool) -
     let speech = Speech::Kept(said.clone());
     let started = Instant::now();
     let machine = match is_empty {
-        true => Machine::empty(&kvm, &commons, config, speech, None, started),
+        true => Machine::empty(&kvm, &commons, config, speech, Filling::default(), started),
         false => Machine::on(&kvm, &commons, config, speech, started),
     };
     machine.expect("a machine")

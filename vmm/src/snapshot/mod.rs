@@ -7,6 +7,8 @@
 //!
 //! This module knows folders and pages, and no running machine.
 
+#[cfg(test)]
+mod fuzz;
 mod manifest;
 mod read;
 #[cfg(test)]
@@ -25,7 +27,7 @@ pub use working_set::WorkingSet;
 pub use write::{Progress, Writer, Written};
 
 /// The form of a snapshot that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The files of a snapshot.
 const MANIFEST: &str = "manifest";
@@ -33,12 +35,12 @@ const CONFIG: &str = "config.toml";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const SUMS: &str = "sums";
+const PARTS: &str = "parts";
 const OWN: &str = "own";
 const WORKING_SET: &str = "working-set";
 
-/// Bytes of a page, and of a checksum.
+/// Bytes of a page.
 const PAGE: u64 = 4096;
-const SUM: u64 = 8;
 
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]

@@ -4,25 +4,25 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use guest_mm::image::{Layers, page_sum};
+use guest_mm::image::{Layers, ReadError, Sums, page_sum};
 
 use crate::state::{MachineState, StateError};
 
 use super::manifest::{Manifest, bad};
-use super::{CONFIG, MEMORY, OWN, PAGE, STATE, SUM, SUMS, SnapshotError, failed};
+use super::{CONFIG, MEMORY, OWN, PAGE, STATE, SUMS, SnapshotError, failed};
 
 /// Snapshots that build on one another at most: each page names its own by a byte.
 const LONGEST_CHAIN: usize = 250;
 /// Pages that are read at once.
 const BATCH: u64 = 512;
 
-/// A snapshot, looked at: all but its memory is known to be as it was written.
+/// A snapshot, looked at: all but its memory, and the checksums of that, is known to be as it was written.
 #[derive(Debug)]
 pub struct Snapshot {
     folder: PathBuf,
     manifest: Manifest,
     state: MachineState,
-    sums: Vec<u64>,
+    sums: Sums,
     /// The files of memory: its own, that of its base, and so on; and for each page which of them has it.
     files: Vec<PathBuf>,
     of: Vec<u8>,
@@ -39,14 +39,7 @@ impl Snapshot {
         let state = manifest.contents(&folder, STATE)?;
         let state =
             MachineState::from_bytes(&state).map_err(|source| bad(&folder, STATE, source))?;
-        let sums = manifest.contents(&folder, SUMS)?;
-        let (has, needs) = (sums.len() as u64, manifest.file_pages() * SUM);
-        if has != needs {
-            let what = format!("{has} bytes are there, and {needs} are needed");
-            return Err(bad(&folder, SUMS, StateError::Damaged(what)));
-        }
-        let sum = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        let sums = sums.chunks_exact(SUM as usize).map(sum).collect();
+        let sums = manifest.sums(&folder)?;
         let (files, of) = layers(&folder, &manifest)?;
         Ok(Snapshot { folder, manifest, state, sums, files, of })
     }
@@ -76,8 +69,20 @@ impl Snapshot {
     }
 
     /// The checksum of each page of the file of memory.
-    pub(super) fn sums(&self) -> &[u64] {
-        &self.sums
+    ///
+    /// # Errors
+    /// [`SnapshotError`]: they are not what was written.
+    pub(super) fn sums(&self) -> Result<Vec<u64>, SnapshotError> {
+        self.sums.all().map_err(|error| self.without_sums(&error))
+    }
+
+    fn sum(&self, page: u64) -> Result<u64, SnapshotError> {
+        // There is one for each page.
+        Ok(self.sums.of(page).map_err(|error| self.without_sums(&error))?.unwrap_or(0))
+    }
+
+    fn without_sums(&self, error: &ReadError) -> SnapshotError {
+        bad(&self.folder, SUMS, StateError::Damaged(error.to_string()))
     }
 
     /// The config that the machine came from, once it is known to be what was written: its name.
@@ -91,7 +96,8 @@ impl Snapshot {
 
     /// Its memory as an image that checks each page as it is read.
     pub fn image(&self) -> Layers {
-        Layers { files: self.files.clone(), of: self.of.clone(), sums: self.sums.clone() }
+        let (files, of, sums) = (self.files.clone(), self.of.clone(), self.sums.clone());
+        Layers { files, of, sums, alone: false }
     }
 
     /// Calls `see` with every run of pages that are not all zeroes, by its guest-physical address, once it is known to be what was
@@ -112,7 +118,7 @@ impl Snapshot {
             let (first, end) = (range.first_page(), range.first_page() + range.bytes / PAGE);
             let mut page = first;
             while page < end {
-                let run = self.run(page, end.min(page + BATCH));
+                let run = self.run(page, end.min(page + BATCH))?;
                 if run == 0 {
                     page += 1;
                     continue;
@@ -124,7 +130,7 @@ impl Snapshot {
                     &format!("page {page} of {} cannot be read", self.files[layer].display()),
                 ))?;
                 for (page, bytes) in (page..).zip(bytes.chunks(PAGE as usize)) {
-                    if page_sum(bytes) != self.sums[page as usize] {
+                    if page_sum(bytes) != self.sum(page)? {
                         let what = format!("page {page} has another checksum");
                         let file = self.files[layer].display().to_string();
                         return Err(bad(&self.folder, &file, StateError::Damaged(what)).into());
@@ -138,20 +144,28 @@ impl Snapshot {
     }
 
     /// The pages of the range at `start` that are all zeroes, by their guest-physical addresses.
-    pub fn zero_pages(&self, start: u64) -> impl Iterator<Item = u64> {
-        let ranges = self.manifest.ranges.iter().filter(move |range| range.start == start);
-        ranges.flat_map(|range| {
-            let pages = range.first_page()..range.first_page() + range.bytes / PAGE;
-            let zero = pages.filter(|&page| self.sums[page as usize] == 0);
-            zero.map(|page| range.start + (page - range.first_page()) * PAGE)
-        })
+    ///
+    /// # Errors
+    /// [`SnapshotError`]: their checksums are not what was written.
+    pub fn zero_pages(&self, start: u64) -> Result<Vec<u64>, SnapshotError> {
+        let mut zero = Vec::new();
+        for range in self.manifest.ranges.iter().filter(|range| range.start == start) {
+            for page in 0..range.bytes / PAGE {
+                if self.sum(range.first_page() + page)? == 0 {
+                    zero.push(range.start + page * PAGE);
+                }
+            }
+        }
+        Ok(zero)
     }
 
     /// Pages from `page` to `end` that lie in the same file and are not all zeroes.
-    fn run(&self, page: u64, end: u64) -> u64 {
-        let layer = self.layer(page);
-        let follows = |page: &u64| self.sums[*page as usize] != 0 && self.layer(*page) == layer;
-        (page..end).take_while(follows).count() as u64
+    fn run(&self, page: u64, end: u64) -> Result<u64, SnapshotError> {
+        let (layer, mut next) = (self.layer(page), page);
+        while next < end && self.layer(next) == layer && self.sum(next)? != 0 {
+            next += 1;
+        }
+        Ok(next - page)
     }
 
     fn layer(&self, page: u64) -> usize {

@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use ::tests::Scratch;
+use guest_mm::image::Needed;
 use proptest::prelude::*;
 
 use super::*;
+
 use crate::state::{Extent, MachineState};
 
 const MIB: u64 = 1 << 20;
 
 /// Memory by guest-physical page; what is not there is zeroes.
-type Memory = BTreeMap<u64, u8>;
+pub(super) type Memory = BTreeMap<u64, u8>;
 
 fn ranges() -> Vec<FileRange> {
     let range = |start, bytes, offset| FileRange { start, bytes, offset };
@@ -25,7 +27,7 @@ fn page(seed: u8) -> Vec<u8> {
 }
 
 /// Saves `memory` in `folder`; only `changed` of it, over the snapshot in another folder.
-fn save(
+pub(super) fn save(
     folder: &Path,
     memory: &Memory,
     over: Option<(&Path, &[u64])>,
@@ -41,7 +43,7 @@ fn save(
     writer.finish("x.toml", &MachineState::sample().to_bytes(), "boot.guest = 'hello'\n")
 }
 
-fn load(folder: &Path) -> Result<BTreeMap<u64, Vec<u8>>, SnapshotError> {
+pub(super) fn load(folder: &Path) -> Result<BTreeMap<u64, Vec<u8>>, SnapshotError> {
     let mut found = BTreeMap::new();
     Snapshot::open(folder)?.for_each_run(|gpa, bytes| {
         for (page, bytes) in (gpa..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize)) {
@@ -52,7 +54,7 @@ fn load(folder: &Path) -> Result<BTreeMap<u64, Vec<u8>>, SnapshotError> {
     Ok(found)
 }
 
-fn expected(memory: &Memory) -> BTreeMap<u64, Vec<u8>> {
+pub(super) fn expected(memory: &Memory) -> BTreeMap<u64, Vec<u8>> {
     let there = memory.iter().filter(|(_, seed)| **seed != 0);
     there.map(|(gpa, seed)| (*gpa, page(*seed))).collect()
 }
@@ -100,7 +102,7 @@ proptest! {
         let folder = scratch.path().join("s");
         let memory: Memory = (0..40).map(|page| (page * 3 * PAGE, page as u8 + 1)).collect();
         save(&folder, &memory, None).unwrap();
-        for name in [MANIFEST, STATE, SUMS, CONFIG, MEMORY] {
+        for name in [MANIFEST, STATE, SUMS, PARTS, CONFIG, MEMORY] {
             let good = fs::read(folder.join(name)).unwrap();
             let mut bad = good.clone();
             // Holes of the memory's file are not read.
@@ -169,13 +171,14 @@ fn what_is_no_snapshot_is_not_replaced_and_a_base_stays() {
 #[test]
 fn a_working_set_is_of_one_snapshot_and_a_damaged_one_is_none() {
     let scratch = Scratch::new();
-    let set = WorkingSet(vec![7, 3, 5_000_000]);
+    let needed = [(7, false), (3, true), (5_000_000, true)];
+    let set = WorkingSet(needed.map(|(page, stored)| Needed { page, stored }).to_vec());
     set.write(scratch.path(), "id").unwrap();
     assert_eq!(WorkingSet::read(scratch.path(), "id"), Some(set));
     assert_eq!(WorkingSet::read(scratch.path(), "other"), None);
     let path = scratch.path().join(WORKING_SET);
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("\n3\n", "\n4\n")).unwrap();
+    fs::write(&path, text.replace("\n3 w\n", "\n3\n")).unwrap();
     assert_eq!(WorkingSet::read(scratch.path(), "id"), None);
 }
 

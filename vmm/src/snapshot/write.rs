@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use guest_mm::image::page_sum;
+use guest_mm::image::{Sums, page_sum};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -16,7 +16,7 @@ use crate::state::checksum;
 
 use super::manifest::{Base, FileRange, Manifest};
 use super::{
-    CONFIG, MANIFEST, MEMORY, OWN, PAGE, STATE, SUM, SUMS, Snapshot, SnapshotError, failed,
+    CONFIG, MANIFEST, MEMORY, OWN, PAGE, PARTS, STATE, SUMS, Snapshot, SnapshotError, failed,
 };
 
 /// Pages that are written at once: a block.
@@ -94,7 +94,7 @@ impl Writer {
         let pages = manifest.file_pages();
         memory.set_len(pages * PAGE).map_err(failed("its memory cannot be as large"))?;
         let sums = match &base {
-            Some(base) => base.sums().to_vec(),
+            Some(base) => base.sums()?,
             None => vec![0; pages as usize],
         };
         let own = vec![0; if base.is_some() { pages.div_ceil(8) as usize } else { 0 }];
@@ -180,9 +180,11 @@ impl Writer {
         config: &str,
     ) -> Result<Written, SnapshotError> {
         let sums: Vec<u8> = self.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        debug_assert_eq!(sums.len() as u64 % SUM, 0);
+        let digests = Sums::digests(&self.sums);
+        let parts: Vec<u8> = digests.iter().flat_map(|digest| digest.to_le_bytes()).collect();
+        self.file(SUMS, &sums)?;
         let mut files = BTreeMap::new();
-        let mut contents = vec![(STATE, state), (CONFIG, config.as_bytes()), (SUMS, &sums)];
+        let mut contents = vec![(STATE, state), (CONFIG, config.as_bytes()), (PARTS, &parts)];
         if self.base.is_some() {
             contents.push((OWN, &self.own));
         }

@@ -132,7 +132,7 @@ impl Balloon {
         let mut used = false;
         let progress = 'queue: loop {
             io.queues[index].mute(io.memory)?;
-            while io.queues[index].next(io.memory, &mut self.chain)? {
+            while self.next(index, role, io)? {
                 if turn == 0 || left == 0 {
                     io.queues[index].undo();
                     break 'queue Progress::More;
@@ -157,6 +157,21 @@ impl Balloon {
             io.signal(queue)?;
         }
         Ok(progress)
+    }
+
+    /// Takes the next chain of queue `index`.
+    fn next<D: Dma>(
+        &mut self,
+        index: usize,
+        role: Role,
+        io: &mut Io<'_, '_, D>,
+    ) -> Result<bool, Broken> {
+        let queue = &mut io.queues[index];
+        match role {
+            // Free memory: nobody fetches it for that.
+            Role::Reporting => queue.next_named(io.memory, &mut self.chain),
+            _ => queue.next(io.memory, &mut self.chain),
+        }
     }
 
     fn malformed(&self, queue: u16, reason: impl Into<String>) -> Broken {
@@ -296,6 +311,10 @@ impl<D: Dma> Model<D> for Balloon {
         // It went off, and then the device was told to rest.
         if !self.running {
             return Ok(());
+        }
+        if !io.queues[usize::from(queue)].has_rings() {
+            // It has just come from elsewhere, and they have not: another time.
+            return self.set_timer();
         }
         let Some(head) = self.state.held.take() else { return Ok(()) };
         io.queues[usize::from(queue)].add_used(io.memory, head, 0)?;

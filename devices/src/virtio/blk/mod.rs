@@ -2,8 +2,9 @@
 //!
 //! A request's buffers are pinned, the kernel moves data between the file and the pinned frames, and the pins end with the
 //! request. Requests of one burst are handed to the kernel together; those that end at once (the file is in memory) are
-//! answered in the same burst.
+//! answered in the same burst. One whose memory is still elsewhere is put aside, and the others go on.
 
+mod aside;
 pub mod host;
 mod requests;
 mod slots;
@@ -24,6 +25,7 @@ use crate::virtio::rate::Limiter;
 use crate::virtio::timer::Timer;
 use crate::virtio::watch::Watch;
 
+use aside::Aside;
 use host::Host;
 use slots::Slots;
 use wire::{Asked, ID_BYTES, Shape};
@@ -50,6 +52,7 @@ pub struct Blk<D: Dma> {
     // Dropped before the slots: it waits for what is under way in their memory.
     host: Box<dyn Host>,
     slots: Slots<D::Hold>,
+    aside: Aside,
     shape: Shape,
     id: [u8; ID_BYTES],
     /// What the driver accepted.
@@ -85,6 +88,7 @@ impl<D: Dma> Blk<D> {
         Ok(Blk {
             host,
             slots: Slots::new(dma, Self::depth(&shape)),
+            aside: Aside::new(Self::depth(&shape)),
             shape,
             id: name,
             features: 0,
@@ -175,6 +179,7 @@ impl<D: Dma> Model<D> for Blk<D> {
         // What was begun has to end. If the kernel does not take it, it never was.
         let _ = self.host.submit();
         self.slots.orphan();
+        self.aside.clear();
         (self.held_up, self.features) = (0, 0);
         self.timer.clear();
     }
@@ -189,11 +194,11 @@ impl<D: Dma> Model<D> for Blk<D> {
     }
 
     fn save(&self) -> Saved {
-        state::save(&self.shape)
+        state::save(&self.shape, &self.aside)
     }
 
     fn restore(&mut self, saved: &Saved) -> Result<(), String> {
-        state::restore(&self.shape, saved)
+        state::restore(&self.shape, saved, &mut self.aside)
     }
 
     fn stats(&self) -> Vec<(&'static str, u64)> {
@@ -205,6 +210,7 @@ impl<D: Dma> Model<D> for Blk<D> {
             ("others", self.counts.others),
             ("failed", self.counts.failed),
             ("held_up", self.limiter.held_up()),
+            ("put_aside", self.aside.count),
         ]
     }
 }

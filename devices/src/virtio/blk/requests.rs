@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use crate::dma::{Access, Dma, DmaError, Hold, Segment, gather, scatter};
 use crate::virtio::model::{Io, Progress, TURN};
-use crate::virtio::queue::Broken;
+use crate::virtio::queue::{Broken, Taken as Found};
 
 use super::Blk;
 use super::host::Operation;
@@ -20,8 +20,15 @@ use super::wire::{Kind, MAX_RANGE_SECTORS, MAX_RANGES, RANGE_BYTES, Range, SECTO
 enum Taken {
     /// It was begun, or answered.
     Begun,
-    /// It waits for its rate: it has to go back to the queue.
+    /// It waits for its rate: it has to go back to where it was.
     HeldUp,
+}
+
+/// Where the request in a disk's `chain` was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Queue,
+    Aside,
 }
 
 impl<D: Dma> Blk<D> {
@@ -41,15 +48,18 @@ impl<D: Dma> Blk<D> {
                     self.held_up |= 1 << queue;
                     break;
                 }
-                if !io.queues[index].next(io.memory, &mut self.chain)? {
-                    break;
-                }
+                let Some(origin) = self.next(queue, &mut turn, io)? else { break };
                 if self.take(queue, now, io)? == Taken::HeldUp {
-                    io.queues[index].undo();
+                    match origin {
+                        Origin::Queue => io.queues[index].undo(),
+                        Origin::Aside => {
+                            self.aside.put_back(queue, std::mem::take(&mut self.chain));
+                        }
+                    }
                     self.held_up |= 1 << queue;
                     break;
                 }
-                turn -= 1;
+                turn = turn.saturating_sub(1);
             }
             self.collect(io)?;
             if turn == 0 {
@@ -59,6 +69,34 @@ impl<D: Dma> Blk<D> {
                 return Ok(Progress::Done);
             }
         }
+    }
+
+    /// Finds the next request whose memory is here for `self.chain`; those that it is not here for are put aside, as far as
+    /// `turn` lasts.
+    fn next(
+        &mut self,
+        queue: u16,
+        turn: &mut u32,
+        io: &mut Io<'_, '_, D>,
+    ) -> Result<Option<Origin>, Broken> {
+        let ring = &mut io.queues[usize::from(queue)];
+        if let Some(chain) = self.aside.take(ring) {
+            self.chain = chain;
+            return Ok(Some(Origin::Aside));
+        }
+        while *turn > 0 && !self.aside.is_full() {
+            match ring.take(io.memory, &mut self.chain)? {
+                Found::Nothing => return Ok(None),
+                Found::Here => return Ok(Some(Origin::Queue)),
+                Found::Coming(wait) => {
+                    self.aside.put(queue, std::mem::take(&mut self.chain), wait);
+                    *turn -= 1;
+                }
+            }
+        }
+        // Behind one that is not here, the others wait for it now.
+        let found = *turn > 0 && ring.next(io.memory, &mut self.chain)?;
+        Ok(found.then_some(Origin::Queue))
     }
 
     /// Begins the request in `self.chain`, or answers it, if it need not wait.

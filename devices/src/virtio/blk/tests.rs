@@ -1,5 +1,7 @@
 //! A disk worked by the driver of this crate, its thread running, on both kinds of memory and both engines.
 
+mod arrivals;
+
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -56,7 +56,7 @@ impl<D: Dma> Face<'_, D> {
         let running = self.core.is_running();
         let Some(queue) = self.queue() else { return };
         queue.ring_mut().set_event_idx(event_idx);
-        queue.ring_mut().set_ready(ready);
+        queue.set_ready(ready);
         if ready && running {
             let index = queue.index();
             self.check(index);
@@ -144,7 +144,7 @@ impl<D: Dma> Face<'_, D> {
             sleep(NAP);
         }
         for queue in &mut self.core.queues {
-            queue.ring_mut().reset();
+            queue.reset();
         }
         let generation = self.core.registers.config_generation;
         self.core.registers = Registers { config_generation: generation, ..Registers::default() };

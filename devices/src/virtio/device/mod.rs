@@ -11,7 +11,7 @@ mod rest;
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_config::{
@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::dma::Dma;
 
+use super::gate::Gate;
 use super::interrupt::{CONFIG_CHANGE, Interrupt};
 use super::model::{Io, Model, Progress};
 use super::queue::{Broken, Queue};
@@ -107,8 +108,16 @@ impl<D: Dma> Device<D> {
         interrupt: Interrupt,
     ) -> io::Result<Device<D>> {
         let sizes = model.queue_sizes();
-        let kicks = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<Result<_, _>>()?;
-        let queues = (0..).zip(&sizes).map(|(index, &size)| Queue::new(index, size)).collect();
+        let kicks = sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
+        let kicks = kicks.collect::<Result<Vec<_>, _>>()?;
+        let arrivals = dma.arrivals();
+        let queue = |((index, &size), kick): ((u16, &u16), &EventFd)| {
+            let gate = arrivals
+                .as_ref()
+                .map(|arrivals| kick.try_clone().map(|kick| Gate::new(Arc::clone(arrivals), kick)));
+            io::Result::Ok(Queue::new(index, size).with_gate(gate.transpose()?))
+        };
+        let queues = (0..).zip(&sizes).zip(&kicks).map(queue).collect::<Result<_, _>>()?;
         let core = Core {
             model,
             queues,

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::addr::Gpa;
 use crate::prot::Access;
+use crate::schedule;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
 use super::Uffd;
@@ -74,6 +75,7 @@ impl FaultThreads {
                 .name(format!("fault{index}"))
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
+                    schedule::promptly();
                     let served = AssertUnwindSafe(|| serve(&mirror, &events, &*handler, &tally));
                     // Whoever waits for this thread would wait for ever. The panic has been printed.
                     if catch_unwind(served).is_err() {

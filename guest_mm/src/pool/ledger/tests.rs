@@ -15,6 +15,22 @@ fn a_reservation_hands_out_its_frames_in_place() {
 }
 
 #[test]
+fn a_reservation_that_nothing_was_claimed_of_counts_and_ends_as_any_other() {
+    let ledger = Ledger::new(2 * BLOCK);
+    let fresh = ledger.reserve(BlockNo::new(0)).unwrap();
+    let usage = ledger.usage();
+    assert_eq!((usage.free, usage.reserved, usage.used), (BLOCK, BLOCK, 0));
+    ledger.unreserve(fresh);
+    assert_eq!(ledger.usage().free, 2 * BLOCK);
+    assert_eq!(ledger.claim(fresh, 0), None, "it has ended");
+    // Broken up, its frames go to whoever asks.
+    let fresh = ledger.reserve(BlockNo::new(0)).unwrap();
+    let all = (0..2 * BLOCK).map(|_| ledger.alloc_frame()).filter(Result::is_ok).count() as u64;
+    assert_eq!((all, ledger.claim(fresh, 0)), (2 * BLOCK, None));
+    assert_eq!(ledger.usage().reserved, 0);
+}
+
+#[test]
 fn under_pressure_the_oldest_reservation_is_broken_up() {
     let ledger = Ledger::new(2 * BLOCK);
     let old = ledger.reserve(BlockNo::new(0)).unwrap();

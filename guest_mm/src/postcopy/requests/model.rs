@@ -1,5 +1,7 @@
 //! A page that is waited for, against its arrival and a line that breaks.
 
+mod waits;
+
 use std::sync::atomic::AtomicU64 as Plain;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,16 +16,16 @@ use crate::protocol::Sound;
 use crate::space::{Answer, Pager};
 use crate::sync::Arc;
 
-use super::{Line, Requests};
+use super::{Ask, Line, Requests};
 
 /// A line that counts.
 #[derive(Clone, Default)]
 struct Wire(std::sync::Arc<Plain>);
 
 impl Line for Wire {
-    fn ask(&mut self, _: Gfn) -> bool {
+    fn ask(&mut self, _: Gfn) -> Ask {
         self.0.fetch_add(1, Relaxed);
-        true
+        Ask::Out
     }
 
     fn push(&mut self) -> bool {
@@ -49,7 +51,7 @@ fn world(requests: &Arc<Requests<Wire>>) -> World<Sound> {
 fn come(world: &World<Sound>, requests: &Requests<Wire>, gfn: u64, word: u64) {
     let page = [Arriving::Bytes(&word)].into_iter();
     arrive(&world.space, Gfn::new(gfn), Onto::Missing, page).unwrap();
-    requests.arrived(only(gfn), |_| {});
+    requests.arrived(only(gfn), |_, _| {});
 }
 
 #[test]

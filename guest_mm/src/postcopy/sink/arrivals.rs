@@ -1,13 +1,14 @@
 //! The threads of the streams that pages come over.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use crate::postcopy::error::Trouble;
 use crate::postcopy::landing::{Landing, LandingError};
-use crate::postcopy::stream::{BulkFrame, FrameReader};
+use crate::postcopy::stream::{BulkFrame, FrameReader, StreamError};
 use crate::postcopy::transport::{Connection, ReadHalf};
 use crate::postcopy::wire::{Digest, Lane, PagesHeader, Role};
 use crate::protocol::Protocol;
@@ -24,24 +25,32 @@ pub(super) async fn bulk<P: Protocol>(
     events: &UnboundedSender<Event>,
     index: u8,
     connection: Connection,
+    patience: Duration,
 ) -> Result<(), Trouble> {
     let role = Role::Bulk(index);
     let (reader, _writer) = here(connection)?.split();
-    let mut reader = FrameReader::new(reader, Lane::BulkToSink);
-    let mut landing = Landing::new();
+    let mut reader = FrameReader::new(reader, Lane::BulkToSink).with_patience(patience);
+    let mut landing = Landing::new(&shared.berths);
     let mut digest = Digest::new();
+    let (mut last_fence, mut came) = (0, 0);
     loop {
         let frame = reader.next_pages().await.map_err(|error| Trouble::stream(role, error))?;
         // Nobody listens to a connection that is given up.
         match frame {
             BulkFrame::Pages(header) => {
+                shared.count(&header, &mut came, shared.pages())?;
                 shared.take(&mut landing, &header, &mut reader, role).await?;
                 digest.merge(header.digest());
             }
             BulkFrame::Fence(number) => {
+                if number <= last_fence || shared.runs.load(Relaxed) {
+                    let what = format!("it sends fence {number} out of its turn");
+                    return Err(Trouble::Protocol(what));
+                }
+                last_fence = number;
                 // What came before belongs to rounds that are over.
                 digest = Digest::new();
-                let _ = events.send(Event::Fence(number));
+                let _ = events.send(Event::Fence(index, number));
             }
             BulkFrame::End => {
                 let _ = events.send(Event::Ended(digest));
@@ -55,28 +64,36 @@ pub(super) async fn bulk<P: Protocol>(
 pub(super) async fn urgent<P: Protocol>(
     shared: &Shared<'_, P>,
     connection: Connection,
+    patience: Duration,
 ) -> Result<(), Trouble> {
     let role = Role::Urgent;
     let (reader, writer) = here(connection)?.split();
-    let mut reader = FrameReader::new(reader, Lane::UrgentToSink);
+    let mut reader = FrameReader::new(reader, Lane::UrgentToSink).with_patience(patience);
     shared.pager.connect(writer);
-    let mut landing = Landing::new();
-    let mut queued = false;
+    let mut landing = Landing::new(&shared.berths);
+    // Since when requests wait that the system does not take.
+    let mut queued: Option<Instant> = None;
+    let mut came = 0;
     loop {
         let frame = tokio::select! {
             frame = reader.next_pages() => frame,
-            () = shared.pager.queued(), if !queued => {
-                queued = true;
+            () = shared.pager.queued(), if queued.is_none() => {
+                queued = Some(Instant::now());
                 continue;
             }
             // Pages are taken meanwhile: the source may be unable to read before it has written.
-            () = sleep(AGAIN), if queued => {
-                queued = !shared.pager.requests().push();
+            () = sleep(AGAIN), if queued.is_some() => {
+                queued = queued.filter(|_| !shared.pager.requests().push());
+                if queued.is_some_and(|since| since.elapsed() > patience) {
+                    return Err(Trouble::stream(role, StreamError::Stalled(patience)));
+                }
                 continue;
             }
         };
         match frame.map_err(|error| Trouble::stream(role, error))? {
             BulkFrame::Pages(header) => {
+                let wanted = shared.pages() + shared.pager.asked().requests;
+                shared.count(&header, &mut came, wanted)?;
                 shared.take(&mut landing, &header, &mut reader, role).await?;
             }
             BulkFrame::Fence(_) | BulkFrame::End => return Ok(()),
@@ -85,9 +102,32 @@ pub(super) async fn urgent<P: Protocol>(
 }
 
 impl<P: Protocol> Shared<'_, P> {
+    /// Pages of the guest.
+    fn pages(&self) -> u64 {
+        self.guest.ram().iter().map(|range| range.frames()).sum()
+    }
+
+    /// Fails for pages that the guest does not have. `came` counts what has come over a stream since the guest runs: a source
+    /// that sends more than `most` has no end.
+    fn count(&self, header: &PagesHeader, came: &mut u64, most: u64) -> Result<(), Trouble> {
+        let pages = header.pages();
+        if !self.guest.is_ram(pages) {
+            let what = format!("it sends pages at {pages}, which is not RAM");
+            return Err(Trouble::Protocol(what));
+        }
+        if self.runs.load(Relaxed) {
+            *came += pages.frames();
+        }
+        if *came > most {
+            let what = "it sends more pages than there are, or were asked for".to_owned();
+            return Err(Trouble::Protocol(what));
+        }
+        Ok(())
+    }
+
     async fn take(
         &self,
-        landing: &mut Landing,
+        landing: &mut Landing<'_>,
         header: &PagesHeader,
         reader: &mut FrameReader<ReadHalf>,
         role: Role,

@@ -7,17 +7,17 @@ use tokio::time::{Interval, interval, timeout};
 
 use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::Coming;
-use crate::postcopy::report::{Phase, Progress, Watch};
+use crate::postcopy::report::{MOST_TROUBLES, Phase, Progress, Watch};
 use crate::postcopy::stream::{FrameReader, FrameWriter};
 use crate::postcopy::threads::{Over, runtime, start};
 use crate::postcopy::transport::{
-    Connection, Incoming, Listener, ReadHalf, TransportError, WriteHalf,
+    Connection, Incoming, Limits, Listener, ReadHalf, TransportError, WriteHalf,
 };
 use crate::postcopy::wire::{Control, Digest, Lane, Reason, Refusal, Role};
 use crate::protocol::Protocol;
 
 use super::steps::Steps;
-use super::{Sink, SinkConfig, arrivals};
+use super::{Door, Sink, SinkConfig, arrivals};
 
 /// Between two looks at how far it is.
 const TICK: Duration = Duration::from_millis(20);
@@ -28,8 +28,8 @@ const LINGER: Duration = Duration::from_secs(30);
 /// What the streams' threads tell the caller's.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A bulk stream has come to a fence.
-    Fence(u64),
+    /// The bulk stream of this index has come to the fence of this number.
+    Fence(u8, u64),
     /// A bulk stream has ended; the digest of what came since its last fence.
     Ended(Digest),
     /// A stream has failed.
@@ -41,6 +41,8 @@ pub(super) struct Leg<'l> {
     reader: FrameReader<ReadHalf>,
     writer: FrameWriter<WriteHalf>,
     listener: &'l mut Listener,
+    limits: Limits,
+    door: &'l Door,
     events: UnboundedReceiver<Event>,
     patience: Duration,
     heard: Instant,
@@ -77,7 +79,7 @@ pub(super) fn run<P: Protocol>(
     loop {
         let first = match again.take() {
             Some(incoming) => incoming,
-            None => match runtime.block_on(first(sink, &mut listener, watch))? {
+            None => match runtime.block_on(first(sink, &mut listener, config.limits, watch))? {
                 Some(incoming) => incoming,
                 None => return Ok(()),
             },
@@ -95,6 +97,8 @@ pub(super) fn run<P: Protocol>(
                     writer: FrameWriter::new(writer, Lane::ControlToSource)
                         .with_patience(config.patience),
                     listener: &mut listener,
+                    limits: config.limits,
+                    door: &sink.door,
                     events,
                     patience: config.patience,
                     heard: Instant::now(),
@@ -104,20 +108,20 @@ pub(super) fn run<P: Protocol>(
                 let shared = &sink.shared;
                 let serve = |role: Role, connection: Connection| {
                     let (told, failed) = (tell.clone(), tell.clone());
-                    let over = &over;
+                    let (over, patience) = (&over, config.patience);
                     let serve = move || {
                         over.or(async {
                             match role {
                                 Role::Bulk(index) => {
-                                    arrivals::bulk(shared, &told, index, connection).await
+                                    arrivals::bulk(shared, &told, index, connection, patience).await
                                 }
-                                _ => arrivals::urgent(shared, connection).await,
+                                _ => arrivals::urgent(shared, connection, patience).await,
                             }
                         })
                     };
                     // Nobody listens to a connection that is given up.
                     let failed = move |trouble| drop(failed.send(Event::Failed(trouble)));
-                    start(scope, role.to_string(), serve, failed);
+                    start(scope, role, serve, failed);
                 };
                 let mut steps = Steps {
                     shared,
@@ -147,6 +151,9 @@ pub(super) fn run<P: Protocol>(
             // Whatever the source did, it has the pages that are missing.
             Err(trouble) if sink.started.is_some() && !trouble.is_of_this_side() => {
                 sink.report.reconnects += 1;
+                if sink.report.troubles.len() < MOST_TROUBLES {
+                    sink.report.troubles.push(trouble.to_string());
+                }
                 sink.note(Phase::Broken, watch);
             }
             ended => return ended,
@@ -158,6 +165,7 @@ pub(super) fn run<P: Protocol>(
 async fn first<P: Protocol>(
     sink: &mut Sink<'_, P>,
     listener: &mut Listener,
+    limits: Limits,
     watch: &mut dyn FnMut(&Progress) -> Watch,
 ) -> Result<Option<Incoming>, Trouble> {
     let phase = if sink.started.is_some() { Phase::Broken } else { Phase::Connecting };
@@ -180,6 +188,7 @@ async fn first<P: Protocol>(
                 refuse(incoming, Refusal::Session, "the sink waits for another session's source");
             },
             _ = ticks.tick() => {
+                sink.door.attend(listener, limits).await;
                 match sink.note(phase, watch) {
                     Watch::GoOn => {}
                     Watch::Cancel => return Err(Trouble::Cancelled),
@@ -200,6 +209,11 @@ fn lost(error: &TransportError) -> Trouble {
 }
 
 impl Leg<'_> {
+    /// How long the source may be silent.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Says `message` to the source.
     pub(super) async fn say(&mut self, message: Control) -> Result<(), Trouble> {
         let failed = |error| Trouble::stream(Role::Control, error);
@@ -249,6 +263,7 @@ impl Leg<'_> {
                     if self.heard.elapsed() > self.patience {
                         return Err(Trouble::Silent(self.patience.as_secs()));
                     }
+                    self.door.attend(self.listener, self.limits).await;
                     return Ok(Next::Tick);
                 }
             }

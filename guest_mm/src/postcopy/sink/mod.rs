@@ -10,12 +10,14 @@
 
 mod arrivals;
 mod config;
+mod door;
 mod leg;
 mod pager;
 mod steps;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, ScopedJoinHandle};
 use std::time::Instant;
 
 use crate::addr::GfnRange;
@@ -24,11 +26,13 @@ use crate::protocol::Protocol;
 use crate::service::Guest;
 
 use super::error::Trouble;
+use super::landing::Berths;
 use super::machine::Coming;
 use super::report::{Histogram, Phase, Progress, SinkReport, Watch};
 use super::wire::{PagesHeader, Purpose, Session};
 
 pub use config::SinkConfig;
+pub use door::Door;
 pub use pager::Pager;
 
 /// Why a guest has not come, or not all of it.
@@ -46,6 +50,7 @@ pub enum Comes {
 #[derive(Debug)]
 pub struct Sink<'g, P: Protocol> {
     shared: Shared<'g, P>,
+    door: Arc<Door>,
     session: Option<Session>,
     report: SinkReport,
     began: Instant,
@@ -59,9 +64,10 @@ struct Shared<'g, P: Protocol> {
     guest: &'g Guest<P>,
     pager: Arc<Pager>,
     /// The guest runs here, or is about to.
-    runs: AtomicBool,
+    runs: Arc<AtomicBool>,
     tally: Tally,
     waits: Mutex<Histogram>,
+    berths: Berths,
 }
 
 /// What came. Statistics.
@@ -83,16 +89,25 @@ impl<'g, P: Protocol> Sink<'g, P> {
         let shared = Shared {
             guest,
             pager,
-            runs: AtomicBool::new(false),
+            runs: Arc::default(),
             tally: Tally::default(),
             waits: Mutex::default(),
+            berths: Berths::of(guest),
         };
         let report = SinkReport::default();
-        Sink { shared, session: None, report, began: Instant::now(), started: None }
+        let (door, began) = (Door::new(), Instant::now());
+        Sink { shared, door, session: None, report, began, started: None }
+    }
+
+    /// The same, told at `door` where to listen while it runs.
+    #[must_use]
+    pub fn with_door(self, door: Arc<Door>) -> Sink<'g, P> {
+        Sink { door, ..self }
     }
 
     /// Takes the guest from whoever comes to `config`'s address first, and all of its memory. `watch` hears of the progress some
-    /// times a second; once it calls it off, what is missing will never come.
+    /// times a second; once it calls it off, what is missing will never come. The host backs the guest's memory while nobody has come: what
+    /// the pages did not need goes back to it when the last one is there.
     ///
     /// # Errors
     /// [`Comes`].
@@ -102,7 +117,18 @@ impl<'g, P: Protocol> Sink<'g, P> {
         machine: &mut dyn Coming,
         watch: &mut dyn FnMut(&Progress) -> Watch,
     ) -> Result<SinkReport, Comes> {
-        let came = leg::run(self, config, machine, watch);
+        let (guest, over) = (self.shared.guest, AtomicBool::new(false));
+        let began = Arc::clone(&self.shared.runs);
+        let wanted = || !over.load(Relaxed) && !began.load(Relaxed);
+        let came = std::thread::scope(|scope| {
+            // Failing, the host backs each block when a page of it comes. What it has backed is held until the guest is there.
+            let backs = Builder::new().name("backs".into());
+            let backing = backs.spawn_scoped(scope, move || guest.back(wanted));
+            let came = leg::run(self, config, machine, watch);
+            over.store(true, Relaxed);
+            drop(backing.map(ScopedJoinHandle::join));
+            came
+        });
         self.note(if came.is_ok() { Phase::Done } else { Phase::Broken }, watch);
         match came {
             Ok(()) => Ok(self.report.clone()),
@@ -157,7 +183,19 @@ impl<P: Protocol> Shared<'_, P> {
     fn landed(&self, header: &PagesHeader, arrived: Arrived) {
         let pages = header.pages();
         // B2 of `one-request-per-page`
-        self.pager.arrived(pages, |wait| self.waits().add(wait));
+        let mut zeroes = Vec::new();
+        self.pager.arrived(pages, |gfn, wait| {
+            self.waits().add(wait);
+            let at = (gfn.as_u64() - pages.start().as_u64()) as usize;
+            zeroes.extend(header.is_zero(at).then_some(gfn));
+        });
+        // Such a page may have been left to its first touch before somebody asked for it: he is let go by the answer, which a
+        // line that breaks now loses.
+        for gfn in zeroes {
+            let page = GfnRange::new(gfn, 1).expect("it has come");
+            // Failing, he waits for the answer.
+            let _ = self.guest.wake(page);
+        }
         let Tally { bytes, bulk, urgent, duplicates, huge, left, .. } = &self.tally;
         let by = if header.purpose() == Purpose::Bulk { bulk } else { urgent };
         by.fetch_add(arrived.pages, Relaxed);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::addr::{Gfn, GfnRange, Gpa};
-use crate::postcopy::requests::{Asked, Line, Requests};
-use crate::postcopy::stream::{FrameWriter, Sent};
+use crate::postcopy::requests::{Ask, Asked, Line, Requests};
+use crate::postcopy::stream::{FrameWriter, Sent, StreamError};
 use crate::postcopy::transport::WriteHalf;
 use crate::postcopy::wire::{Lane, Request};
 use crate::space::Answer;
@@ -53,7 +53,7 @@ impl Pager {
         self.requests.cut();
     }
 
-    pub(super) fn arrived(&self, pages: GfnRange, see: impl FnMut(Duration)) {
+    pub(super) fn arrived(&self, pages: GfnRange, see: impl FnMut(Gfn, Duration)) {
         self.requests.arrived(pages, see);
     }
 
@@ -74,13 +74,15 @@ pub(super) struct Urgent {
 }
 
 impl Line for Urgent {
-    fn ask(&mut self, gfn: Gfn) -> bool {
-        // A stream that is broken is found out by who reads from it: then there is another, or none.
-        let out = !matches!(self.writer.try_write_request(Request { gfn }), Ok(Sent::Queued));
-        if !out {
-            self.queued.notify_one();
-        }
-        out
+    fn ask(&mut self, gfn: Gfn) -> Ask {
+        let ask = match self.writer.try_write_request(Request { gfn }) {
+            Ok(Sent::Queued) => Ask::Queued,
+            Err(StreamError::Full) => Ask::Full,
+            // A stream that is broken is found out by who reads from it: then there is another, or none.
+            Ok(Sent::Sent) | Err(_) => return Ask::Out,
+        };
+        self.queued.notify_one();
+        ask
     }
 
     fn push(&mut self) -> bool {

@@ -1,14 +1,15 @@
 //! The steps of a guest's coming, over one connection.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::addr::GfnRange;
+use crate::addr::{GfnRange, PageSize};
 use crate::entry::Marker;
 use crate::mark::MarkError;
 use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::{Coming, Failure};
-use crate::postcopy::plan::Plan;
+use crate::postcopy::plan::{Plan, outside};
 use crate::postcopy::report::{Phase, Progress, SinkReport, Watch};
 use crate::postcopy::transport::Connection;
 use crate::postcopy::wire::{Control, Digest, Offer, Part, Reason, Role, Session, runs_in_parts};
@@ -70,6 +71,7 @@ impl<P: Protocol> Steps<'_, '_, P> {
             (false, true) => return Err("a guest runs here already".to_owned()),
             _ => {}
         }
+        require_small(self.shared.guest.reclaimer().granule())?;
         let ram = self.shared.guest.ram();
         if offer.ranges != ram {
             let told = |ranges: &[GfnRange]| {
@@ -125,22 +127,34 @@ impl<P: Protocol> Steps<'_, '_, P> {
         machine: &mut dyn Coming,
         bulk_streams: u8,
     ) -> Result<(), Trouble> {
-        let (mut state, mut missing, mut fences) = (Vec::new(), Vec::new(), Vec::new());
-        let mut awaited = None;
-        while awaited.is_none() || fences.len() < usize::from(bulk_streams) {
+        let (mut state, mut missing, mut fences) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (mut state_part, mut awaited) = (Part::More, None);
+        let at_fence = |fences: &BTreeMap<u8, u64>, awaited: Option<u64>| {
+            awaited.is_some_and(|number| {
+                (0..bulk_streams).all(|index| fences.get(&index).is_some_and(|&at| at >= number))
+            })
+        };
+        while !at_fence(&fences, awaited) {
             match leg.next(self.session, |_| false).await? {
-                Next::Said(Control::State { bytes, .. }) => state.extend(bytes),
-                Next::Said(Control::SwitchOver { fence, missing: runs, part }) => {
+                Next::Said(Control::State { bytes, part }) if state_part == Part::More => {
+                    state.extend(bytes);
+                    state_part = part;
+                }
+                Next::Said(Control::SwitchOver { fence, missing: runs, part })
+                    if state_part == Part::Last && awaited.is_none() =>
+                {
+                    self.require_ram(&runs)?;
                     missing.extend(runs);
                     awaited = (part == Part::Last).then_some(fence);
                 }
                 Next::Said(other) => return Err(out_of_turn(&other)),
-                Next::Told(Event::Fence(number)) => fences.push(number),
+                // Fences of a stream count up.
+                Next::Told(Event::Fence(index, number)) => drop(fences.insert(index, number)),
                 Next::Told(_) | Next::Joined(..) => {}
                 Next::Tick => self.tick(Phase::PreCopy)?,
             }
         }
-        if let Some(other) = fences.into_iter().find(|&number| Some(number) != awaited) {
+        if let Some(other) = fences.into_values().find(|&number| Some(number) != awaited) {
             return Err(Trouble::Protocol(format!("fence {other} is not the one that was said")));
         }
         self.mark(&missing)?;
@@ -157,6 +171,13 @@ impl<P: Protocol> Steps<'_, '_, P> {
         machine.start().map_err(asked("starting the guest"))?;
         *self.started = Some(Instant::now());
         leg.say(Control::Running).await
+    }
+
+    /// Fails unless all of `runs` is the guest's.
+    fn require_ram(&self, runs: &[GfnRange]) -> Result<(), Trouble> {
+        let outside = outside(&self.shared.guest.ram(), runs);
+        let what = |run| format!("it names pages at {run}, which is not RAM");
+        outside.map_or(Ok(()), |run| Err(Trouble::Protocol(what(run))))
     }
 
     /// Marks what the guest has to wait for.
@@ -196,8 +217,18 @@ impl<P: Protocol> Steps<'_, '_, P> {
             let what = "what came in bulk is not what was sent".to_owned();
             return Err(Trouble::Protocol(what));
         }
-        // Answers may still be under way.
+        // Answers may still be under way. What nobody sends any more has to be asked of a source that comes again.
+        let left = || self.shared.tally.left.load(Relaxed);
+        let mut last = (left(), Instant::now());
         while !self.shared.guest.missing().is_empty() {
+            if left() != last.0 {
+                last = (left(), Instant::now());
+            }
+            if last.1.elapsed() > leg.patience() {
+                let what =
+                    format!("{} pages have not come of those that it says it has sent", left());
+                return Err(Trouble::Protocol(what));
+            }
             match leg.next(self.session, |_| false).await? {
                 Next::Said(other) => return Err(out_of_turn(&other)),
                 Next::Tick => self.tick(Phase::PostCopy)?,
@@ -239,10 +270,34 @@ impl<P: Protocol> Steps<'_, '_, P> {
     }
 }
 
+/// Fails where memory is mapped in pages of `granule` only: what is asked for comes page by page.
+fn require_small(granule: PageSize) -> Result<(), String> {
+    match granule {
+        PageSize::Size4K => Ok(()),
+        _ => Err(format!(
+            "this machine's memory is mapped in pages of {granule} alone, and pages come one by one: give it another \
+             memory.backing than \"hugetlb\""
+        )),
+    }
+}
+
 fn asked(what: &'static str) -> impl Fn(Failure) -> Trouble {
     move |source| Trouble::Machine { what, source }
 }
 
 fn out_of_turn(said: &Control) -> Trouble {
     Trouble::Protocol(format!("it says {} out of its turn", said.kind()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The guest ran at the sink, and its first request was answered by a page that nothing could map: it was given up.
+    #[test]
+    fn a_machine_of_huge_pages_alone_is_no_sink() {
+        assert_eq!(require_small(PageSize::Size4K), Ok(()));
+        let refused = require_small(PageSize::Size2M).unwrap_err();
+        assert!(refused.contains("hugetlb"), "{refused}");
+    }
 }

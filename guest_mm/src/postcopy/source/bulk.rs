@@ -50,10 +50,9 @@ pub(super) async fn serve<P: Protocol>(
                 loop {
                     let taken = source.plan().take(index.into(), streams, AT_ONCE);
                     let Some(range) = taken else { break };
-                    let sent = freight.send(source.guest, range, Purpose::Bulk, &mut writer);
+                    let sent = source.ship(&mut freight, range, Purpose::Bulk, &mut writer);
                     let shipped = sent.await.map_err(|error| error.on(role))?;
                     digest.merge(shipped.digest);
-                    source.count(shipped);
                     pace.after(shipped.bytes).await;
                 }
                 line.tell(Event::Drained(digest));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::addr::GfnRange;
 use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::{Departing, Failure};
-use crate::postcopy::plan::Plan;
+use crate::postcopy::plan::{Plan, outside};
 use crate::postcopy::report::{Phase, Progress, SourceReport, Watch};
 use crate::postcopy::wire::{
     Control, Digest, Mode, Offer, PAGE_BYTES, Part, runs_in_parts, state_parts,
@@ -24,6 +24,20 @@ pub(super) struct Journey<'j, 'g, P: Protocol> {
     pub(super) report: &'j mut SourceReport,
     pub(super) began: Instant,
     pub(super) watch: &'j mut dyn FnMut(&Progress) -> Watch,
+}
+
+/// The pages that held something before the guest was stopped.
+struct Held {
+    runs: Vec<GfnRange>,
+    /// The same, without a run that begins where another ends: what the sink is told.
+    joined: Vec<GfnRange>,
+}
+
+impl Held {
+    fn of(runs: Vec<GfnRange>) -> Held {
+        let joined = Plan::of(runs.iter().copied()).runs();
+        Held { runs, joined }
+    }
 }
 
 /// The fence behind which no page of the pre-copy is.
@@ -77,6 +91,10 @@ impl<P: Protocol> Journey<'_, '_, P> {
         loop {
             let is_it = |said: &Control| matches!(said, Control::Received { .. });
             if let Control::Received { runs, part } = self.hear(leg, Phase::Broken, is_it).await? {
+                if let Some(run) = outside(&self.shared.guest.ram(), &runs) {
+                    let what = format!("it has pages at {run}, which is not RAM");
+                    return Err(Trouble::Protocol(what));
+                }
                 all.extend(runs);
                 if part == Part::Last {
                     return Ok(all);
@@ -99,9 +117,10 @@ impl<P: Protocol> Journey<'_, '_, P> {
         if tracks {
             machine.start_tracking().map_err(asked("tracking what the guest writes"))?;
         }
-        self.shared.plan().clone_from(&Plan::of(self.shared.guest.holding()));
+        let held = Held::of(self.shared.guest.holding());
+        *self.shared.plan() = Plan::of(held.runs.iter().copied());
         let left = match self.rounds(leg, machine).await {
-            Ok(()) => self.switch_over(leg, machine).await,
+            Ok(()) => self.switch_over(leg, machine, &held).await,
             Err(trouble) => Err(trouble),
         };
         if tracks {
@@ -137,17 +156,18 @@ impl<P: Protocol> Journey<'_, '_, P> {
         }
     }
 
-    /// Steps 3 and 4.
+    /// Steps 3 and 4. `held` is what the plan was made of.
     async fn switch_over(
         &mut self,
         leg: &mut Leg,
         machine: &mut dyn Departing,
+        held: &Held,
     ) -> Result<(), Trouble> {
         let stopped = Instant::now();
         let state = machine.stop().map_err(asked("stopping the guest"))?;
         self.report.stop_ms = millis(stopped);
         self.report.state_bytes = state.len() as u64;
-        let handed = self.hand_over(leg, machine, &state).await;
+        let handed = self.hand_over(leg, machine, &state, held).await;
         if self.moved.is_none() {
             machine.go_on();
         }
@@ -162,10 +182,20 @@ impl<P: Protocol> Journey<'_, '_, P> {
         leg: &mut Leg,
         machine: &mut dyn Departing,
         state: &[u8],
+        held: &Held,
     ) -> Result<(), Trouble> {
-        let guest = self.shared.guest;
+        let mut planned = None;
         match self.shared.config.mode {
-            Mode::PostCopy => *self.shared.plan() = Plan::of(guest.holding()),
+            // The guest stands still: what was planned before need not be planned again.
+            Mode::PostCopy => {
+                let runs = self.shared.guest.holding();
+                let pages: u64 = runs.iter().map(|run| run.frames()).sum();
+                if runs == held.runs && pages == self.shared.plan().left() {
+                    planned = Some(held.joined.clone());
+                } else {
+                    *self.shared.plan() = Plan::of(runs);
+                }
+            }
             Mode::Hybrid => self.dirty(machine)?,
             Mode::PreCopy => {
                 self.dirty(machine)?;
@@ -177,7 +207,7 @@ impl<P: Protocol> Journey<'_, '_, P> {
         for message in state_parts(state) {
             leg.say(message).await?;
         }
-        let missing = self.shared.plan().runs();
+        let missing = planned.unwrap_or_else(|| self.shared.plan().runs());
         self.report.missing_at_start = self.shared.plan().left();
         let part = |missing, part| Control::SwitchOver { fence: FENCE, missing, part };
         for message in runs_in_parts(&missing, part) {
@@ -189,6 +219,7 @@ impl<P: Protocol> Journey<'_, '_, P> {
         }
         // From here on, whatever becomes of this message.
         *self.moved = Some(missing);
+        self.shared.hand_over();
         leg.say(Control::Go).await
     }
 

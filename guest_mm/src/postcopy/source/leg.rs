@@ -72,6 +72,8 @@ pub(super) struct Leg {
     heard: Instant,
     ticks: Interval,
     pings: u64,
+    /// Those that were answered.
+    pongs: u64,
 }
 
 /// What comes next of the connection.
@@ -113,6 +115,7 @@ pub(super) fn run<P: Protocol>(
                 heard: Instant::now(),
                 ticks: interval(TICK),
                 pings: 0,
+                pongs: 0,
             };
             let start = |leg: &mut Leg| start_streams(scope, shared, &line, leg);
             let mut journey = Journey { shared, moved, cancelled, report, began: *began, watch };
@@ -139,10 +142,10 @@ fn start_streams<'scope, 'env, P: Protocol>(
         let (order, orders) = unbounded_channel();
         leg.orders.push(order);
         let serve = move || line.over.or(bulk::serve(shared, line, index, orders));
-        start(scope, format!("bulk{index}"), serve, failed);
+        start(scope, Role::Bulk(index), serve, failed);
     }
     let serve = move || line.over.or(urgent::serve(shared, line));
-    start(scope, "urgent".to_owned(), serve, failed);
+    start(scope, Role::Urgent, serve, failed);
 }
 
 impl Leg {
@@ -167,7 +170,9 @@ impl Leg {
                 said = self.reader.read_control() => {
                     self.heard = Instant::now();
                     match said.map_err(|error| Trouble::stream(Role::Control, error))? {
-                        Control::Pong(_) => {}
+                        Control::Pong(number) if number <= self.pings && number == self.pongs + 1 => {
+                            self.pongs = number;
+                        }
                         Control::Ended => return Err(Trouble::Ended),
                         Control::Failed(reason) => return Err(Trouble::SinkFailed(reason)),
                         Control::Refuse(reason) => return Err(Trouble::Refused(reason)),

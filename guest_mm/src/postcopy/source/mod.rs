@@ -23,6 +23,7 @@
 //!
 //! Each stream has a thread, and each thread a runtime of its own: a request that comes while bulk pages are packed waits for the
 //! system's scheduler, and for nobody's queue.
+#![allow(unsafe_code, reason = "says of the guest that it rests")]
 
 mod bulk;
 mod config;
@@ -30,7 +31,10 @@ mod journey;
 mod leg;
 mod urgent;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -39,12 +43,13 @@ use crate::protocol::Protocol;
 use crate::service::Guest;
 
 use super::error::Trouble;
-use super::freight::Shipped;
+use super::freight::{Freight, FreightError, Guests, Kept, Shipped};
 use super::machine::Departing;
 use super::plan::Plan;
 use super::report::{Phase, Progress, SourceReport, Watch};
+use super::stream::{FrameWriter, SendFile};
 use super::transport::{Address, Limits, Security};
-use super::wire::Session;
+use super::wire::{Purpose, Session};
 
 pub use config::{PRE_COPY_ROUNDS, SourceConfig};
 
@@ -91,6 +96,9 @@ struct Shared<'g, P: Protocol> {
     session: Session,
     /// What is still to be sent.
     plan: Mutex<Plan>,
+    /// The guest was handed over: here it rests for good.
+    handed: AtomicBool,
+    kept: Kept<'g>,
     tally: Tally,
 }
 
@@ -111,9 +119,9 @@ impl<'g, P: Protocol> Source<'g, P> {
     pub fn new(guest: &'g Guest<P>, config: SourceConfig) -> Result<Source<'g, P>, Trouble> {
         let named = |source| Trouble::System { what: "naming the session", source };
         let session = Session::random().map_err(named)?;
-        let (plan, tally) = (Mutex::default(), Tally::default());
+        let (plan, handed, kept, tally) = Default::default();
         Ok(Source {
-            shared: Shared { guest, config, session, plan, tally },
+            shared: Shared { guest, config, session, plan, handed, kept, tally },
             moved: None,
             cancelled: false,
             report: SourceReport::default(),
@@ -138,7 +146,9 @@ impl<'g, P: Protocol> Source<'g, P> {
         if self.moved.is_some() {
             self.report.reconnects += 1;
         }
-        match leg::run(self, dialer, machine, watch) {
+        let went = leg::run(self, dialer, machine, watch);
+        self.shared.kept.let_go();
+        match went {
             Ok(()) => {
                 self.note(Phase::Done, watch);
                 Ok(self.report.clone())
@@ -172,7 +182,7 @@ impl<'g, P: Protocol> Source<'g, P> {
     }
 }
 
-impl<P: Protocol> Shared<'_, P> {
+impl<'g, P: Protocol> Shared<'g, P> {
     /// Held for a moment at a time; who panics under it has said so.
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,10 +200,31 @@ impl<P: Protocol> Shared<'_, P> {
         }
     }
 
-    /// Counts what was sent.
-    fn count(&self, shipped: Shipped) {
+    /// The guest is not called back any more.
+    fn hand_over(&self) {
+        self.handed.store(true, Release);
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.handed.load(Acquire)
+    }
+
+    /// Sends the pages of `range`, all in one block, and counts them.
+    async fn ship<W: SendFile + Unpin>(
+        &self,
+        freight: &mut Freight,
+        range: GfnRange,
+        purpose: Purpose,
+        writer: &mut FrameWriter<W>,
+    ) -> Result<Shipped, FreightError> {
+        let guests = if self.is_handed_over() { Guests::Rest(&self.kept) } else { Guests::Run };
+        // SAFETY: a guest is handed over when its machine was stopped, and is then not let go on before this connection is over and
+        // what is kept for it let go: what that means is in the contract of `Departing`.
+        let sent = unsafe { freight.send(self.guest, guests, range, purpose, writer) };
+        let shipped = sent.await?;
         self.tally.pages.fetch_add(shipped.pages, Relaxed);
         self.tally.zeroes.fetch_add(shipped.zeroes, Relaxed);
         self.tally.bytes.fetch_add(shipped.bytes, Relaxed);
+        Ok(shipped)
     }
 }

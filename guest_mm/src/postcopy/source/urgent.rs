@@ -12,6 +12,9 @@ use crate::protocol::Protocol;
 use super::Shared;
 use super::leg::{Event, Line};
 
+/// Most requests of a connection for each page of the guest: who misses a page that is just being placed asks once more.
+const MOST_REQUESTS: u64 = 2;
+
 /// Answers requests until the sink ends the stream.
 pub(super) async fn serve<P: Protocol>(
     source: &Shared<'_, P>,
@@ -19,28 +22,35 @@ pub(super) async fn serve<P: Protocol>(
 ) -> Result<(), Trouble> {
     let role = Role::Urgent;
     let (reader, writer) = line.connect(source, role).await?.split();
-    let mut reader = FrameReader::new(reader, Lane::UrgentToSource);
-    let mut writer =
-        FrameWriter::new(writer, Lane::UrgentToSink).with_patience(source.config.patience);
+    let patience = source.config.patience;
+    let mut reader = FrameReader::new(reader, Lane::UrgentToSource).with_patience(patience);
+    let mut writer = FrameWriter::new(writer, Lane::UrgentToSink).with_patience(patience);
     let failed = |error: StreamError| Trouble::stream(role, error);
     line.tell(Event::Joined);
+    let pages: u64 = source.guest.ram().iter().map(|range| range.frames()).sum();
+    let mut requests = 0;
     // One page: packing it would take longer than sending it.
     let mut freight = Freight::new(Encoding::Raw);
     loop {
         let Some(request) = reader.read_request().await.map_err(failed)? else { return Ok(()) };
+        requests += 1;
+        if requests > MOST_REQUESTS * pages {
+            let what = "it asks again and again for the pages that there are".to_owned();
+            return Err(Trouble::Protocol(what));
+        }
         let gfn = request.gfn;
         let page = GfnRange::new(gfn, 1).ok().filter(|&page| source.guest.is_ram(page));
         let page = page.ok_or_else(|| {
             Trouble::Protocol(format!("it asks for guest frame {gfn}, which is not RAM"))
         })?;
-        {
-            // It may be under way in bulk, behind much else. It goes now, all the same.
+        // It may be under way in bulk, behind much else. It goes now, all the same. What is asked for before the plan is made is sent again.
+        if source.is_handed_over() {
             let mut plan = source.plan();
             plan.remove(page);
             plan.hint(gfn);
         }
-        let sent = freight.send(source.guest, page, Purpose::Requested, &mut writer).await;
-        source.count(sent.map_err(|error| error.on(role))?);
+        let sent = source.ship(&mut freight, page, Purpose::Requested, &mut writer).await;
+        sent.map_err(|error| error.on(role))?;
         source.tally.requests.fetch_add(1, Relaxed);
     }
 }

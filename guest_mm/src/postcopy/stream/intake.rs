@@ -35,7 +35,9 @@ impl<R: AsyncRead + Unpin> Intake<R> {
                 self.start = FrameHeader::BYTES;
                 return Ok(Some(*header));
             }
-            match waiting(self.patience, self.inner.read(&mut self.ahead[self.end..])).await? {
+            // Between two frames there is nothing to wait for.
+            let patience = self.patience.filter(|_| self.end != 0);
+            match waiting(patience, self.inner.read(&mut self.ahead[self.end..])).await? {
                 0 if self.end == 0 => return Ok(None),
                 0 => return Err(StreamError::CutShort),
                 bytes => self.end += bytes,

@@ -4,8 +4,8 @@
 //! damaged, too long, or on the wrong stream is a [`StreamError`], after which the stream is of no further use.
 //!
 //! The bytes of pages are not copied on their way: [`FrameWriter::write_pages`] hands them to the socket where they lie, together with
-//! their header, and [`FrameReader::read_into`] has them read to where they stay. Each page is summed up while the cache still
-//! has it.
+//! their header, or by reference ([`FrameWriter::write_pages_of`]), and [`FrameReader::read_into`] has them read to where they stay.
+//! Each page is summed up while the cache still has it.
 //!
 //! # When a call is dropped before it is done
 //! Messages survive it: what has been read of one is kept for the next call, and what has not been written of one goes out before
@@ -13,6 +13,7 @@
 //! [`StreamError::Abandoned`].
 
 mod error;
+mod file;
 mod greeting;
 mod intake;
 mod packing;
@@ -24,6 +25,7 @@ mod writer;
 mod tests;
 
 pub use error::StreamError;
+pub use file::SendFile;
 pub use greeting::{greet, read_hello, write_welcome};
 pub use packing::Packer;
 pub use reader::{BulkFrame, FrameReader};

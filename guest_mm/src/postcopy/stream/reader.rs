@@ -71,8 +71,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Fails with [`StreamError::Silent`] once nothing has come for `patience` while something is waited for. Needs a runtime with
-    /// time.
+    /// Fails with [`StreamError::Silent`] once nothing has come for `patience` in the middle of a frame: a length that was damaged may
+    /// promise bytes that nobody sends. Between frames a stream may rest. Needs a runtime with time.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> FrameReader<R> {
         self.intake.patience = Some(patience);

@@ -286,9 +286,22 @@ fn buffers_that_do_not_fit_are_refused_before_anything_is_read_or_written() {
 #[test]
 fn silence_and_a_peer_that_takes_nothing_are_named() {
     run(async {
-        let (one, other) = duplex(64);
-        let mut reader = FrameReader::new(one, Lane::ControlToSource).with_patience(SHORT);
-        assert!(matches!(reader.read_control().await, Err(StreamError::Silent(SHORT))));
+        let mut ping = Vec::new();
+        Control::Ping(1).encode(&mut ping).unwrap();
+        for part in [1, FrameHeader::BYTES, ping.len() - 1] {
+            let (mut peer, one) = duplex(64);
+            peer.write_all(&ping[..part]).await.unwrap();
+            let mut reader = FrameReader::new(one, Lane::ControlToSink).with_patience(SHORT);
+            assert!(matches!(reader.read_control().await, Err(StreamError::Silent(SHORT))));
+        }
+        // Between two frames a stream may rest.
+        let (mut peer, one) = duplex(64);
+        let mut reader = FrameReader::new(one, Lane::ControlToSink).with_patience(SHORT);
+        let resting = tokio::time::timeout(2 * SHORT, reader.read_control()).await;
+        assert!(resting.is_err(), "{resting:?}");
+        peer.write_all(&ping).await.unwrap();
+        assert_eq!(reader.read_control().await.unwrap(), Control::Ping(1));
+        let (_peer, other) = duplex(64);
         let mut writer = FrameWriter::new(other, Lane::ControlToSource).with_patience(SHORT);
         let message = Control::Failed(Reason::new("x".repeat(200)));
         let stalled = writer.write_control(&message).await.unwrap_err();

@@ -15,13 +15,13 @@ use crate::postcopy::wire::{self, Control, Kind, Lane, PagesHeader, Parts, Reque
 pub struct FrameWriter<W> {
     pub(super) inner: W,
     lane: Lane,
-    patience: Option<Duration>,
+    pub(super) patience: Option<Duration>,
     parts: Parts,
     /// Whole frames, but for payloads: `queue[written..]` is still to be written.
     pub(super) queue: Vec<u8>,
     pub(super) written: usize,
     /// A payload is being written, or its writing was given up.
-    torn: bool,
+    pub(super) torn: bool,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
@@ -88,16 +88,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         header: &PagesHeader,
         payload: &[IoSlice<'_>],
     ) -> Result<(), StreamError> {
-        self.allow(Kind::Pages)?;
-        let (kind, lane) = (Kind::Pages, self.lane);
-        if header.purpose().lane() != lane {
-            return Err(WireError::WrongLane { kind, lane }.into());
-        }
-        let (needed, given) = (header.payload_bytes(), payload.iter().map(|part| part.len()).sum());
-        if given != needed {
-            return Err(StreamError::Buffers { given, needed, encoding: header.encoding() });
-        }
-        header.encode(&mut self.queue)?;
+        self.queue_pages(header, payload.iter().map(|part| part.len()).sum())?;
         if payload.is_empty() {
             return self.drain().await;
         }
@@ -137,6 +128,24 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         waiting(self.patience, self.inner.shutdown()).await
     }
 
+    /// Queues `header`, for a payload of `given` bytes.
+    pub(super) fn queue_pages(
+        &mut self,
+        header: &PagesHeader,
+        given: usize,
+    ) -> Result<(), StreamError> {
+        self.allow(Kind::Pages)?;
+        let (kind, lane) = (Kind::Pages, self.lane);
+        if header.purpose().lane() != lane {
+            return Err(WireError::WrongLane { kind, lane }.into());
+        }
+        let needed = header.payload_bytes();
+        if given != needed {
+            return Err(StreamError::Buffers { given, needed, encoding: header.encoding() });
+        }
+        Ok(header.encode(&mut self.queue)?)
+    }
+
     pub(super) fn allow(&self, kind: Kind) -> Result<(), StreamError> {
         self.whole()?;
         let lane = self.lane;
@@ -151,7 +160,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Writes the queue. Nothing of it is lost if this is dropped meanwhile.
-    async fn drain(&mut self) -> Result<(), StreamError> {
+    pub(super) async fn drain(&mut self) -> Result<(), StreamError> {
         while self.written < self.queue.len() {
             let write = self.inner.write(&self.queue[self.written..]);
             self.written += progress(self.patience, write).await?;
@@ -163,7 +172,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 }
 
 /// What `write` comes to, unless that takes longer than `patience`, or nothing can be written any more.
-async fn progress(
+pub(super) async fn progress(
     patience: Option<Duration>,
     write: impl Future<Output = io::Result<usize>>,
 ) -> Result<usize, StreamError> {
@@ -173,7 +182,7 @@ async fn progress(
     }
 }
 
-async fn waiting<T>(
+pub(super) async fn waiting<T>(
     patience: Option<Duration>,
     write: impl Future<Output = io::Result<T>>,
 ) -> Result<T, StreamError> {

@@ -1,14 +1,18 @@
 //! A stream that has been greeted, and its two directions.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::fs::sendfile;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{tcp, unix};
 use tokio_rustls::TlsStream;
 
 use super::Socket;
+use crate::postcopy::stream::SendFile;
 
 /// A connection with a peer, of whatever kind.
 #[derive(Debug)]
@@ -142,3 +146,35 @@ macro_rules! writes {
 }
 writes!(Connection, it => it, Connection { Plain, Tls });
 writes!(WriteHalf, it => &mut it.0, Writing { Unix, Tcp, Tls });
+
+impl SendFile for WriteHalf {
+    fn sends_files(&self) -> bool {
+        !matches!(self.0, Writing::Tls(_))
+    }
+
+    fn poll_send_file(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        file: BorrowedFd<'_>,
+        span: Range<u64>,
+    ) -> Poll<io::Result<usize>> {
+        macro_rules! send {
+            ($socket:expr) => {
+                loop {
+                    ready!($socket.poll_write_ready(cx))?;
+                    let (mut from, bytes) = (span.start, (span.end - span.start) as usize);
+                    let send = || Ok(sendfile($socket, file, Some(&mut from), bytes)?);
+                    match $socket.try_io(Interest::WRITABLE, send) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        sent => return Poll::Ready(sent),
+                    }
+                }
+            };
+        }
+        match &self.0 {
+            Writing::Unix(half) => send!(half.as_ref()),
+            Writing::Tcp(half) => send!(half.as_ref()),
+            Writing::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+}

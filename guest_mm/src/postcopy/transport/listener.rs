@@ -94,6 +94,20 @@ impl Listener {
         &self.address
     }
 
+    /// Whether it listens on `address`, and others can find it there.
+    pub fn is_at(&self, address: &Address) -> bool {
+        self.address == *address
+            && match &self.ear {
+                Ear::Unix(_, file) => file.is_there(),
+                Ear::Tcp(_) => true,
+            }
+    }
+
+    /// Whether streams that begin from now on are to prove who they are.
+    pub fn secure_with(&mut self, security: Security) {
+        self.security = security;
+    }
+
     /// The next stream whose source has said hello. No source waits for another that is slow, unless as many are as
     /// [`Limits::half_open`] says. Nothing is lost if this is dropped meanwhile.
     ///
@@ -249,10 +263,17 @@ fn listening(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
+impl SocketFile {
+    /// Whether the file is there, and still its own.
+    fn is_there(&self) -> bool {
+        let there = fs::symlink_metadata(&self.path);
+        there.is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
+        if self.is_there() {
             // Who has removed it meanwhile has done this one's work.
             let _ = fs::remove_file(&self.path);
         }

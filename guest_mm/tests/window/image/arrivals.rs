@@ -7,7 +7,7 @@ use guest_mm::addr::{Gpa, PageSize};
 use guest_mm::entry::Marker;
 use guest_mm::fault::FaultError;
 use guest_mm::pin::{Patience, PinError};
-use guest_mm::place::{Content, PlaceError, Placed};
+use guest_mm::place::{Arrived, Arriving, Content, Onto, PlaceError, Placed};
 use guest_mm::prot::Access;
 use tests::require_userfaultfd;
 use vm_memory::Bytes;
@@ -210,4 +210,89 @@ fn who_waits_for_a_page_that_is_given_up_asks_again() {
         assert_eq!(reader.join().unwrap(), word(at), "what is not missing is the image's");
     });
     end(&mm, [test], image);
+}
+
+/// Copies of the image's pages from `gpa` on, as one that has them ready gives them.
+fn make_ready(test: &TestGuest, image: &Image, gpa: u64, pages: usize) -> Arrived {
+    let mut bytes = vec![0; pages * PAGE as usize];
+    image.copy_out(gpa / PAGE, &mut bytes).unwrap();
+    let (pages, _) = bytes.as_chunks();
+    let pages = pages.iter().map(Arriving::Bytes);
+    test.guest.arrive(Gpa::new(gpa).gfn(), Onto::Untouched, pages).unwrap()
+}
+
+#[test]
+fn pages_that_are_made_ready_are_the_guests_own_and_what_it_has_touched_stays() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(4 * MIB);
+    for pages in POLICIES {
+        let (mm, image) = open(16 * MIB, &template);
+        let test = add_over(&mm, &image, pages);
+        let first = make_ready(&test, &image, 3 * PAGE, 5);
+        assert_eq!((first.pages, first.duplicates), (5, 0));
+        assert_eq!((test.own_pages(), image.nr_loaded()), (5, 0), "they need no page of the image");
+        assert_eq!(test.mappings(2 * MIB), 1, "they lie where the window points");
+        let faults = test.guest.stats().messages.messages;
+        (3..8).for_each(|page| test.store(page * PAGE, page));
+        assert_eq!(test.guest.stats().messages.messages, faults);
+        // The page between is the image's, and others have come and gone.
+        test.load(9 * PAGE);
+        test.guest.give_back(range(10 * PAGE, PAGE)).unwrap();
+        make_ready(&test, &image, 3 * PAGE, 10);
+        (3..8).for_each(|page| assert_eq!(test.load(page * PAGE), page));
+        assert_eq!(test.load(10 * PAGE), 0, "what was given back is zeroes");
+        test.expect_image(8 * PAGE, 2 * PAGE);
+        test.expect_image(11 * PAGE, MIB);
+        end(&mm, [test], image);
+    }
+}
+
+#[test]
+fn a_block_that_is_made_ready_is_huge_unless_the_guest_was_there_first() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(6 * MIB);
+    let (mm, image) = open(32 * MIB, &template);
+    let test = add_over(&mm, &image, PageSize::Size4K);
+    let whole = |gpa: u64| {
+        let mut parcel = test.guest.block_parcel(Gpa::new(gpa).gfn()).unwrap();
+        parcel.gather();
+        image.copy_out(gpa / PAGE, parcel.bytes()).unwrap();
+        test.guest.place_block(parcel, Onto::Untouched).unwrap()
+    };
+    assert!(whole(0).unwrap().huge);
+    test.store(2 * MIB + PAGE, 7);
+    assert!(whole(2 * MIB).is_err(), "a page of it is there");
+    assert_eq!(make_ready(&test, &image, 2 * MIB, 512).duplicates, 1);
+    // One by one, the last of them makes it whole, too.
+    assert!(make_ready(&test, &image, 4 * MIB, 512).huge);
+    assert_eq!(test.load(2 * MIB + PAGE), 7);
+    test.expect_image(0, 2 * MIB + PAGE);
+    test.expect_image(2 * MIB + 2 * PAGE, 4 * MIB - 2 * PAGE);
+    (0..6 * MIB).step_by(PAGE as usize).for_each(|at| test.store(at, at));
+    (0..6 * MIB).step_by(PAGE as usize).for_each(|at| assert_eq!(test.load(at), at));
+    end(&mm, [test], image);
+}
+
+#[test]
+fn nothing_is_made_ready_where_a_guest_has_no_pages_of_its_own() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let template = Template::new(2 * MIB);
+    let (mm, image) = open(16 * MIB, &template);
+    let (shown, plain) = (
+        add_shared(&mm, &image, PageSize::Size4K),
+        super::super::add(&mm, 2 * MIB, PageSize::Size4K),
+    );
+    let page = [7; PAGE as usize];
+    for test in [&shown, &plain] {
+        let come = [Arriving::Bytes(&page)].into_iter();
+        let error = test.guest.arrive(Gpa::new(0).gfn(), Onto::Untouched, come).unwrap_err();
+        assert_eq!(error, PlaceError::Fault(FaultError::ReadOnly { gpa: Gpa::new(0) }));
+    }
+    end(&mm, [shown, plain], image);
 }

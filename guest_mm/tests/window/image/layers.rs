@@ -1,7 +1,7 @@
 //! Images of several files, checked page by page, and read before anybody asks.
 
 use guest_mm::fault::FaultError;
-use guest_mm::image::{ImageError, Layers, LoadError, ReadError, page_sum};
+use guest_mm::image::{ImageError, Layers, LoadError, Needed, ReadError, page_sum};
 use tests::require_userfaultfd;
 
 use super::*;
@@ -22,7 +22,7 @@ fn layered(folder: &Scratch, pages: u64) -> Layers {
         let bytes = if layer == 0 { &below } else { &above };
         page_sum(&bytes[page * 4096..][..4096])
     });
-    Layers { sums: sums.collect(), files: vec![first, second], of }
+    Layers { sums: sums.collect::<Vec<_>>().into(), files: vec![first, second], of, alone: false }
 }
 
 fn service() -> GuestMm {
@@ -105,13 +105,23 @@ fn what_was_needed_first_is_noted_and_can_be_read_in_one_go() {
     for page in touched {
         test.load(u64::from(page) * PAGE);
     }
-    let noted = order.pages();
+    test.store(4 * PAGE, 1);
+    test.store(9 * PAGE, 1);
+    let needed = order.pages();
+    let stored = needed.iter().filter(|needed| needed.stored).map(|needed| needed.page);
+    assert_eq!(stored.collect::<Vec<_>>(), [4, 9]);
+    let noted: Vec<u32> = needed.iter().map(|needed| needed.page).collect();
     assert!(touched.iter().all(|page| noted.contains(page)), "{noted:?}");
     assert_eq!(noted[0], 700);
     end(&mm, [test], image);
 
     let mm = service();
     let image = mm.open_layers(layered(&folder, 1500)).unwrap();
+    let mut copied = vec![0; 3 * PAGE as usize];
+    image.copy_out(699, &mut copied).unwrap();
+    let firsts: Vec<_> = copied.chunks(PAGE as usize).map(|page| page[..8].to_vec()).collect();
+    assert_eq!(firsts, [2699, 1700, 1701].map(u64::to_le_bytes));
+    assert_eq!(image.nr_loaded(), 0);
     // Past the end, twice, and in no order.
     image.prefetch(&[&noted[..], &[9999, 3, 512, 511]].concat()).unwrap();
     assert_eq!(image.nr_loaded(), noted.len() as u64 + 2);
@@ -121,4 +131,42 @@ fn what_was_needed_first_is_noted_and_can_be_read_in_one_go() {
         assert_eq!(test.load(u64::from(page) * PAGE), layer * 1000 + u64::from(page));
     });
     end(&mm, [test], image);
+}
+
+/// It stores to a page that nobody has read: that needs no second page, and lies where the window points. Another guest that comes
+/// after all finds the image's.
+#[test]
+fn a_guest_that_is_alone_over_an_image_gets_the_page_that_it_stores_to() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let folder = Scratch::new();
+    for pages in POLICIES {
+        let mm = service();
+        let image = mm.open_layers(Layers { alone: true, ..layered(&folder, 1024) }).unwrap();
+        let order = image.note_order();
+        let test = add_over(&mm, &image, pages);
+        let stored = (0..300).map(|page| page * 3);
+        std::thread::scope(|scope| {
+            for cpu in 0..2 {
+                let (test, stored) = (&test, stored.clone());
+                scope.spawn(move || stored.for_each(|page| test.store(page * PAGE + 8 * cpu, 7)));
+            }
+        });
+        let found = |test: &TestGuest, page: u64| [0, 8, 16].map(|at| test.load(page * PAGE + at));
+        stored.clone().for_each(|page| assert_eq!(found(&test, page), [7, 7, 2000 + page]));
+        assert_eq!(found(&test, 1), [1001; 3]);
+        if pages == PageSize::Size4K {
+            assert_eq!(test.own_pages(), 300);
+            // Where both came at once, one of them has read it for nothing.
+            assert!(image.nr_loaded() <= 1 + 300 / 3, "{} are loaded", image.nr_loaded());
+        }
+        let needed = order.pages();
+        assert!(
+            stored.clone().all(|page| needed.contains(&Needed { page: page as u32, stored: true }))
+        );
+        let other = add_over(&mm, &image, pages);
+        stored.for_each(|page| assert_eq!(found(&other, page), [2000 + page; 3]));
+        end(&mm, [test, other], image);
+    }
 }

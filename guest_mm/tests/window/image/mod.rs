@@ -1,6 +1,7 @@
 //! RAM over an image.
 
 mod arrivals;
+mod expected;
 mod files;
 mod layers;
 mod oracle;

@@ -14,6 +14,7 @@ pub(super) enum End {
 }
 
 /// The signals that are waited for, not delivered.
+#[derive(Clone, Copy)]
 pub(super) struct Children {
     signals: libc::sigset_t,
 }
@@ -23,21 +24,33 @@ const ENDS: [(libc::c_int, End); 3] =
     [(libc::SIGUSR1, End::PowerOff), (libc::SIGUSR2, End::PowerOff), (libc::SIGTERM, End::Reset)];
 
 impl Children {
-    /// From here on none of them is missed. Processes that are started begin without this mask.
+    /// From here on none of them is missed. A process that is started has the mask too, until it calls [`deliver`](Self::deliver).
     pub(super) fn watch() -> io::Result<Children> {
         let mut signals = MaybeUninit::uninit();
         // SAFETY: the set is written before it is read, and outlives each call.
-        unsafe {
+        let signals = unsafe {
             libc::sigemptyset(signals.as_mut_ptr());
             libc::sigaddset(signals.as_mut_ptr(), libc::SIGCHLD);
             for (signal, _) in ENDS {
                 libc::sigaddset(signals.as_mut_ptr(), signal);
             }
-            let signals = signals.assume_init();
-            match libc::sigprocmask(libc::SIG_BLOCK, &raw const signals, ptr::null_mut()) {
-                0 => Ok(Children { signals }),
-                _ => Err(io::Error::last_os_error()),
-            }
+            signals.assume_init()
+        };
+        let children = Children { signals };
+        children.mask(libc::SIG_BLOCK)?;
+        Ok(children)
+    }
+
+    /// Has the signals delivered again, in a process that begins: a shell that never hears of its children's end waits for ever.
+    pub(super) fn deliver(&self) -> io::Result<()> {
+        self.mask(libc::SIG_UNBLOCK)
+    }
+
+    fn mask(&self, how: libc::c_int) -> io::Result<()> {
+        // SAFETY: the set lives during the call.
+        match unsafe { libc::sigprocmask(how, &raw const self.signals, ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 

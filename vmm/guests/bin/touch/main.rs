@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod again;
 mod dma;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +18,7 @@ use rt::smp::{self, Barrier};
 use rt::tsc::{self, Frequency};
 use rt::{exit, println};
 
+use again::Again;
 use dma::Dma;
 
 rt::main!(main);
@@ -54,6 +56,8 @@ struct Plan {
     pages: Pages,
     order: Order,
     passes: u64,
+    /// How often everything is read back behind the passes.
+    reads: u64,
     fill: Fill,
     /// Pages of different contents, one of them zeroes; none: all differ.
     kinds: Option<u64>,
@@ -61,6 +65,7 @@ struct Plan {
     zero: bool,
     verify: bool,
     frequency: Frequency,
+    again: Option<Again>,
 }
 
 fn main(boot: &Boot) -> u8 {
@@ -106,6 +111,7 @@ impl Plan {
             cpus: smp::count(boot)?,
             order: Order::parse(line, pages.len())?,
             passes: line.number_in("passes", 1, u64::MAX, 1)?,
+            reads: line.number_in("reads", 0, u64::MAX, 0)?,
             fill: line.choice(
                 "fill",
                 &[("word", Fill::Word), ("page", Fill::Page)],
@@ -125,6 +131,7 @@ impl Plan {
             zero: line.switch("zero", true)?,
             verify: line.switch("verify", true)?,
             frequency: Frequency::find(line)?,
+            again: Again::parse(boot, pages.len())?,
             pages,
         })
     }
@@ -148,8 +155,17 @@ impl Plan {
                 first_pass = written;
             }
         }
+        for read in 0..self.reads {
+            if cpu == 0 && read == 0 {
+                println!("touch: reads");
+            }
+            barrier.wait();
+            self.each_page(cpu, |page| self.read_back(page, self.passes - 1));
+        }
+        barrier.wait();
         if cpu == 0 {
             self.report(first_pass);
+            self.again.iter().for_each(|again| again.work(self));
         }
     }
 

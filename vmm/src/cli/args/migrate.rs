@@ -45,7 +45,8 @@ Examples:
   slat run vm.toml --control /run/slat.sock                   in another
   slat send /run/slat.sock unix:/run/there.sock               in a third
   slat send /run/slat.sock tcp:there:4000 --mode post-copy --tls-ca ca.pem --tls-cert me.pem --tls-key me.key
-  slat send /run/slat.sock tcp:there:4000 --recover           after a broken connection
+  slat send /run/slat.sock --recover                          after a broken connection
+  slat send /run/slat.sock tcp:there:4001 --recover           by another way: see \"slat receive --recover\"
   slat send /run/slat.sock --status --json
   slat send /run/slat.sock --take-back                        the sink is gone for good: the guest goes on here, from where
                                                               it stopped")]
@@ -53,8 +54,8 @@ pub struct SendArgs {
     /// The socket of the running machine.
     pub socket: PathBuf,
 
-    /// Where the sink listens: unix:/PATH or tcp:HOST:PORT.
-    #[arg(value_name = "SINK", required_unless_present_any = ["status", "cancel", "take_back"])]
+    /// Where the sink listens: unix:/PATH or tcp:HOST:PORT. With --recover, by default where it did.
+    #[arg(value_name = "SINK", required_unless_present_any = ["status", "cancel", "take_back", "recover"])]
     pub to: Option<String>,
 
     /// When pages go.
@@ -118,20 +119,26 @@ Its disks have to hold the same, so both name the same files or devices. The gue
 its console on standard output; from then on this is \"slat run\". Standard error shows how it comes.
 
 If the connection breaks while pages are missing, the guest goes on with what it has, and this machine goes on listening at
-the same address for \"slat send --recover\".
+the same address for \"slat send --recover\". With --recover and its control socket in the place of the config it listens at
+another from then on.
 
 Examples:
   slat receive vm.toml --listen unix:/run/there.sock
   slat receive vm.toml --listen tcp:0.0.0.0:4000 --tls-ca ca.pem --tls-cert me.pem --tls-key me.key --control /run/slat.sock
-  slat receive vm.toml --listen unix:/run/there.sock --arrival arrival.json   how long each page was waited for, what came when")]
+  slat receive vm.toml --listen unix:/run/there.sock --arrival arrival.json   how long each page was waited for, what came when
+  slat receive /run/slat.sock --recover tcp:0.0.0.0:4001                      by another way, after a broken connection")]
 pub struct ReceiveArgs {
     /// As of `slat run`.
     #[command(flatten)]
     pub run: RunArgs,
 
     /// Where to listen: unix:/PATH or tcp:HOST:PORT.
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen: String,
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "recover")]
+    pub listen: Option<String>,
+
+    /// Let a machine that runs wait here for the rest of its guest: unix:/PATH or tcp:HOST:PORT. CONFIG is its control socket.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["listen", "events", "arrival"])]
+    pub recover: Option<String>,
 
     /// How the two sides know each other.
     #[command(flatten)]

@@ -52,11 +52,16 @@ Console, exit code and reports are as with `slat run`. The config is the snapsho
 as it was, and everything else can be set anew: disks in other places, sockets, the pool.
 
 All that is read is checked against its checksums: without --lazy all memory before the guest runs, with it each page before
-it is used. The first lazy run writes down what it needed first, and the next reads that in one go.
+it is used. The first lazy run writes down what it needed first, and the next has that ready ahead of the guest.
+
+With --count many machines go on side by side in one process, from the same moment. A page of the snapshot is read once and
+shown to all of them; a page that one writes to becomes its own. What they say is kept, and the table comes when the last
+has ended, as with `slat clone`.
 
 Examples:
   slat restore saved
   slat restore saved --lazy --control /run/slat.sock
+  slat restore saved --lazy --count 8
   slat restore saved --set disk.root.file=copy.img --json-report report.json")]
 pub struct RestoreArgs {
     /// The snapshot.
@@ -65,6 +70,15 @@ pub struct RestoreArgs {
     /// Let the guest run at once, and read its memory as it is touched.
     #[arg(long)]
     pub lazy: bool,
+
+    /// Run this many machines from it, 1 to 1000, over the same memory.
+    #[arg(long, short = 'n', value_name = "N", requires = "lazy", conflicts_with_all = ["control", "json_report"],
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: Option<u32>,
+
+    /// With --count: print one JSON object instead of text.
+    #[arg(long, requires = "count")]
+    pub json: bool,
 
     /// Set a key of the config for this run: see `slat run`.
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]

@@ -87,7 +87,7 @@ fn boot(raw: &Raw) -> Result<Boot, ConfigError> {
                 origin: Origin::Default,
                 key: Some("boot.guest".into()),
                 problem: Problem::Missing(
-                    "set boot.guest to hello, touch, smp, clone, blk, net, console, rng, balloon, pmem or vsock, or boot.kernel to the path of a kernel",
+                    "set boot.guest to hello, touch, smp, clone, churn, blk, net, console, rng, balloon, pmem or vsock, or boot.kernel to the path of a kernel",
                 ),
             });
         }

@@ -8,15 +8,21 @@ use std::time::{Duration, Instant};
 
 use guest_mm::postcopy::report::{Progress, SinkReport, Watch};
 use guest_mm::postcopy::sink::{Comes as NotCome, Pager, Sink, SinkConfig};
+use guest_mm::protocol::Sound;
 
-use crate::config::MachineConfig;
+use crate::config::{Bytes, MachineConfig, Origin};
 use crate::control::CollapseOutcome;
 use crate::machine::{Filling, Live, Machine, MachineError, Outcome, listen};
 
+use super::arriving::Arriving;
 use super::coming::Comes;
 
 /// How often who waits looks for a signal.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// What the pool has beyond what the guest can use, where nobody has said how large it is. A page that is asked for lies there if its
+/// frame is just being read to; the second block is where such a block is gathered again.
+const SPARE: Bytes = Bytes::mib(4);
 
 /// Why no guest has come.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +55,8 @@ pub struct Came {
     pub channel: SinkReport,
     /// What was made of its small pages when the last one had come.
     pub collapse: CollapseOutcome,
+    /// From the last page until that was done, in milliseconds.
+    pub collapse_ms: f64,
 }
 
 /// Builds the machine that `config` describes, lets a guest come into it as `sink` says, and runs that to its end. `watch` hears
@@ -60,11 +68,13 @@ pub fn receive(
     config: &MachineConfig,
     sink: &SinkConfig,
     started: Instant,
-    watch: impl FnMut(&Progress) + Send + 'static,
+    mut watch: impl FnMut(&Progress) + Send + 'static,
 ) -> Result<Received, ReceiveError> {
+    let config = &roomy(config);
     let signals = listen()?;
     let pager = Pager::new();
-    let filling = Filling { on_missing: Some(pager.on_missing()) };
+    let arriving = Arc::new(Arriving::new(sink));
+    let filling = Filling::of_guest(&arriving, pager.on_missing());
     let machine = Machine::vacant(config, filling, started)?;
     let live = machine.live();
     let machine = Arc::new(Mutex::new(Some(machine)));
@@ -76,7 +86,12 @@ pub fn receive(
         let body = move || {
             // `start` goes with the thread, so that who waits for it hears of the end.
             let mut comes = Comes { live: live.clone(), machine, start };
-            take(&live, pager, &sink, &unwanted, &mut comes, watch)
+            let watch = |progress: &Progress| {
+                arriving.note(progress);
+                watch(progress);
+            };
+            let channel = Sink::new(live.guest(), pager).with_door(arriving.door());
+            take(&live, channel, &sink, &unwanted, &mut comes, watch)
         };
         Builder::new().name("sink".into()).spawn(body)
     };
@@ -105,16 +120,25 @@ pub fn receive(
     Ok(Received { outcome: Outcome::new(ran?), came })
 }
 
+/// The same machine, with room in its pool for pages that come twice.
+fn roomy(config: &MachineConfig) -> MachineConfig {
+    let mut roomy = config.clone();
+    let pool = &mut roomy.memory.pool;
+    if pool.origin == Origin::Default {
+        pool.value = Bytes::new(pool.value.get().saturating_add(SPARE.get()));
+    }
+    roomy
+}
+
 /// Takes the guest, until it is there or nobody wants it any more.
 fn take(
     live: &Live,
-    pager: Arc<Pager>,
+    mut sink: Sink<'_, Sound>,
     config: &SinkConfig,
     unwanted: &AtomicBool,
     comes: &mut Comes,
     mut watch: impl FnMut(&Progress),
 ) -> Result<Came, NotCome> {
-    let mut sink = Sink::new(live.guest(), pager);
     let channel = sink.run(config, comes, &mut |progress| {
         watch(progress);
         if live.ending().is_some() {
@@ -126,6 +150,7 @@ fn take(
         }
     })?;
     // What came page by page is translated page by page, until its blocks are one page again.
+    let all_there = Instant::now();
     let collapse = live.ram().collapse_all(|| live.ending().is_some());
-    Ok(Came { channel, collapse })
+    Ok(Came { channel, collapse, collapse_ms: all_there.elapsed().as_secs_f64() * 1e3 })
 }

@@ -186,6 +186,9 @@ fn send(
                 dialer = to;
             }
             Some(Order::TakeBack) => {
+                // Nobody sends any more when the guest goes on.
+                let report = source.report().clone();
+                drop(source);
                 let claimed = live.claim_disks();
                 if claimed.is_ok() {
                     live.resume();
@@ -194,7 +197,7 @@ fn send(
                     Ok(()) => "it was taken back, as it was when it stopped".to_owned(),
                     Err(why) => format!("it was taken back, and rests: {why}"),
                 };
-                return told(desk, SendState::Stayed, Some(why), Some(source.report().clone()));
+                return told(desk, SendState::Stayed, Some(why), Some(report));
             }
             None => return,
         }

@@ -3,7 +3,8 @@
 mod certificates;
 
 use std::future::Future;
-use std::io::IoSlice;
+use std::io::{IoSlice, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -21,6 +22,9 @@ use certificates::{Authority, Validity};
 
 /// What a test may take: one that hangs fails.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// A block's.
+const BYTES: usize = 512 * PAGE_BYTES;
+const MIB: usize = 1 << 20;
 const SHORT: Duration = Duration::from_millis(100);
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -65,17 +69,30 @@ async fn meet(
     (connected.map(|(connection, _)| connection), accepted)
 }
 
-/// Sends 8 MiB of pages and takes them.
+/// Sends 16 MiB of pages and takes them; every second block by reference to a file, where that can be.
 async fn pages_go_over(source: Connection, sink: Connection) {
     let block: Vec<[u8; PAGE_BYTES]> =
         (0..512_u64).map(|at| [1 + at as u8 % 9; PAGE_BYTES]).collect();
+    // The pages lie in it in three pieces, the last of them first.
+    let (mut file, bytes) = (tempfile::tempfile().unwrap(), block.as_flattened());
+    file.write_all(&bytes[BYTES - MIB..]).unwrap();
+    file.write_all(&bytes[..BYTES - MIB]).unwrap();
+    let spans = [MIB as u64..MIB as u64 + 3, MIB as u64 + 3..BYTES as u64, 0..MIB as u64];
+    let by_reference = matches!(source, Connection::Plain(_));
     let send = async {
         let (_read, write) = source.split();
         let mut writer = FrameWriter::new(write, Lane::BulkToSink).with_patience(DEADLINE);
-        for first in [0, 512, 1024, 1536] {
+        assert_eq!(writer.sends_files(), by_reference);
+        for first in (0..8).map(|block| block * 512) {
             let mut header = PagesHeader::new(Gfn::new(first), Purpose::Bulk);
             block.iter().for_each(|page| assert!(header.push_page(page).is_ok()));
-            let payload = [IoSlice::new(block.as_flattened())];
+            if by_reference && first % 1024 == 0 {
+                let short = writer.write_pages_of(&header, file.as_fd(), &spans[1..]).await;
+                assert!(matches!(short, Err(StreamError::Buffers { .. })), "{short:?}");
+                writer.write_pages_of(&header, file.as_fd(), &spans).await.unwrap();
+                continue;
+            }
+            let payload = [IoSlice::new(bytes)];
             writer.write_pages(&header, &payload).await.unwrap();
         }
         writer.write_fence(1).await.unwrap();
@@ -84,8 +101,8 @@ async fn pages_go_over(source: Connection, sink: Connection) {
     let take = async {
         let (read, _write) = sink.split();
         let mut reader = FrameReader::new(read, Lane::BulkToSink).with_patience(DEADLINE);
-        let mut into = vec![0; 512 * PAGE_BYTES];
-        for _ in 0..4 {
+        let mut into = vec![0; BYTES];
+        for _ in 0..8 {
             let BulkFrame::Pages(header) = reader.next_pages().await.unwrap() else {
                 panic!("pages come");
             };
