@@ -15,6 +15,14 @@ pub enum Trouble {
         /// What is wrong with it.
         source: StreamError,
     },
+    /// The bulk streams ended before all that the source has sent had come.
+    #[error("the connection broke: of {sent} pages that were sent in bulk {came} have come")]
+    EndedEarly {
+        /// Pages that came.
+        came: u64,
+        /// Pages that the source says it has sent.
+        sent: u64,
+    },
     /// No connection is to be had.
     #[error("{0}")]
     Connect(String),
@@ -97,7 +105,7 @@ impl Trouble {
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Trouble::Stream { source, .. } => source.is_connection_lost(),
-            Trouble::Connect(_) | Trouble::Silent(_) => true,
+            Trouble::Connect(_) | Trouble::Silent(_) | Trouble::EndedEarly { .. } => true,
             _ => false,
         }
     }

@@ -12,7 +12,6 @@ use guest_mm::postcopy::wire::{
 };
 use twox_hash::XxHash3_64;
 
-use crate::world::connected;
 
 /// What a peer waits for a word of the other side.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -31,7 +30,7 @@ pub(crate) struct Over;
 impl Hand {
     /// A stream to the sink at `path`, and what that answers.
     pub(crate) fn dial(path: &Path, hello: &Hello) -> (Hand, Welcome) {
-        let socket = connected(path).unwrap();
+        let socket = UnixStream::connect(path).unwrap();
         let mut hand = Hand::new(socket, lane(hello.role, false));
         hand.send(&hello.encode());
         let mut bytes = hand.read(Welcome::FIXED).expect("an answer");

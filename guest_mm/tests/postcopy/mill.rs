@@ -21,8 +21,28 @@ pub(crate) struct Mill {
     stop: AtomicBool,
 }
 
-/// A vCPU that runs.
-pub(crate) type Vcpu = JoinHandle<Result<(), String>>;
+/// A vCPU that runs. It ends when this is dropped: a test that fails leaves nobody in memory that goes.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    mill: Arc<Mill>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+impl Vcpu {
+    fn end(&mut self) -> Result<(), String> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.mill.stop.store(true, Ordering::Relaxed);
+        thread.join().expect("a vCPU does not panic")
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        if let Err(said) = self.end() {
+            println!("the guest had stopped: {said}");
+        }
+    }
+}
 
 impl Mill {
     /// `pages` pages, all zeroes.
@@ -54,12 +74,13 @@ impl Mill {
     pub(crate) fn run(self: &Arc<Self>, base: Hva, pages: u64) -> Vcpu {
         self.stop.store(false, Ordering::Relaxed);
         let mill = Arc::clone(self);
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while !mill.stop.load(Ordering::Relaxed) {
                 mill.turn(base, pages)?;
             }
             Ok(())
-        })
+        });
+        Vcpu { mill: Arc::clone(self), thread: Some(thread) }
     }
 
     /// Adds to one word.
@@ -79,9 +100,9 @@ impl Mill {
     }
 
     /// Ends the vCPU.
-    pub(crate) fn halt(&self, vcpu: Vcpu) -> Result<(), String> {
-        self.stop.store(true, Ordering::Relaxed);
-        vcpu.join().expect("a vCPU does not panic")
+    pub(crate) fn halt(&self, mut vcpu: Vcpu) -> Result<(), String> {
+        debug_assert!(std::ptr::eq(self, &*vcpu.mill), "of another guest");
+        vcpu.end()
     }
 
     pub(crate) fn turns(&self) -> u64 {

@@ -35,7 +35,10 @@ fn moves(config: &SourceConfig, address: Option<&Address>, size: PageSize) {
         let mut source = Source::new(&here.guest, config.clone()).unwrap();
         send(&mut source, &dial, &mut from)
     });
-    let (came, went) = (came.unwrap(), went.unwrap());
+    let (came, went) = match (came, went) {
+        (Ok(came), Ok(went)) => (came, went),
+        (came, went) => panic!("{config:?}: {went:?}, {came:?}"),
+    };
     assert!(from.vcpu.is_none(), "it runs at the source, too");
     // It goes on for a while.
     let (turns, since) = (mill.turns(), Instant::now());

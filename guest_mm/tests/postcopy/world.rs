@@ -1,7 +1,5 @@
 //! Two services, a guest on one, and what a migration asks of the two machines.
 
-use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -169,20 +167,6 @@ pub(crate) fn wait_for(path: &std::path::Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("{} does not appear", path.display());
-}
-
-/// Connects to a socket whose file is there: who made it may not listen yet.
-pub(crate) fn connected(path: &std::path::Path) -> std::io::Result<UnixStream> {
-    let mut tries = 0;
-    loop {
-        match UnixStream::connect(path) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused && tries < 20 => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            connected => return connected,
-        }
-    }
 }
 
 /// Runs a sink beside `work`, and both to their ends.

@@ -2,18 +2,17 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use guest_mm::postcopy::transport::listening;
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
+
+pub use guest_mm::postcopy::transport::SocketFile;
 
 /// Clients that wait while one is served.
 const BACKLOG: i32 = 16;
@@ -48,14 +47,6 @@ pub struct Listener {
     pub(super) file: SocketFile,
 }
 
-/// The file. Removes it when dropped, unless it has become somebody else's.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
-}
-
 impl Listener {
     /// The socket, and the file that goes when it is dropped: for other services than the control socket's.
     pub fn into_parts(self) -> (UnixListener, SocketFile) {
@@ -76,30 +67,16 @@ impl Listener {
         // new one. Closing the folder lets go of it.
         let folder = File::open(folder).map_err(failed)?;
         lock(&folder).map_err(failed)?;
-        let socket = match listening(path) {
-            Err(Errno::ADDRINUSE) => {
+        let made = match listening(path, BACKLOG) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 make_room(path)?;
-                listening(path)
+                listening(path, BACKLOG)
             }
             other => other,
         };
-        let socket = UnixListener::from(socket.map_err(|errno| failed(errno.into()))?);
-        let made = fs::symlink_metadata(path).map_err(failed)?;
-        let file = SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) };
-        Ok(Listener { socket, file })
+        let (socket, file) = made.map_err(failed)?;
+        Ok(Listener { socket: socket.into(), file })
     }
-}
-
-/// A socket of which the file has its mode from the start: there is no moment in which others could connect.
-fn listening(path: &Path) -> Result<OwnedFd, Errno> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Linux makes the file with the mode that the socket has, less the umask (net/unix/af_unix.c, `unix_bind_bsd`).
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, &address)?;
-    listen(&socket, BACKLOG)?;
-    Ok(socket)
 }
 
 /// Removes a socket that nobody listens on.
@@ -124,16 +101,6 @@ fn lock(folder: &File) -> io::Result<()> {
         match flock(folder, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) if Instant::now() < until => sleep(Duration::from_millis(1)),
             done => return Ok(done?),
-        }
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity) {
-            // Failing leaves a stale socket, which the next run replaces.
-            let _ = fs::remove_file(&self.path);
         }
     }
 }

@@ -213,9 +213,16 @@ impl<P: Protocol> Steps<'_, '_, P> {
                 Next::Tick => self.tick(Phase::PostCopy)?,
             }
         }
-        if all != Some(digest) {
-            let what = "what came in bulk is not what was sent".to_owned();
-            return Err(Trouble::Protocol(what));
+        match all {
+            Some(theirs) if theirs == digest => {}
+            // A stream that breaks between two frames ends as one that has sent all.
+            Some(theirs) if theirs.pages() > digest.pages() => {
+                return Err(Trouble::EndedEarly { came: digest.pages(), sent: theirs.pages() });
+            }
+            _ => {
+                let what = "what came in bulk is not what was sent".to_owned();
+                return Err(Trouble::Protocol(what));
+            }
         }
         // Answers may still be under way. What nobody sends any more has to be asked of a source that comes again.
         let left = || self.shared.tally.left.load(Relaxed);

@@ -1,22 +1,17 @@
 //! The sink's ear.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, fchmod};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use super::{Address, Connection, Limits, Security, Socket, TlsFailure, TransportError};
+use super::{
+    Address, Connection, Limits, Security, Socket, SocketFile, TlsFailure, TransportError, listening,
+};
 use crate::postcopy::stream::{read_hello, write_welcome};
 use crate::postcopy::wire::{Hello, Reason, Refusal, Versions, Welcome};
 
@@ -42,13 +37,6 @@ enum Ear {
     Tcp(TcpListener),
 }
 
-/// The file of a socket. Dropped, it removes the file, if that is still its own.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
 /// A source that has said hello, and waits for an answer.
 #[derive(Debug)]
 pub struct Incoming {
@@ -70,14 +58,13 @@ impl Listener {
         limits: Limits,
     ) -> Result<Listener, TransportError> {
         let failed = |source: io::Error| match (source.kind(), address) {
-            (io::ErrorKind::AddrInUse, Address::Unix(_)) => TransportError::Exists(address.clone()),
+            (io::ErrorKind::AlreadyExists, Address::Unix(_)) => TransportError::Exists(address.clone()),
             _ => TransportError::Bind { address: address.clone(), source },
         };
         let (ear, address) = match address {
             Address::Unix(path) => {
-                let socket = listening(path).map_err(failed)?;
-                let made = fs::symlink_metadata(path).map_err(failed)?;
-                let file = SocketFile { path: path.clone(), identity: (made.dev(), made.ino()) };
+                let (socket, file) = listening(path, BACKLOG).map_err(failed)?;
+                let socket = UnixListener::from_std(socket.into()).map_err(failed)?;
                 (Ear::Unix(socket, file), address.clone())
             }
             Address::Tcp { host, port } => {
@@ -148,8 +135,8 @@ impl Ear {
             Ear::Unix(socket, file) => {
                 let (stream, _) = socket.accept().await?;
                 let peer = match stream.peer_cred()?.pid() {
-                    Some(pid) => format!("process {pid} on unix:{}", file.path.display()),
-                    None => format!("a process on unix:{}", file.path.display()),
+                    Some(pid) => format!("process {pid} on unix:{}", file.path().display()),
+                    None => format!("a process on unix:{}", file.path().display()),
                 };
                 Ok((Socket::unix(stream)?, peer))
             }
@@ -247,35 +234,6 @@ impl Incoming {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(TransportError::Greeting { peer, source }),
             Err(_) => Err(TransportError::HandshakeTimeout { peer, after }),
-        }
-    }
-}
-
-/// A socket of which the file has its mode from the start: there is no moment in which others could connect.
-fn listening(path: &Path) -> io::Result<UnixListener> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Linux makes the file with the mode that the socket has, less the umask (net/unix/af_unix.c, `unix_bind_bsd`).
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, &address)?;
-    listen(&socket, BACKLOG)?;
-    UnixListener::from_std(socket.into())
-}
-
-impl SocketFile {
-    /// Whether the file is there, and still its own.
-    fn is_there(&self) -> bool {
-        let there = fs::symlink_metadata(&self.path);
-        there.is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.is_there() {
-            // Who has removed it meanwhile has done this one's work.
-            let _ = fs::remove_file(&self.path);
         }
     }
 }

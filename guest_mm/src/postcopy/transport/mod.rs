@@ -14,6 +14,7 @@ mod error;
 mod listener;
 mod socket;
 mod tls;
+mod unix;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use error::{TlsFailure, TransportError};
 pub use listener::{Incoming, Listener};
 pub use socket::Socket;
 pub use tls::{Tls, TlsError, TlsFiles};
+pub use unix::{SocketFile, listening};
 
 /// Whether peers are authenticated, and bytes are secret.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 
 use guest_mm::addr::Gfn;
 use guest_mm::postcopy::wire::{
-    Control, Encoding, Hello, Kind, Part, Purpose, Reason, Role, STATE_PART, Versions, Welcome,
+    Control, Digest, Encoding, Hello, Kind, Part, Purpose, Reason, Role, STATE_PART, Versions, Welcome,
 };
 
 use super::{Attack, FalseSource, OTHER, RAM, SESSION, USED, Until, offer, run};
@@ -177,6 +177,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
         source.endless(&fence);
     }),
     attack("has another digest", Running, |source| {
+        let digest = source.sends(&[run(0, pages(USED))]).unwrap();
+        let digest = Digest::from_parts(digest.sum() ^ 1, digest.pages());
+        source.control.say(&Control::AllSent(digest));
+    }),
+    attack("has sent fewer pages than it says", Running, |source| {
         let mut digest = source.sends(&[run(0, pages(USED))]).unwrap();
         digest.add(Gfn::new(0), 1);
         source.control.say(&Control::AllSent(digest));
