@@ -133,7 +133,7 @@ fn channel(address: &Address, ram: &mut Ram) -> f64 {
 }
 
 async fn send(connection: Connection, memory: &[u8]) {
-    let (_read, write) = connection.split();
+    let (_read, write) = connection.split().expect("a runtime that takes it");
     let mut writer = FrameWriter::new(write, Lane::BulkToSink);
     for (at, block) in memory.chunks(CHUNK).enumerate() {
         let mut header = PagesHeader::new(Gfn::new((at * PAGES) as u64), Purpose::Bulk);
@@ -146,7 +146,7 @@ async fn send(connection: Connection, memory: &[u8]) {
 }
 
 async fn receive(connection: Connection, memory: &mut [u8]) {
-    let (read, _write) = connection.split();
+    let (read, _write) = connection.split().expect("a runtime that takes it");
     let mut reader = FrameReader::new(read, Lane::BulkToSink);
     loop {
         match reader.next_pages().await.expect("frames") {

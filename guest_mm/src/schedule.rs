@@ -1,9 +1,19 @@
 //! How soon a thread runs that has something to do, while others want its processor.
 //!
+//! # The thread that somebody waits for
+//!
 //! Linux gives whoever wakes the processor at once if its slice is shorter than the running thread's, and it has not had more than
 //! its share (`kernel/sched/fair.c`, `PREEMPT_SHORT`, Linux 6.12; older kernels take no notice of the slice). No right is needed for
 //! it, and no thread gets more time by it.
+//!
+//! # The thread that has much to do
+//!
+//! A thread that wakes and is not given the processor then waits for the next tick, up to 4 ms: of a vCPU whose page has just come, a
+//! slice says nothing, for it may have had its share. So who moves pages in bulk asks by itself, often, whether anybody waits.
 #![allow(unsafe_code, reason = "a system call that no crate of the tree has")]
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// A slice of [`promptly`], in ns: the shortest that the kernel takes.
 const SHORT: u64 = 100_000;
@@ -19,9 +29,55 @@ pub(crate) fn promptly() {
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
+/// How long after the last sign a [`Courtesy`] gives way: some faults of a guest that waits for each page.
+const LASTS: Duration = Duration::from_millis(5);
+
+/// Lets other threads have the processor while there are signs that somebody is in a hurry. To yield without one would give most of a
+/// processor away that is shared with a thread that never waits.
+#[derive(Debug)]
+pub(crate) struct Courtesy<'c> {
+    /// Counts up with each sign.
+    signs: &'c AtomicU64,
+    seen: u64,
+    until: Option<Instant>,
+}
+
+impl<'c> Courtesy<'c> {
+    pub(crate) fn new(signs: &'c AtomicU64) -> Courtesy<'c> {
+        Courtesy { signs, seen: signs.load(Relaxed), until: None }
+    }
+
+    /// Gives way, if somebody may be in a hurry; whether it did.
+    pub(crate) fn give_way(&mut self) -> bool {
+        let signs = self.signs.load(Relaxed);
+        if signs != std::mem::replace(&mut self.seen, signs) {
+            self.until = Some(Instant::now() + LASTS);
+        }
+        self.until = self.until.filter(|until| Instant::now() < *until);
+        let hurry = self.until.is_some();
+        if hurry {
+            std::thread::yield_now();
+        }
+        hurry
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_courtesy_lasts_for_some_time_after_each_sign() {
+        let signs = AtomicU64::new(7);
+        let mut courtesy = Courtesy::new(&signs);
+        assert!(!courtesy.give_way(), "nobody has said anything");
+        signs.fetch_add(1, Relaxed);
+        assert!(courtesy.give_way());
+        std::thread::sleep(LASTS);
+        assert!(!courtesy.give_way(), "it was long ago");
+        signs.fetch_add(1, Relaxed);
+        assert!(courtesy.give_way());
+    }
 
     fn policy_and_slice() -> (u32, u64) {
         // SAFETY: as in `promptly`; the kernel writes as many bytes as it is told that there are.

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use super::error::Trouble;
+use super::transport::{Connection, ReadHalf, WriteHalf};
 use super::wire::Role;
 use crate::schedule;
 
@@ -61,6 +62,12 @@ impl Drop for Ends<'_> {
 pub(super) fn runtime() -> Result<Runtime, Trouble> {
     let failed = |source| Trouble::System { what: "starting a runtime", source };
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
+}
+
+/// The directions of `connection`, woken on this thread from now on.
+pub(super) fn split(connection: Connection) -> Result<(ReadHalf, WriteHalf), Trouble> {
+    let failed = |source| Trouble::System { what: "moving a stream to its thread", source };
+    connection.split().map_err(failed)
 }
 
 /// Starts the thread of the stream of `role` in `scope`; `failed` hears how it ended, if not well.

@@ -12,7 +12,6 @@ use guest_mm::postcopy::wire::{
 };
 use twox_hash::XxHash3_64;
 
-
 /// What a peer waits for a word of the other side.
 const DEADLINE: Duration = Duration::from_secs(20);
 

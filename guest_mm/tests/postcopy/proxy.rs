@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-
 /// What it does to the bytes that pass.
 #[derive(Debug, Default)]
 pub(crate) struct Weather {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use guest_mm::postcopy::wire::{FrameHeader, Hello, Kind, Lane, Welcome};
 
-
 /// What passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Letter {

@@ -3,18 +3,21 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncRead;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use crate::postcopy::error::Trouble;
 use crate::postcopy::landing::{Landing, LandingError};
 use crate::postcopy::stream::{BulkFrame, FrameReader, StreamError};
-use crate::postcopy::transport::{Connection, ReadHalf};
+use crate::postcopy::threads::split;
+use crate::postcopy::transport::Connection;
 use crate::postcopy::wire::{Digest, Lane, PagesHeader, Role};
 use crate::protocol::Protocol;
 
 use super::Shared;
 use super::leg::Event;
+use super::polite::Polite;
 
 /// How soon requests go out that the system did not take at once.
 const AGAIN: Duration = Duration::from_micros(200);
@@ -28,7 +31,8 @@ pub(super) async fn bulk<P: Protocol>(
     patience: Duration,
 ) -> Result<(), Trouble> {
     let role = Role::Bulk(index);
-    let (reader, _writer) = here(connection)?.split();
+    let (reader, _writer) = split(connection)?;
+    let reader = Polite::new(reader, &shared.tally.urgent);
     let mut reader = FrameReader::new(reader, Lane::BulkToSink).with_patience(patience);
     let mut landing = Landing::new(&shared.berths);
     let mut digest = Digest::new();
@@ -67,7 +71,7 @@ pub(super) async fn urgent<P: Protocol>(
     patience: Duration,
 ) -> Result<(), Trouble> {
     let role = Role::Urgent;
-    let (reader, writer) = here(connection)?.split();
+    let (reader, writer) = split(connection)?;
     let mut reader = FrameReader::new(reader, Lane::UrgentToSink).with_patience(patience);
     shared.pager.connect(writer);
     let mut landing = Landing::new(&shared.berths);
@@ -125,11 +129,11 @@ impl<P: Protocol> Shared<'_, P> {
         Ok(())
     }
 
-    async fn take(
+    async fn take<R: AsyncRead + Unpin>(
         &self,
         landing: &mut Landing<'_>,
         header: &PagesHeader,
-        reader: &mut FrameReader<ReadHalf>,
+        reader: &mut FrameReader<R>,
         role: Role,
     ) -> Result<(), Trouble> {
         let (requests, onto) = (self.pager.requests(), self.onto());
@@ -142,10 +146,4 @@ impl<P: Protocol> Shared<'_, P> {
         self.landed(header, arrived);
         Ok(())
     }
-}
-
-/// The connection, woken on this thread from now on.
-fn here(connection: Connection) -> Result<Connection, Trouble> {
-    let failed = |source| Trouble::System { what: "moving a stream to its thread", source };
-    connection.adopted().map_err(failed)
 }

@@ -9,7 +9,7 @@ use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::Coming;
 use crate::postcopy::report::{MOST_TROUBLES, Phase, Progress, Watch};
 use crate::postcopy::stream::{FrameReader, FrameWriter};
-use crate::postcopy::threads::{Over, runtime, start};
+use crate::postcopy::threads::{Over, runtime, split, start};
 use crate::postcopy::transport::{
     Connection, Incoming, Limits, Listener, ReadHalf, TransportError, WriteHalf,
 };
@@ -91,7 +91,7 @@ pub(super) fn run<P: Protocol>(
             runtime.block_on(async {
                 let session = first.hello().session;
                 let connection = first.welcome().await.map_err(|error| lost(&error))?;
-                let (reader, writer) = connection.split();
+                let (reader, writer) = split(connection)?;
                 let mut leg = Leg {
                     reader: FrameReader::new(reader, Lane::ControlToSink),
                     writer: FrameWriter::new(writer, Lane::ControlToSource)

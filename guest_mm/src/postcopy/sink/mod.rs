@@ -13,6 +13,7 @@ mod config;
 mod door;
 mod leg;
 mod pager;
+mod polite;
 mod steps;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -7,8 +7,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::postcopy::error::Trouble;
 use crate::postcopy::freight::Freight;
 use crate::postcopy::stream::{FrameWriter, StreamError};
+use crate::postcopy::threads::split;
 use crate::postcopy::wire::{Digest, Lane, Purpose, Role};
 use crate::protocol::Protocol;
+use crate::schedule::Courtesy;
 
 use super::Shared;
 use super::leg::{Event, Line};
@@ -35,13 +37,14 @@ pub(super) async fn serve<P: Protocol>(
     mut orders: UnboundedReceiver<Order>,
 ) -> Result<(), Trouble> {
     let role = Role::Bulk(index);
-    let (_reader, writer) = line.connect(source, role).await?.split();
+    let (_reader, writer) = split(line.connect(source, role).await?)?;
     let mut writer =
         FrameWriter::new(writer, Lane::BulkToSink).with_patience(source.config.patience);
     let failed = |error: StreamError| Trouble::stream(role, error);
     line.tell(Event::Joined);
     let mut freight = Freight::new(source.config.encoding);
     let mut pace = Pace::new(source);
+    let mut courtesy = Courtesy::new(&source.tally.requests);
     let streams = usize::from(source.config.bulk_streams);
     while let Some(order) = orders.recv().await {
         match order {
@@ -50,6 +53,7 @@ pub(super) async fn serve<P: Protocol>(
                 loop {
                     let taken = source.plan().take(index.into(), streams, AT_ONCE);
                     let Some(range) = taken else { break };
+                    courtesy.give_way();
                     let sent = source.ship(&mut freight, range, Purpose::Bulk, &mut writer);
                     let shipped = sent.await.map_err(|error| error.on(role))?;
                     digest.merge(shipped.digest);

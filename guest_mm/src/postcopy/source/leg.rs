@@ -10,7 +10,7 @@ use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::Departing;
 use crate::postcopy::report::{Phase, Progress, Watch};
 use crate::postcopy::stream::{FrameReader, FrameWriter, StreamError};
-use crate::postcopy::threads::{Over, runtime, start};
+use crate::postcopy::threads::{Over, runtime, split, start};
 use crate::postcopy::transport::{Connection, ReadHalf, WriteHalf, connect};
 use crate::postcopy::wire::{Control, Digest, Hello, Lane, Reason, Role, Versions};
 use crate::protocol::Protocol;
@@ -104,7 +104,7 @@ pub(super) fn run<P: Protocol>(
     std::thread::scope(|scope| {
         let _ends = over.when_dropped();
         runtime.block_on(async {
-            let (reader, writer) = line.connect(shared, Role::Control).await?.split();
+            let (reader, writer) = split(line.connect(shared, Role::Control).await?)?;
             let patience = shared.config.patience;
             let mut leg = Leg {
                 reader: FrameReader::new(reader, Lane::ControlToSource),

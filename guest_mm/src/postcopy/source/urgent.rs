@@ -6,6 +6,7 @@ use crate::addr::GfnRange;
 use crate::postcopy::error::Trouble;
 use crate::postcopy::freight::Freight;
 use crate::postcopy::stream::{FrameReader, FrameWriter, StreamError};
+use crate::postcopy::threads::split;
 use crate::postcopy::wire::{Encoding, Lane, Purpose, Role};
 use crate::protocol::Protocol;
 
@@ -21,7 +22,7 @@ pub(super) async fn serve<P: Protocol>(
     line: &Line<'_>,
 ) -> Result<(), Trouble> {
     let role = Role::Urgent;
-    let (reader, writer) = line.connect(source, role).await?.split();
+    let (reader, writer) = split(line.connect(source, role).await?)?;
     let patience = source.config.patience;
     let mut reader = FrameReader::new(reader, Lane::UrgentToSource).with_patience(patience);
     let mut writer = FrameWriter::new(writer, Lane::UrgentToSink).with_patience(patience);

@@ -13,12 +13,15 @@ use crate::postcopy::wire::{
     WireError, page_checksum,
 };
 
-/// The shortest beginning of a frame that has a payload: header, and body with one page. No more is read ahead where payloads come,
-/// so that none of their bytes is.
+/// The shortest beginning of a frame that has a payload: header, and body with one page. No more is read ahead where blocks come, so
+/// that none of their bytes is.
 const BEFORE_PAYLOAD: usize = FrameHeader::BYTES + 32;
 
 /// Bytes that are read ahead where there are no payloads.
 const READ_AHEAD: usize = 1024;
+
+/// And where they are of one page: one call of the system reads a page that somebody waits for, and finds that no other is there.
+const READ_PAGES: usize = 2 * (BEFORE_PAYLOAD + PAGE_BYTES);
 
 /// Most bytes of a payload that are read before they are summed up: they fit the cache beside what else is there.
 const AT_ONCE: usize = 256 << 10;
@@ -54,7 +57,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads what comes over `lane`. The greeting is over.
     pub fn new(inner: R, lane: Lane) -> FrameReader<R> {
         let ahead = match lane {
-            Lane::BulkToSink | Lane::UrgentToSink => BEFORE_PAYLOAD,
+            Lane::BulkToSink => BEFORE_PAYLOAD,
+            Lane::UrgentToSink => READ_PAGES,
             Lane::ControlToSink | Lane::ControlToSource | Lane::UrgentToSource => READ_AHEAD,
         };
         FrameReader {

@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use rustix::fs::sendfile;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{tcp, unix};
+use tokio::net::{TcpStream, tcp};
 use tokio_rustls::TlsStream;
 
 use super::Socket;
+use super::unix::{UnixReader, UnixWriter, halves};
 use crate::postcopy::stream::SendFile;
 
 /// A connection with a peer, of whatever kind.
@@ -34,47 +35,39 @@ pub struct WriteHalf(Writing);
 
 #[derive(Debug)]
 enum Reading {
-    Unix(unix::OwnedReadHalf),
+    Unix(UnixReader),
     Tcp(tcp::OwnedReadHalf),
     Tls(tokio::io::ReadHalf<Box<TlsStream<Socket>>>),
 }
 
 #[derive(Debug)]
 enum Writing {
-    Unix(unix::OwnedWriteHalf),
+    Unix(UnixWriter),
     Tcp(tcp::OwnedWriteHalf),
     Tls(tokio::io::WriteHalf<Box<TlsStream<Socket>>>),
 }
 
 impl Connection {
-    /// The same connection, woken by the runtime that this is called in: for a thread of its own. One inside of TLS stays with the
-    /// runtime that it was made in, which has to run on.
+    /// Its two directions, each for a task of its own, and woken by the runtime that this is called in. Those inside of TLS share a
+    /// lock, and stay with the runtime that the connection was made in, which has to run on.
     ///
     /// # Errors
     /// The runtime cannot take the socket.
-    pub fn adopted(self) -> io::Result<Connection> {
+    pub fn split(self) -> io::Result<(ReadHalf, WriteHalf)> {
         Ok(match self {
-            Connection::Plain(socket) => Connection::Plain(socket.adopted()?),
-            tls @ Connection::Tls(_) => tls,
-        })
-    }
-
-    /// Its two directions, each for a task of its own. Only those of TLS share a lock.
-    pub fn split(self) -> (ReadHalf, WriteHalf) {
-        match self {
             Connection::Plain(Socket::Unix(socket)) => {
-                let (read, write) = socket.into_split();
+                let (read, write) = halves(socket.into_std()?)?;
                 (ReadHalf(Reading::Unix(read)), WriteHalf(Writing::Unix(write)))
             }
             Connection::Plain(Socket::Tcp(socket)) => {
-                let (read, write) = socket.into_split();
+                let (read, write) = TcpStream::from_std(socket.into_std()?)?.into_split();
                 (ReadHalf(Reading::Tcp(read)), WriteHalf(Writing::Tcp(write)))
             }
             Connection::Tls(tls) => {
                 let (read, write) = tokio::io::split(tls);
                 (ReadHalf(Reading::Tls(read)), WriteHalf(Writing::Tls(write)))
             }
-        }
+        })
     }
 }
 
@@ -158,22 +151,22 @@ impl SendFile for WriteHalf {
         file: BorrowedFd<'_>,
         span: Range<u64>,
     ) -> Poll<io::Result<usize>> {
-        macro_rules! send {
-            ($socket:expr) => {
+        let (mut from, bytes) = (span.start, (span.end - span.start) as usize);
+        match &mut self.get_mut().0 {
+            Writing::Unix(half) => {
+                half.poll(cx, |socket| Ok(sendfile(socket, file, Some(&mut from), bytes)?))
+            }
+            Writing::Tcp(half) => {
+                let socket: &TcpStream = (*half).as_ref();
                 loop {
-                    ready!($socket.poll_write_ready(cx))?;
-                    let (mut from, bytes) = (span.start, (span.end - span.start) as usize);
-                    let send = || Ok(sendfile($socket, file, Some(&mut from), bytes)?);
-                    match $socket.try_io(Interest::WRITABLE, send) {
+                    ready!(socket.poll_write_ready(cx))?;
+                    let send = || Ok(sendfile(socket, file, Some(&mut from), bytes)?);
+                    match socket.try_io(Interest::WRITABLE, send) {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         sent => return Poll::Ready(sent),
                     }
                 }
-            };
-        }
-        match &self.0 {
-            Writing::Unix(half) => send!(half.as_ref()),
-            Writing::Tcp(half) => send!(half.as_ref()),
+            }
             Writing::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }

@@ -10,7 +10,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::{
-    Address, Connection, Limits, Security, Socket, SocketFile, TlsFailure, TransportError, listening,
+    Address, Connection, Limits, Security, Socket, SocketFile, TlsFailure, TransportError,
+    listening,
 };
 use crate::postcopy::stream::{read_hello, write_welcome};
 use crate::postcopy::wire::{Hello, Reason, Refusal, Versions, Welcome};
@@ -58,7 +59,9 @@ impl Listener {
         limits: Limits,
     ) -> Result<Listener, TransportError> {
         let failed = |source: io::Error| match (source.kind(), address) {
-            (io::ErrorKind::AlreadyExists, Address::Unix(_)) => TransportError::Exists(address.clone()),
+            (io::ErrorKind::AlreadyExists, Address::Unix(_)) => {
+                TransportError::Exists(address.clone())
+            }
             _ => TransportError::Bind { address: address.clone(), source },
         };
         let (ear, address) = match address {

@@ -53,16 +53,6 @@ impl Socket {
     }
 }
 
-impl Socket {
-    /// The same socket, of the runtime that this is called in.
-    pub(super) fn adopted(self) -> io::Result<Socket> {
-        Ok(match self {
-            Socket::Unix(socket) => Socket::Unix(UnixStream::from_std(socket.into_std()?)?),
-            Socket::Tcp(socket) => Socket::Tcp(TcpStream::from_std(socket.into_std()?)?),
-        })
-    }
-}
-
 /// The same call on whichever it is.
 macro_rules! either {
     ($self:expr, $socket:ident => $call:expr) => {

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream;
 
 use guest_mm::addr::Gfn;
 use guest_mm::postcopy::wire::{
-    Control, Digest, Encoding, Hello, Kind, Part, Purpose, Reason, Role, STATE_PART, Versions, Welcome,
+    Control, Digest, Encoding, Hello, Kind, Part, Purpose, Reason, Role, STATE_PART, Versions,
+    Welcome,
 };
 
 use super::{Attack, FalseSource, OTHER, RAM, SESSION, USED, Until, offer, run};

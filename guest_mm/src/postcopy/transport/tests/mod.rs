@@ -80,7 +80,7 @@ async fn pages_go_over(source: Connection, sink: Connection) {
     let spans = [MIB as u64..MIB as u64 + 3, MIB as u64 + 3..BYTES as u64, 0..MIB as u64];
     let by_reference = matches!(source, Connection::Plain(_));
     let send = async {
-        let (_read, write) = source.split();
+        let (_read, write) = source.split().unwrap();
         let mut writer = FrameWriter::new(write, Lane::BulkToSink).with_patience(DEADLINE);
         assert_eq!(writer.sends_files(), by_reference);
         for first in (0..8).map(|block| block * 512) {
@@ -99,7 +99,7 @@ async fn pages_go_over(source: Connection, sink: Connection) {
         writer.finish().await.unwrap();
     };
     let take = async {
-        let (read, _write) = sink.split();
+        let (read, _write) = sink.split().unwrap();
         let mut reader = FrameReader::new(read, Lane::BulkToSink).with_patience(DEADLINE);
         let mut into = vec![0; BYTES];
         for _ in 0..8 {
