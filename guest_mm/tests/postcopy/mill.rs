@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use guest_mm::addr::{Gfn, GfnRange, Hva};
 
@@ -28,19 +29,23 @@ pub(crate) struct Vcpu {
     thread: Option<JoinHandle<Result<(), String>>>,
 }
 
-impl Vcpu {
-    fn end(&mut self) -> Result<(), String> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        self.mill.stop.store(true, Ordering::Relaxed);
-        thread.join().expect("a vCPU does not panic")
-    }
-}
+/// How long a vCPU may wait for a page when a test has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        if let Err(said) = self.end() {
-            println!("the guest had stopped: {said}");
+        let Some(thread) = self.thread.take() else { return };
+        self.mill.stop.store(true, Ordering::Relaxed);
+        let since = Instant::now();
+        while !thread.is_finished() {
+            if since.elapsed() > PATIENCE {
+                // Nobody prints what the test has said; its memory cannot go.
+                eprintln!("a test has failed, and its vCPU waits for a page that does not come");
+                std::process::abort();
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
+        println!("the guest was let run, and ended: {:?}", thread.join());
     }
 }
 
@@ -101,8 +106,10 @@ impl Mill {
 
     /// Ends the vCPU.
     pub(crate) fn halt(&self, mut vcpu: Vcpu) -> Result<(), String> {
-        debug_assert!(std::ptr::eq(self, &*vcpu.mill), "of another guest");
-        vcpu.end()
+        assert!(std::ptr::eq(self, &*vcpu.mill), "of another guest");
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = vcpu.thread.take().expect("it is taken by its end alone");
+        thread.join().expect("a vCPU does not panic")
     }
 
     pub(crate) fn turns(&self) -> u64 {

@@ -44,7 +44,7 @@ impl Progress {
 pub struct Server {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
-    _file: SocketFile,
+    file: Option<SocketFile>,
 }
 
 impl Server {
@@ -70,12 +70,14 @@ impl Server {
         let stopped = Arc::clone(&stop);
         let mut service = Service { socket, stopped, patience, answer };
         let thread = Builder::new().name("control".into()).spawn(move || service.run())?;
-        Ok(Server { stop, thread: Some(thread), _file: file })
+        Ok(Server { stop, thread: Some(thread), file: Some(file) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // While it is there, somebody listens.
+        drop(self.file.take());
         // Cannot fail: the counter is far from full. The thread waits nowhere but for this and a client.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {

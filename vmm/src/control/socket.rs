@@ -43,8 +43,9 @@ pub enum BindError {
 /// dropped.
 #[derive(Debug)]
 pub struct Listener {
-    pub(super) socket: UnixListener,
+    /// Goes first: who sees it is not refused.
     pub(super) file: SocketFile,
+    pub(super) socket: UnixListener,
 }
 
 impl Listener {

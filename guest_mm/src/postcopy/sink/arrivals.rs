@@ -57,7 +57,7 @@ pub(super) async fn bulk<P: Protocol>(
                 let _ = events.send(Event::Fence(index, number));
             }
             BulkFrame::End => {
-                let _ = events.send(Event::Ended(digest));
+                let _ = events.send(Event::Ended(index, digest));
                 return Ok(());
             }
         }
@@ -67,6 +67,7 @@ pub(super) async fn bulk<P: Protocol>(
 /// Takes pages that were asked for until the source ends the stream.
 pub(super) async fn urgent<P: Protocol>(
     shared: &Shared<'_, P>,
+    events: &UnboundedSender<Event>,
     connection: Connection,
     patience: Duration,
 ) -> Result<(), Trouble> {
@@ -100,7 +101,10 @@ pub(super) async fn urgent<P: Protocol>(
                 shared.count(&header, &mut came, wanted)?;
                 shared.take(&mut landing, &header, &mut reader, role).await?;
             }
-            BulkFrame::Fence(_) | BulkFrame::End => return Ok(()),
+            BulkFrame::Fence(_) | BulkFrame::End => {
+                let _ = events.send(Event::UrgentEnded);
+                return Ok(());
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::{Interval, interval, timeout};
 use crate::postcopy::error::Trouble;
 use crate::postcopy::machine::Coming;
 use crate::postcopy::report::{MOST_TROUBLES, Phase, Progress, Watch};
-use crate::postcopy::stream::{FrameReader, FrameWriter};
+use crate::postcopy::stream::{FrameReader, FrameWriter, StreamError};
 use crate::postcopy::threads::{Over, runtime, split, start};
 use crate::postcopy::transport::{
     Connection, Incoming, Limits, Listener, ReadHalf, TransportError, WriteHalf,
@@ -30,10 +30,22 @@ const LINGER: Duration = Duration::from_secs(30);
 pub(super) enum Event {
     /// The bulk stream of this index has come to the fence of this number.
     Fence(u8, u64),
-    /// A bulk stream has ended; the digest of what came since its last fence.
-    Ended(Digest),
+    /// The bulk stream of this index has ended; the digest of what came since its last fence.
+    Ended(u8, Digest),
+    /// The urgent stream has ended.
+    UrgentEnded,
     /// A stream has failed.
     Failed(Trouble),
+}
+
+/// Which streams may end now. One that breaks between two frames looks like one that has ended: who ends before his time is gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+pub(super) enum MayEnd {
+    Nothing,
+    /// The guest runs here: the source sends what is left, and ends the bulk streams.
+    Bulk,
+    /// All is here.
+    All,
 }
 
 /// The control stream's end, and what else comes.
@@ -47,6 +59,7 @@ pub(super) struct Leg<'l> {
     patience: Duration,
     heard: Instant,
     ticks: Interval,
+    may_end: MayEnd,
     /// The same source, come again: it has given this connection up.
     again: Option<Incoming>,
 }
@@ -103,6 +116,7 @@ pub(super) fn run<P: Protocol>(
                     patience: config.patience,
                     heard: Instant::now(),
                     ticks: interval(TICK),
+                    may_end: MayEnd::Nothing,
                     again: None,
                 };
                 let shared = &sink.shared;
@@ -115,7 +129,7 @@ pub(super) fn run<P: Protocol>(
                                 Role::Bulk(index) => {
                                     arrivals::bulk(shared, &told, index, connection, patience).await
                                 }
-                                _ => arrivals::urgent(shared, connection, patience).await,
+                                _ => arrivals::urgent(shared, &told, connection, patience).await,
                             }
                         })
                     };
@@ -208,7 +222,16 @@ fn lost(error: &TransportError) -> Trouble {
     Trouble::Connect(error.to_string())
 }
 
+fn closed(stream: Role) -> Trouble {
+    Trouble::stream(stream, StreamError::Closed)
+}
+
 impl Leg<'_> {
+    /// These streams may end from now on.
+    pub(super) fn let_end(&mut self, streams: MayEnd) {
+        self.may_end = streams;
+    }
+
     /// How long the source may be silent.
     pub(super) fn patience(&self) -> Duration {
         self.patience
@@ -238,6 +261,12 @@ impl Leg<'_> {
                 }
                 Some(event) = self.events.recv() => match event {
                     Event::Failed(trouble) => return Err(trouble),
+                    Event::Ended(index, _) if self.may_end < MayEnd::Bulk => {
+                        return Err(closed(Role::Bulk(index)));
+                    }
+                    Event::UrgentEnded if self.may_end < MayEnd::All => {
+                        return Err(closed(Role::Urgent));
+                    }
                     event => return Ok(Next::Told(event)),
                 },
                 incoming = self.listener.accept() => {
@@ -249,8 +278,7 @@ impl Leg<'_> {
                         }
                         Role::Control => {
                             self.again = Some(incoming);
-                            let closed = crate::postcopy::stream::StreamError::Closed;
-                            return Err(Trouble::stream(Role::Control, closed));
+                            return Err(closed(Role::Control));
                         }
                         role if wanted(role) => {
                             let connection = incoming.welcome().await.map_err(|error| lost(&error))?;

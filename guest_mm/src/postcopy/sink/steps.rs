@@ -16,7 +16,7 @@ use crate::postcopy::wire::{Control, Digest, Offer, Part, Reason, Role, Session,
 use crate::protocol::Protocol;
 
 use super::Shared;
-use super::leg::{Event, Leg, Next};
+use super::leg::{Event, Leg, MayEnd, Next};
 
 /// A guest that comes, while it has a connection.
 pub(super) struct Steps<'s, 'g, P: Protocol> {
@@ -201,11 +201,12 @@ impl<P: Protocol> Steps<'_, '_, P> {
     /// Waits until all is there.
     async fn complete(&mut self, leg: &mut Leg<'_>, bulk_streams: u8) -> Result<(), Trouble> {
         let (mut all, mut ended, mut digest) = (None, 0, Digest::new());
+        leg.let_end(MayEnd::Bulk);
         while all.is_none() || ended < bulk_streams {
             match leg.next(self.session, |_| false).await? {
                 Next::Said(Control::AllSent(theirs)) => all = Some(theirs),
                 Next::Said(other) => return Err(out_of_turn(&other)),
-                Next::Told(Event::Ended(one)) => {
+                Next::Told(Event::Ended(_, one)) => {
                     ended += 1;
                     digest.merge(one);
                 }
@@ -246,6 +247,7 @@ impl<P: Protocol> Steps<'_, '_, P> {
         if self.report.postcopy_ms == 0.0 {
             self.report.postcopy_ms = started.elapsed().as_secs_f64() * 1e3;
         }
+        leg.let_end(MayEnd::All);
         leg.say(Control::Complete(digest)).await?;
         match self.hear(leg, Phase::PostCopy).await? {
             Control::Freed => Ok(()),

@@ -54,6 +54,8 @@ pub(super) async fn serve<P: Protocol>(
                     let taken = source.plan().take(index.into(), streams, AT_ONCE);
                     let Some(range) = taken else { break };
                     courtesy.give_way();
+                    // A peer that always has room must not keep this from hearing that the connection is over.
+                    tokio::task::yield_now().await;
                     let sent = source.ship(&mut freight, range, Purpose::Bulk, &mut writer);
                     let shipped = sent.await.map_err(|error| error.on(role))?;
                     digest.merge(shipped.digest);

@@ -238,7 +238,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.packed.clear();
         self.packed.resize(bytes, 0);
         while self.owed != 0 {
-            self.owed -= self.intake.some(&mut self.packed[bytes - self.owed..]).await?;
+            let (at, part) = (bytes - self.owed, self.owed.min(AT_ONCE));
+            self.owed -= self.intake.some(&mut self.packed[at..at + part]).await?;
         }
         Ok(())
     }

@@ -34,7 +34,8 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Ear {
-    Unix(UnixListener, SocketFile),
+    /// The file goes first: who sees it is not refused.
+    Unix(SocketFile, UnixListener),
     Tcp(TcpListener),
 }
 
@@ -68,7 +69,7 @@ impl Listener {
             Address::Unix(path) => {
                 let (socket, file) = listening(path, BACKLOG).map_err(failed)?;
                 let socket = UnixListener::from_std(socket.into()).map_err(failed)?;
-                (Ear::Unix(socket, file), address.clone())
+                (Ear::Unix(file, socket), address.clone())
             }
             Address::Tcp { host, port } => {
                 let socket = TcpListener::bind((host.as_str(), *port)).await.map_err(failed)?;
@@ -88,7 +89,7 @@ impl Listener {
     pub fn is_at(&self, address: &Address) -> bool {
         self.address == *address
             && match &self.ear {
-                Ear::Unix(_, file) => file.is_there(),
+                Ear::Unix(file, _) => file.is_there(),
                 Ear::Tcp(_) => true,
             }
     }
@@ -135,7 +136,7 @@ impl Listener {
 impl Ear {
     async fn accept(&self) -> io::Result<(Socket, String)> {
         match self {
-            Ear::Unix(socket, file) => {
+            Ear::Unix(file, socket) => {
                 let (stream, _) = socket.accept().await?;
                 let peer = match stream.peer_cred()?.pid() {
                     Some(pid) => format!("process {pid} on unix:{}", file.path().display()),

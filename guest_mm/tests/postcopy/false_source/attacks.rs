@@ -85,6 +85,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
         source.fence(3);
         source.fence(2);
     }),
+    attack("ends its bulk stream before the guest runs", Streams, |source| {
+        source.bulk().finish();
+        source.pings_on();
+    }),
     attack("says nothing", Streams, |_| {}),
     borne("sends a page twice", Running, |source| {
         let one = source.block(0);
@@ -186,6 +190,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
         let mut digest = source.sends(&[run(0, pages(USED))]).unwrap();
         digest.add(Gfn::new(0), 1);
         source.control.say(&Control::AllSent(digest));
+    }),
+    attack("ends its urgent stream, and shows signs of life", Running, |source| {
+        source.urgent().finish();
+        source.pings_on();
     }),
     attack("says that all is sent before it is, and shows signs of life", Running, |source| {
         let digest = source.sends(&[run(0, 512)]).unwrap();

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{Mode, OFlags, fchmod};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// How many names that somebody has may be met by chance.
+const MOST_TRIES: u32 = 8;
 
 /// The file of a socket. Dropped, it removes the file, if that is still its own.
 #[derive(Debug)]
@@ -32,23 +36,39 @@ pub fn listening(path: &Path, backlog: i32) -> io::Result<(OwnedFd, SocketFile)>
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // Linux makes the file with the mode that the socket has, less the umask (net/unix/af_unix.c, `unix_bind_bsd`).
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    let hidden = hidden(path);
-    bind(&socket, &SocketAddrUnix::new(&hidden)?)?;
+    let hidden = bind_beside(&socket, path)?;
     let shown = listen(&socket, backlog)
         .map_err(io::Error::from)
-        .and_then(|()| fs::hard_link(&hidden, path))
-        .and_then(|()| fs::symlink_metadata(path));
+        .and_then(|()| fs::symlink_metadata(&hidden))
+        .and_then(|made| fs::hard_link(&hidden, path).map(|()| made));
     // Failing leaves a file that nobody looks for.
     let _ = fs::remove_file(&hidden);
     let made = shown?;
     Ok((socket, SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) }))
 }
 
-/// A name beside `path` that nothing has, and short: `bind` takes no more than 107 bytes.
-fn hidden(path: &Path) -> PathBuf {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!(".{:x}-{:x}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-    path.with_file_name(name)
+/// Binds `socket` in the folder of `path`, to a name that nothing had. Which.
+fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(folder, open, Mode::empty())?;
+    let mut tries = 0;
+    loop {
+        let mut number = [0; 4];
+        getrandom(&mut number, GetRandomFlags::empty())?;
+        let name = format!(".{:08x}", u32::from_ne_bytes(number));
+        let hidden = folder.join(&name);
+        // The name may be longer than that of `path`, which has no bytes to spare (unix(7)).
+        let address = SocketAddrUnix::new(&hidden)
+            .or_else(|_| SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", fd.as_raw_fd())))?;
+        match bind(socket, &address) {
+            Ok(()) => return Ok(hidden),
+            // Somebody has died here, and left his.
+            Err(Errno::ADDRINUSE) if tries < MOST_TRIES => tries += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 impl SocketFile {
@@ -100,6 +120,20 @@ mod tests {
             drop(listens);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "all is gone");
+    }
+
+    #[test]
+    fn a_path_may_be_as_long_as_the_system_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let fill = 107 - folder.path().as_os_str().len() - "//s".len();
+        let inner = folder.path().join("d".repeat(fill));
+        fs::create_dir(&inner).unwrap();
+        let path = inner.join("s");
+        assert_eq!(path.as_os_str().len(), 107);
+        let (_socket, file) = listening(&path, 1).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(file);
+        assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
     }
 
     #[test]

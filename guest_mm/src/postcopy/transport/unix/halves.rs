@@ -7,7 +7,6 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,25 +18,26 @@ use tokio::runtime::Handle;
 
 /// What comes.
 #[derive(Debug)]
-pub(in super::super) struct UnixReader(AsyncFd<Arc<UnixStream>>);
+pub(in super::super) struct UnixReader(AsyncFd<UnixStream>);
 
 /// What goes. Dropped, it tells the peer that nothing more comes.
 #[derive(Debug)]
 pub(in super::super) struct UnixWriter {
+    /// By a descriptor of its own: of one that is the reader's, too, the runtime would know only once.
     socket: Arc<UnixStream>,
     /// Who waits for room, from whatever thread.
     runtime: Handle,
-    /// There while room is waited for. A descriptor of its own: of one that is the reader's, too, the runtime would know only once.
-    room: Option<AsyncFd<OwnedFd>>,
+    /// There while room is waited for.
+    room: Option<AsyncFd<Arc<UnixStream>>>,
 }
 
 /// Both directions of `socket`, which does not block, in the runtime that this is called in.
 pub(in super::super) fn halves(socket: UnixStream) -> io::Result<(UnixReader, UnixWriter)> {
-    let socket = Arc::new(socket);
-    // SAFETY: the socket's descriptor is always the same, and open as long as somebody has the socket.
-    let reader =
-        unsafe { AsyncFd::register_with_interest(Arc::clone(&socket), Interest::READABLE)? };
-    Ok((UnixReader(reader), UnixWriter { socket, runtime: Handle::current(), room: None }))
+    let writing = Arc::new(socket.try_clone()?);
+    // SAFETY: the socket owns its descriptor, which is always the same.
+    let reader = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+    let writer = UnixWriter { socket: writing, runtime: Handle::current(), room: None };
+    Ok((UnixReader(reader), writer))
 }
 
 impl AsyncRead for UnixReader {
@@ -49,7 +49,7 @@ impl AsyncRead for UnixReader {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(cx))?;
             let room = into.initialize_unfilled();
-            match (&**ready.get_inner()).read(room) {
+            match ready.get_inner().read(room) {
                 Ok(bytes) => {
                     // There was no more: what comes next is told.
                     if bytes != 0 && bytes < room.len() {
@@ -85,9 +85,8 @@ impl UnixWriter {
             let room = match &self.room {
                 Some(room) => room,
                 None => {
-                    let socket = self.socket.as_fd().try_clone_to_owned()?;
-                    let _in_it = self.runtime.enter();
-                    // SAFETY: it owns its descriptor, which is always the same.
+                    let (socket, _in_it) = (Arc::clone(&self.socket), self.runtime.enter());
+                    // SAFETY: the socket's descriptor is always the same, and open as long as somebody has the socket.
                     let room =
                         unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE)? };
                     self.room.insert(room)
@@ -207,15 +206,16 @@ mod tests {
 
     #[test]
     fn a_thread_of_no_runtime_may_write_and_find_no_room() {
-        let (near, far) = pair();
+        let (near, mut far) = pair();
         let runtime = runtime();
         let (_reader, mut writer) = runtime.block_on(async { halves(near).unwrap() });
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut write = || Pin::new(&mut writer).poll_write(&mut cx, &[1; 1 << 16]);
         while write().is_ready() {}
-        drop(far);
-        // The runtime has not looked yet.
-        runtime.block_on(tokio::task::yield_now());
-        assert!(matches!(write(), Poll::Ready(Err(_))), "nobody is there any more");
+        far.read_exact(&mut [0; 1 << 16]).unwrap();
+        assert!(matches!(write(), Poll::Ready(Ok(_))), "there is room");
+        while write().is_ready() {}
+        drop(runtime);
+        assert!(matches!(write(), Poll::Ready(Err(_))), "nobody waits for room any more");
     }
 }
