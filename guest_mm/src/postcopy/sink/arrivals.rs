@@ -30,10 +30,23 @@ pub(super) async fn bulk<P: Protocol>(
     connection: Connection,
     patience: Duration,
 ) -> Result<(), Trouble> {
-    let role = Role::Bulk(index);
     let (reader, _writer) = split(connection)?;
     let reader = Polite::new(reader, &shared.tally.urgent);
     let mut reader = FrameReader::new(reader, Lane::BulkToSink).with_patience(patience);
+    if let Err(trouble) = follow(shared, events, index, &mut reader).await {
+        // Before the stream ends: what the source makes of that is told by another.
+        let _ = events.send(Event::Failed(trouble));
+    }
+    Ok(())
+}
+
+async fn follow<P: Protocol, R: AsyncRead + Unpin>(
+    shared: &Shared<'_, P>,
+    events: &UnboundedSender<Event>,
+    index: u8,
+    reader: &mut FrameReader<R>,
+) -> Result<(), Trouble> {
+    let role = Role::Bulk(index);
     let mut landing = Landing::new(&shared.berths);
     let mut digest = Digest::new();
     let (mut last_fence, mut came) = (0, 0);
@@ -43,7 +56,7 @@ pub(super) async fn bulk<P: Protocol>(
         match frame {
             BulkFrame::Pages(header) => {
                 shared.count(&header, &mut came, shared.pages())?;
-                shared.take(&mut landing, &header, &mut reader, role).await?;
+                shared.take(&mut landing, &header, reader, role).await?;
                 digest.merge(header.digest());
             }
             BulkFrame::Fence(number) => {

@@ -243,6 +243,16 @@ impl Leg<'_> {
         self.writer.write_control(&message).await.map_err(failed)
     }
 
+    /// Why the control stream failed: because of another, if that has said so.
+    fn lost(&mut self, error: StreamError) -> Trouble {
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Failed(trouble) = event {
+                return trouble;
+            }
+        }
+        Trouble::stream(Role::Control, error)
+    }
+
     /// What comes next, within the patience for a source's silence. Streams of `wanted` are let in, others sent away.
     pub(super) async fn next(
         &mut self,
@@ -253,7 +263,8 @@ impl Leg<'_> {
             tokio::select! {
                 said = self.reader.read_control() => {
                     self.heard = Instant::now();
-                    match said.map_err(|error| Trouble::stream(Role::Control, error))? {
+                    let said = said.map_err(|error| self.lost(error))?;
+                    match said {
                         Control::Ping(number) => self.say(Control::Pong(number)).await?,
                         Control::Cancel(reason) => return Err(Trouble::SourceCancelled(reason)),
                         other => return Ok(Next::Said(other)),

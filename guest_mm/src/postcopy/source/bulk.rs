@@ -8,6 +8,7 @@ use crate::postcopy::error::Trouble;
 use crate::postcopy::freight::Freight;
 use crate::postcopy::stream::{FrameWriter, StreamError};
 use crate::postcopy::threads::split;
+use crate::postcopy::transport::WriteHalf;
 use crate::postcopy::wire::{Digest, Lane, Purpose, Role};
 use crate::protocol::Protocol;
 use crate::schedule::Courtesy;
@@ -40,8 +41,23 @@ pub(super) async fn serve<P: Protocol>(
     let (_reader, writer) = split(line.connect(source, role).await?)?;
     let mut writer =
         FrameWriter::new(writer, Lane::BulkToSink).with_patience(source.config.patience);
-    let failed = |error: StreamError| Trouble::stream(role, error);
     line.tell(Event::Joined);
+    let sent = follow(source, line, index, &mut orders, &mut writer).await;
+    // Before the stream ends: what the sink makes of that is told by another.
+    line.tell_of(sent);
+    Ok(())
+}
+
+/// Does as it is ordered.
+async fn follow<P: Protocol>(
+    source: &Shared<'_, P>,
+    line: &Line<'_>,
+    index: u8,
+    orders: &mut UnboundedReceiver<Order>,
+    writer: &mut FrameWriter<WriteHalf>,
+) -> Result<(), Trouble> {
+    let role = Role::Bulk(index);
+    let failed = |error: StreamError| Trouble::stream(role, error);
     let mut freight = Freight::new(source.config.encoding);
     let mut pace = Pace::new(source);
     let mut courtesy = Courtesy::new(&source.tally.requests);
@@ -56,7 +72,7 @@ pub(super) async fn serve<P: Protocol>(
                     courtesy.give_way();
                     // A peer that always has room must not keep this from hearing that the connection is over.
                     tokio::task::yield_now().await;
-                    let sent = source.ship(&mut freight, range, Purpose::Bulk, &mut writer);
+                    let sent = source.ship(&mut freight, range, Purpose::Bulk, writer);
                     let shipped = sent.await.map_err(|error| error.on(role))?;
                     digest.merge(shipped.digest);
                     pace.after(shipped.bytes).await;

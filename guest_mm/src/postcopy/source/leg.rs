@@ -55,6 +55,11 @@ impl Line<'_> {
         Ok(connection)
     }
 
+    /// Tells how a stream's work ended, if not well.
+    pub(super) fn tell_of(&self, ended: Result<(), Trouble>) {
+        ended.err().into_iter().for_each(|trouble| self.tell(Event::Failed(trouble)));
+    }
+
     pub(super) fn tell(&self, event: Event) {
         // Nobody listens any more: then nobody wants to know.
         let _ = self.events.send(event);
@@ -163,13 +168,24 @@ impl Leg {
         }
     }
 
+    /// Why the control stream failed: because of another, if that has said so.
+    fn lost(&mut self, error: StreamError) -> Trouble {
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Failed(trouble) = event {
+                return trouble;
+            }
+        }
+        Trouble::stream(Role::Control, error)
+    }
+
     /// What comes next, within the sink's patience for silence.
     pub(super) async fn next(&mut self) -> Result<Next, Trouble> {
         loop {
             tokio::select! {
                 said = self.reader.read_control() => {
                     self.heard = Instant::now();
-                    match said.map_err(|error| Trouble::stream(Role::Control, error))? {
+                    let said = said.map_err(|error| self.lost(error))?;
+                    match said {
                         Control::Pong(number) if number <= self.pings && number == self.pongs + 1 => {
                             self.pongs = number;
                         }

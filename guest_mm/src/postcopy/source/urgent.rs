@@ -7,6 +7,7 @@ use crate::postcopy::error::Trouble;
 use crate::postcopy::freight::Freight;
 use crate::postcopy::stream::{FrameReader, FrameWriter, StreamError};
 use crate::postcopy::threads::split;
+use crate::postcopy::transport::{ReadHalf, WriteHalf};
 use crate::postcopy::wire::{Encoding, Lane, Purpose, Role};
 use crate::protocol::Protocol;
 
@@ -26,8 +27,20 @@ pub(super) async fn serve<P: Protocol>(
     let patience = source.config.patience;
     let mut reader = FrameReader::new(reader, Lane::UrgentToSource).with_patience(patience);
     let mut writer = FrameWriter::new(writer, Lane::UrgentToSink).with_patience(patience);
-    let failed = |error: StreamError| Trouble::stream(role, error);
     line.tell(Event::Joined);
+    let answered = answer(source, &mut reader, &mut writer).await;
+    // Before the stream ends: what the sink makes of that is told by another.
+    line.tell_of(answered);
+    Ok(())
+}
+
+async fn answer<P: Protocol>(
+    source: &Shared<'_, P>,
+    reader: &mut FrameReader<ReadHalf>,
+    writer: &mut FrameWriter<WriteHalf>,
+) -> Result<(), Trouble> {
+    let role = Role::Urgent;
+    let failed = |error: StreamError| Trouble::stream(role, error);
     let pages: u64 = source.guest.ram().iter().map(|range| range.frames()).sum();
     let mut requests = 0;
     // One page: packing it would take longer than sending it.
@@ -50,7 +63,7 @@ pub(super) async fn serve<P: Protocol>(
             plan.remove(page);
             plan.hint(gfn);
         }
-        let sent = source.ship(&mut freight, page, Purpose::Requested, &mut writer).await;
+        let sent = source.ship(&mut freight, page, Purpose::Requested, writer).await;
         sent.map_err(|error| error.on(role))?;
         source.tally.requests.fetch_add(1, Relaxed);
     }
