@@ -156,8 +156,24 @@ fn start_streams<'scope, 'env, P: Protocol>(
 impl Leg {
     /// Says `message` to the sink.
     pub(super) async fn say(&mut self, message: Control) -> Result<(), Trouble> {
-        let failed = |error: StreamError| Trouble::stream(Role::Control, error);
-        self.writer.write_control(&message).await.map_err(failed)
+        match self.writer.write_control(&message).await {
+            // A sink that has gone may have said why.
+            Err(error @ StreamError::Io(_)) => {
+                let word = timeout(TICK, self.last_word()).await.ok().flatten();
+                Err(word.unwrap_or(Trouble::stream(Role::Control, error)))
+            }
+            written => written.map_err(|error| Trouble::stream(Role::Control, error)),
+        }
+    }
+
+    /// What the sink has said before it ended the stream.
+    async fn last_word(&mut self) -> Option<Trouble> {
+        loop {
+            let said = self.reader.read_control().await.ok()?;
+            if let Err(trouble) = goes_on(said) {
+                return Some(trouble);
+            }
+        }
     }
 
     /// Orders it of every bulk stream.
@@ -189,10 +205,7 @@ impl Leg {
                         Control::Pong(number) if number <= self.pings && number == self.pongs + 1 => {
                             self.pongs = number;
                         }
-                        Control::Ended => return Err(Trouble::Ended),
-                        Control::Failed(reason) => return Err(Trouble::SinkFailed(reason)),
-                        Control::Refuse(reason) => return Err(Trouble::Refused(reason)),
-                        other => return Ok(Next::Said(other)),
+                        other => return goes_on(other).map(Next::Said),
                     }
                 }
                 Some(event) = self.events.recv() => match event {
@@ -209,5 +222,15 @@ impl Leg {
                 }
             }
         }
+    }
+}
+
+/// What the sink says, unless that is the end.
+fn goes_on(said: Control) -> Result<Control, Trouble> {
+    match said {
+        Control::Ended => Err(Trouble::Ended),
+        Control::Failed(reason) => Err(Trouble::SinkFailed(reason)),
+        Control::Refuse(reason) => Err(Trouble::Refused(reason)),
+        other => Ok(other),
     }
 }
