@@ -215,6 +215,11 @@ impl<P: Protocol> AddressSpace<P> {
         }
     }
 
+    /// How many pages of RAM there are.
+    pub(crate) fn ram_frames(&self) -> u64 {
+        self.ram.iter().map(|region| region.range.frames()).sum()
+    }
+
     /// V2 of `wait-vs-arrival`: pages of `range` are missing no more.
     pub(crate) fn arrived(&self, range: GfnRange) {
         // Without a pager nobody waits: a missing page stops the guest.

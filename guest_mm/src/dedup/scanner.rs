@@ -101,8 +101,7 @@ impl<P: Protocol> Scanner<P> {
 
     /// Looks at the pages of `space`, too, until it leaves.
     pub(crate) fn join(&mut self, space: &Shared<AddressSpace<P>>) {
-        let pages = space.ram.iter().map(|region| region.range.frames()).sum();
-        let (space, notes) = (Shared::downgrade(space), Notes::new(pages));
+        let (space, notes) = (Shared::downgrade(space), Notes::new(space.ram_frames()));
         let tracked = Tracked { space, notes, merged: 0, found: 0 };
         self.guests.insert(GuestNo(self.next_guest), tracked);
         self.next_guest += 1;

@@ -50,8 +50,7 @@ struct Berth<'b> {
 impl Berths {
     /// Those of the pool that `guest` lies in, alone.
     pub(super) fn of<P: Protocol>(guest: &Guest<P>) -> Berths {
-        let ram: u64 = guest.ram().iter().map(|range| range.frames()).sum();
-        let room = guest.pool_frames().saturating_sub(ram);
+        let room = guest.pool_frames().saturating_sub(guest.ram_frames());
         Berths { room, out: AtomicU64::new(0) }
     }
 

@@ -315,6 +315,11 @@ impl<P: Protocol> Guest<P> {
         ranges
     }
 
+    /// How many pages of RAM it has.
+    pub fn ram_frames(&self) -> u64 {
+        self.space.ram_frames()
+    }
+
     /// Notes from now on which pages read otherwise though neither a vCPU nor a device wrote to them: those that the guest gave
     /// back, or took back, and those that were unmapped.
     pub fn note_lost(&self) {

@@ -55,7 +55,7 @@ async fn follow<P: Protocol, R: AsyncRead + Unpin>(
         // Nobody listens to a connection that is given up.
         match frame {
             BulkFrame::Pages(header) => {
-                shared.count(&header, &mut came, shared.pages())?;
+                shared.count(&header, &mut came, shared.guest.ram_frames())?;
                 shared.take(&mut landing, &header, reader, role).await?;
                 digest.merge(header.digest());
             }
@@ -110,7 +110,7 @@ pub(super) async fn urgent<P: Protocol>(
         };
         match frame.map_err(|error| Trouble::stream(role, error))? {
             BulkFrame::Pages(header) => {
-                let wanted = shared.pages() + shared.pager.asked().requests;
+                let wanted = shared.guest.ram_frames() + shared.pager.asked().requests;
                 shared.count(&header, &mut came, wanted)?;
                 shared.take(&mut landing, &header, &mut reader, role).await?;
             }
@@ -123,11 +123,6 @@ pub(super) async fn urgent<P: Protocol>(
 }
 
 impl<P: Protocol> Shared<'_, P> {
-    /// Pages of the guest.
-    fn pages(&self) -> u64 {
-        self.guest.ram().iter().map(|range| range.frames()).sum()
-    }
-
     /// Fails for pages that the guest does not have. `came` counts what has come over a stream since the guest runs: a source
     /// that sends more than `most` has no end.
     fn count(&self, header: &PagesHeader, came: &mut u64, most: u64) -> Result<(), Trouble> {

@@ -41,7 +41,7 @@ async fn answer<P: Protocol>(
 ) -> Result<(), Trouble> {
     let role = Role::Urgent;
     let failed = |error: StreamError| Trouble::stream(role, error);
-    let pages: u64 = source.guest.ram().iter().map(|range| range.frames()).sum();
+    let pages = source.guest.ram_frames();
     let mut requests = 0;
     // One page: packing it would take longer than sending it.
     let mut freight = Freight::new(Encoding::Raw);
