@@ -1,18 +1,17 @@
 //! Pages of an image that a guest is going to store to become its own before it does, as K4 of `huge-vs-small-fault` would make
 //! them: not copied from the image, but read to the frames where they stay.
 
-use crate::addr::{FrameNo, Gfn, GfnRange};
-use crate::entry::Entry;
+use crate::addr::{Gfn, GfnRange};
 use crate::fault::FaultError;
 use crate::geometry::FRAME_BYTES;
 use crate::image::{Image, LoadError};
-use crate::mirror::Run;
+use crate::pool::OwnRun;
 use crate::prot::Access;
 use crate::protocol::Protocol;
-use crate::space::{AddressSpace, Over, count};
+use crate::space::{AddressSpace, Over};
 
-use super::arrive::{Arriving, Onto, arrive, page_table, show};
-use super::{BlockParcel, PlaceError, complete, place_block};
+use super::arrive::{Arriving, Onto, arrive};
+use super::{BlockParcel, PlaceError, RunParcel, place_block};
 
 /// From so many pages on it takes less time to have the host back them in one call than at the touch of each.
 const BACKED_AT_ONCE: u64 = 8;
@@ -33,11 +32,16 @@ pub(crate) fn own_ahead<P: Protocol>(
     let mut next = range.start();
     while next < range.end() {
         let rest = range.end().as_u64() - next.as_u64();
-        let done = match Lent::of(&over.image, over.page(region, next), rest) {
-            Some(lent) => lent.fill_and_map(space, over, next)?,
+        let page = over.page(region, next);
+        let done = match lent(space, &over.image, page, rest) {
+            Some(run) => {
+                let frames = run.frames();
+                fill(space, &over.image, page, next, run)?;
+                frames
+            }
             // It is loaded already, or lies elsewhere.
             None => {
-                copy(space, over, next, over.page(region, next))?;
+                copy(space, over, next, page)?;
                 1
             }
         };
@@ -68,78 +72,35 @@ pub(crate) fn own_block_ahead<P: Protocol>(
     }
 }
 
-/// Frames of an image where pages of it would be loaded, in order, that are nobody's yet.
-struct Lent {
+/// Frames of `image` where its pages from `page` on would be loaded, in order, that are nobody's yet: `most` at most, up to one that
+/// cannot be lent.
+fn lent<P: Protocol>(
+    space: &AddressSpace<P>,
+    image: &Image,
     page: u64,
-    first: FrameNo,
-    frames: u64,
+    most: u64,
+) -> Option<OwnRun> {
+    // Where the window points already: elsewhere, each page would be a mapping of its own.
+    let mut run = OwnRun::of(&space.pool, image.lend(page)?);
+    (page + 1..page + most).map_while(|page| image.lend(page)).for_each(|frame| run.push(frame));
+    Some(run)
 }
 
-impl Lent {
-    /// Those of the pages from `page` on, `most` at most, of one block: up to one that cannot be lent.
-    fn of(image: &Image, page: u64, most: u64) -> Option<Lent> {
-        // Where the window points already: elsewhere, each page would be a mapping of its own.
-        let first = image.lend(page)?;
-        let more = (page + 1..page + most).take_while(|&page| image.lend(page).is_some());
-        let frames = 1 + more.count() as u64;
-        Some(Lent { page, first, frames })
+/// Reads the pages of the image from `page` on to `run`, and gives them to the guest, for which they begin at `gfn`: those that it
+/// has not touched meanwhile. No lock is held while the file is read.
+fn fill<P: Protocol>(
+    space: &AddressSpace<P>,
+    image: &Image,
+    page: u64,
+    gfn: Gfn,
+    run: OwnRun,
+) -> Result<(), PlaceError> {
+    if run.frames() >= BACKED_AT_ONCE {
+        // Failing, each is backed when it is written.
+        let _ = space.pool.memory().prefault(run.first(), run.frames());
     }
-
-    /// Reads the pages to them, and maps those that the guest, for which they begin at `gfn`, has not touched meanwhile; how many they
-    /// were. No lock is held while the file is read.
-    fn fill_and_map<P: Protocol>(
-        self,
-        space: &AddressSpace<P>,
-        over: &Over,
-        gfn: Gfn,
-    ) -> Result<u64, PlaceError> {
-        if self.frames >= BACKED_AT_ONCE {
-            // Failing, each is backed when it is written.
-            let _ = space.pool.memory().prefault(self.first, self.frames);
-        }
-        if let Err(error) = over.image.read_to(self.page, self.first, self.frames) {
-            self.give_back(space, 0, self.frames);
-            return Err(failed(gfn)(error));
-        }
-        let mut cursor = match page_table(space, gfn, Onto::Untouched) {
-            Ok(Some(cursor)) => cursor,
-            other => {
-                self.give_back(space, 0, self.frames);
-                return Ok(other.map(|_| self.frames)?);
-            }
-        };
-        let (mut run, mut mapped, mut result): (Option<Run>, u64, _) = (None, 0, Ok(()));
-        for i in 0..=self.frames {
-            let at = gfn.add(i);
-            let vacant = i < self.frames && cursor.entry(at) == Entry::Absent;
-            match (&mut run, vacant) {
-                (Some(run), true) => run.frames += 1,
-                (None, true) => run = Some(Run { gfn: at, frame: self.first.add(i), frames: 1 }),
-                (_, false) => {
-                    if let Some(done) = run.take() {
-                        mapped += done.frames;
-                        result = result.and(show(space, &mut cursor, done));
-                    }
-                    if i < self.frames {
-                        self.give_back(space, i, 1);
-                    }
-                }
-            }
-        }
-        let (full, block) = (cursor.is_full(), cursor.range());
-        drop(cursor);
-        count(&space.counters.placed, mapped);
-        result?;
-        if full && mapped > 0 {
-            complete(space, block, self.first)?;
-        }
-        Ok(self.frames)
-    }
-
-    /// They are the image's again, `frames` from the one at `from` on.
-    fn give_back<P: Protocol>(&self, space: &AddressSpace<P>, from: u64, frames: u64) {
-        space.pool.release(self.first.add(from), frames);
-    }
+    image.read_to(page, run.first(), run.frames()).map_err(failed(gfn))?;
+    arrive(space, gfn, Onto::Untouched, RunParcel::from(run).map(Arriving::Frame)).map(drop)
 }
 
 /// Gives the guest a copy of `page` of the image at `gfn`.

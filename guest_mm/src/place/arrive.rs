@@ -299,7 +299,7 @@ fn write<P: Protocol>(space: &AddressSpace<P>, frame: FrameNo, page: Arriving<'_
 }
 
 /// A3 and A4, for pages that lie in order.
-pub(super) fn show<P: Protocol>(
+fn show<P: Protocol>(
     space: &AddressSpace<P>,
     cursor: &mut Cursor<'_, P>,
     run: Run,

@@ -41,6 +41,12 @@ impl RunParcel {
     }
 }
 
+impl From<OwnRun> for RunParcel {
+    fn from(run: OwnRun) -> RunParcel {
+        RunParcel(run)
+    }
+}
+
 /// The frames one by one, in order.
 impl Iterator for RunParcel {
     type Item = Parcel;

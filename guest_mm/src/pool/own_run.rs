@@ -52,6 +52,13 @@ impl OwnRun {
         Some(run)
     }
 
+    /// Takes the frame behind them, too, which is as [`of`](OwnRun::of) has it.
+    #[cfg(not(loom))]
+    pub(crate) fn push(&mut self, frame: FrameNo) {
+        debug_assert_eq!(frame, self.first.add(self.frames));
+        self.frames += 1;
+    }
+
     /// The first of them.
     pub(crate) fn first(&self) -> FrameNo {
         self.first
