@@ -32,33 +32,66 @@ pub(crate) fn promptly() {
 /// How long after the last sign a [`Courtesy`] gives way: some faults of a guest that waits for each page.
 const LASTS: Duration = Duration::from_millis(5);
 
+/// Who has the processor for so long does not wait for anything: a page is asked for, and answered, in a tenth of it.
+const LONG: Duration = Duration::from_millis(1);
+/// So many times as long as a thread then goes on may it have given the processor away for: beside others that never wait, it keeps a
+/// quarter of what would be its own.
+const GIVES: u32 = 3;
+
 /// Lets other threads have the processor while there are signs that somebody is in a hurry. To yield without one would give most of a
-/// processor away that is shared with a thread that never waits.
+/// processor away that is shared with a thread that never waits; and with one, no more than can be spared.
 #[derive(Debug)]
 pub(crate) struct Courtesy<'c> {
     /// Counts up with each sign.
     signs: &'c AtomicU64,
     seen: u64,
     until: Option<Instant>,
+    /// Since when it has gone on.
+    since: Instant,
+    budget: Budget,
+}
+
+/// How long a thread is to go on before it gives way again.
+#[derive(Debug, Default)]
+struct Budget(Duration);
+
+impl Budget {
+    /// It has gone on for `time`; whether it may give way.
+    fn went_on(&mut self, time: Duration) -> bool {
+        self.0 = self.0.saturating_sub(time);
+        self.0.is_zero()
+    }
+
+    /// It gave way, and got the processor back after `time`.
+    fn gave(&mut self, time: Duration) {
+        if time > LONG {
+            self.0 = time / GIVES;
+        }
+    }
 }
 
 impl<'c> Courtesy<'c> {
     pub(crate) fn new(signs: &'c AtomicU64) -> Courtesy<'c> {
-        Courtesy { signs, seen: signs.load(Relaxed), until: None }
+        let (seen, since) = (signs.load(Relaxed), Instant::now());
+        Courtesy { signs, seen, until: None, since, budget: Budget::default() }
     }
 
     /// Gives way, if somebody may be in a hurry; whether it did.
     pub(crate) fn give_way(&mut self) -> bool {
-        let signs = self.signs.load(Relaxed);
+        let (signs, now) = (self.signs.load(Relaxed), Instant::now());
         if signs != std::mem::replace(&mut self.seen, signs) {
-            self.until = Some(Instant::now() + LASTS);
+            self.until = Some(now + LASTS);
         }
-        self.until = self.until.filter(|until| Instant::now() < *until);
-        let hurry = self.until.is_some();
-        if hurry {
+        self.until = self.until.filter(|&until| now < until);
+        let can = self.budget.went_on(now - self.since);
+        self.since = now;
+        let gives = self.until.is_some() && can;
+        if gives {
             std::thread::yield_now();
+            self.since = Instant::now();
+            self.budget.gave(self.since - now);
         }
-        hurry
+        gives
     }
 }
 
@@ -77,6 +110,32 @@ mod tests {
         assert!(!courtesy.give_way(), "it was long ago");
         signs.fetch_add(1, Relaxed);
         assert!(courtesy.give_way());
+    }
+
+    #[test]
+    fn nobody_gives_more_away_than_thrice_what_he_has_had() {
+        const MS: Duration = Duration::from_millis(1);
+        let mut budget = Budget::default();
+        assert!(budget.went_on(Duration::ZERO), "he owes nothing yet");
+        budget.gave(MS / 2);
+        assert!(
+            budget.went_on(Duration::ZERO),
+            "those who wait have it soon, and as often as they like"
+        );
+        budget.gave(6 * MS);
+        assert!(!budget.went_on(MS));
+        assert!(budget.went_on(MS));
+        // Beside one who never waits, a tick at a time.
+        let (mut had, mut gave) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..100_000 {
+            had += MS / 10;
+            if budget.went_on(MS / 10) {
+                budget.gave(4 * MS);
+                gave += 4 * MS;
+            }
+        }
+        assert!(gave <= had * GIVES + 4 * MS, "{gave:?} of {had:?}");
+        assert!(gave >= had * (GIVES - 1), "{gave:?} of {had:?}");
     }
 
     fn policy_and_slice() -> (u32, u64) {
