@@ -1,5 +1,6 @@
 //! Connections with a source, one after the other: who is let in, and the control stream, which the caller's thread serves.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -24,6 +25,9 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// How long a sink that has all is there for a source that may not know it.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// How long nothing comes over a connection that broke before what may be left in it is given up.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// What the streams' threads tell the caller's.
 #[derive(Debug)]
@@ -156,6 +160,11 @@ pub(super) fn run<P: Protocol>(
                     };
                     let _ = timeout(TICK, leg.say(word)).await;
                 }
+                let is_lost = went.as_ref().is_err_and(Trouble::is_connection_lost);
+                if is_lost && steps.started.is_some() && leg.again.is_none() {
+                    drop(tell);
+                    leg.hear_out(|| shared.tally.left.load(Relaxed)).await;
+                }
                 again = leg.again.take();
                 went
             })
@@ -251,6 +260,22 @@ impl Leg<'_> {
             }
         }
         Trouble::stream(Role::Control, error)
+    }
+
+    /// Lets the streams' threads take what still comes: of a source that has died, that may be the only copy. `left` are the pages
+    /// that have not come.
+    async fn hear_out(&mut self, left: impl Fn() -> u64) {
+        let until = Instant::now() + self.patience;
+        let mut before = left();
+        loop {
+            match timeout(QUIET, self.events.recv()).await {
+                // All have ended.
+                Ok(None) => return,
+                Ok(Some(_)) => {}
+                Err(_) if before == left() || Instant::now() >= until => return,
+                Err(_) => before = left(),
+            }
+        }
     }
 
     /// What comes next, within the patience for a source's silence. Streams of `wanted` are let in, others sent away.

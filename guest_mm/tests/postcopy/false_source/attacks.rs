@@ -1,6 +1,7 @@
 //! What false sources do.
 
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use guest_mm::addr::Gfn;
 use guest_mm::postcopy::wire::{
@@ -8,16 +9,20 @@ use guest_mm::postcopy::wire::{
     Welcome,
 };
 
-use super::{Attack, FalseSource, OTHER, RAM, SESSION, USED, Until, offer, run};
+use super::{Attack, FalseSource, OTHER, RAM, SESSION, Then, USED, Until, offer, run};
 use crate::hand::{Hand, frame, header, hello, pages_from};
 use crate::world::pages;
 
 const fn attack(name: &'static str, until: Until, does: fn(&mut FalseSource)) -> Attack {
-    Attack { name, until, does, is_borne: false }
+    Attack { name, until, does, then: Then::Closed }
 }
 
 const fn borne(name: &'static str, until: Until, does: fn(&mut FalseSource)) -> Attack {
-    Attack { name, until, does, is_borne: true }
+    Attack { name, until, does, then: Then::Borne }
+}
+
+const fn gone(name: &'static str, until: Until, does: fn(&mut FalseSource)) -> Attack {
+    Attack { name, until, does, then: Then::Gone }
 }
 
 use Until::{Greeting, Running, Streams};
@@ -210,4 +215,14 @@ pub(crate) const ATTACKS: &[Attack] = &[
         source.control.say(&Control::Cancel(Reason::new("no more")));
     }),
     attack("says nothing", Running, |_| {}),
+    gone("dies, and what it sent is under way", Running, |source| {
+        source.control.finish();
+        for first in (0..pages(USED)).step_by(512) {
+            // Longer than between two looks at the connection.
+            std::thread::sleep(Duration::from_millis(50));
+            let block = source.block(first);
+            source.bulk().send(&block);
+        }
+        source.bulk().finish();
+    }),
 ];
