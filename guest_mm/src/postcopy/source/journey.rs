@@ -236,8 +236,10 @@ impl<P: Protocol> Journey<'_, '_, P> {
             let what = format!("it has taken {} pages of {}", theirs.pages(), digest.pages());
             return Err(Trouble::Protocol(what));
         }
-        // The pages are there: whether it hears this one is of no interest.
-        let _ = leg.say(Control::Freed).await;
+        // The pages are there, whether it hears this or not.
+        if leg.say(Control::Freed).await.is_ok() {
+            leg.part().await;
+        }
         Ok(())
     }
 

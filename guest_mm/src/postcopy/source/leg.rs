@@ -22,6 +22,9 @@ use super::{Dialer, Shared, Source, urgent};
 /// Between two looks at what there is to tell, and two signs of life.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long a sink is waited for that has been told the last word.
+const PARTS: Duration = Duration::from_secs(1);
+
 /// What the streams' threads tell the caller's.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -174,6 +177,12 @@ impl Leg {
                 return Some(trouble);
             }
         }
+    }
+
+    /// Lets the sink end the connection, which has been told the last word. Who closes a socket in which there is something to read may take
+    /// from the other what that has not read yet (a TCP reset), and who writes to a closed one reads no more.
+    pub(super) async fn part(&mut self) {
+        let _ = timeout(PARTS, self.last_word()).await;
     }
 
     /// Orders it of every bulk stream.
