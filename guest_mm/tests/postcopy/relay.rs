@@ -55,6 +55,8 @@ struct State {
     trap: Mutex<Option<(Spot, Harm)>>,
     /// How often it broke. A connection lasts until the next time.
     breaks: AtomicU64,
+    /// Bulk streams that have not ended.
+    bulk: AtomicU64,
     is_mute: AtomicBool,
     has_sprung: AtomicBool,
     is_closed: AtomicBool,
@@ -175,6 +177,7 @@ impl Passage {
                 break;
             }
         }
+        self.state.bulk.fetch_sub(u64::from(self.is_bulk()), Relaxed);
         if self.is_broken() {
             let _ = self.from.shutdown(Shutdown::Both);
             let _ = self.to.shutdown(Shutdown::Both);
@@ -199,11 +202,24 @@ impl Passage {
         }
     }
 
+    /// Whether pages come this way in bulk.
+    fn is_bulk(&self) -> bool {
+        self.to_sink && self.role.get().is_some_and(|&role| role > 1)
+    }
+
     /// What is to be done here; once.
     fn harm(&self, letter: Letter) -> Option<Harm> {
         let mut trap = self.state.trap.lock().unwrap();
         let spot = Spot { letter, lane: self.lane() };
         let (_, harm) = trap.take_if(|(at, _)| *at == spot)?;
+        drop(trap);
+        if letter == Letter::Frame(Kind::AllSent) {
+            // It speaks of pages that may be on their way through here: in bulk, and as answers.
+            while self.state.bulk.load(Relaxed) > 0 && !self.is_broken() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            std::thread::sleep(ARRIVES);
+        }
         self.state.has_sprung.store(true, Relaxed);
         Some(harm)
     }
@@ -215,6 +231,7 @@ impl Passage {
         if !greeted && self.to_sink {
             self.read(&mut bytes, Hello::BYTES)?;
             let _ = self.role.set(bytes[12]);
+            self.state.bulk.fetch_add(u64::from(self.is_bulk()), Relaxed);
             let (header, body) = (32, Hello::BYTES - 32);
             return Some(Whole { letter: Letter::Hello, bytes, header, body });
         }
