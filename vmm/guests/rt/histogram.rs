@@ -1,10 +1,11 @@
-//! A log-linear histogram: 16 buckets to each power of two, so a quantile is read to within 1/16 of its value.
+//! A log-linear histogram: 64 buckets to each power of two, so a quantile is read to within 1/64 of its value.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-const SUB: usize = 16;
-/// 16 exact buckets below 16, then 16 for each of the exponents 4 to 63.
-const BUCKETS: usize = SUB + 60 * SUB;
+const SUB_BITS: usize = 6;
+const SUB: usize = 1 << SUB_BITS;
+/// 64 exact buckets below 64, then 64 for each of the exponents 6 to 63.
+const BUCKETS: usize = SUB + (64 - SUB_BITS) * SUB;
 
 /// Counts of values. All relaxed: written by one CPU, read by another after a barrier.
 pub struct Histogram {
@@ -62,18 +63,18 @@ fn bucket(value: u64) -> usize {
         return value as usize;
     }
     let exponent = 63 - value.leading_zeros() as usize;
-    let sub = (value >> (exponent - 4)) as usize & (SUB - 1);
-    (exponent - 3) * SUB + sub
+    let sub = (value >> (exponent - SUB_BITS)) as usize & (SUB - 1);
+    (exponent + 1 - SUB_BITS) * SUB + sub
 }
 
 fn upper_edge(bucket: usize) -> u64 {
     if bucket < SUB {
         return bucket as u64;
     }
-    let exponent = bucket / SUB + 3;
+    let width = bucket / SUB - 1;
     let low = (SUB + bucket % SUB) as u64;
     // Written so that the topmost edge, 2^64 - 1, does not overflow.
-    (low << (exponent - 4)) + ((1 << (exponent - 4)) - 1)
+    (low << width) + ((1 << width) - 1)
 }
 
 #[cfg(test)]
@@ -81,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_lies_below_the_edge_of_its_bucket_by_a_sixteenth_at_most() {
+    fn a_value_lies_below_the_edge_of_its_bucket_by_a_64th_at_most() {
         for value in (0..64)
             .flat_map(|e| [1u64 << e, (1u64 << e) + 1, (1u64 << e).wrapping_sub(1), u64::MAX >> e])
         {
             let edge = upper_edge(bucket(value));
-            assert!(edge >= value && edge - value <= value / 16, "{value}: {edge}");
+            assert!(edge >= value && edge - value <= value / SUB as u64, "{value}: {edge}");
         }
         assert!(bucket(u64::MAX) == BUCKETS - 1);
     }
@@ -99,7 +100,7 @@ mod tests {
         a.merge(&b);
         for percent in [1, 50, 99] {
             let (got, exact) = (a.percentile(percent), percent * 100);
-            assert!(got >= exact && got <= exact + exact / 16, "p{percent}={got}");
+            assert!(got >= exact && got <= exact + exact / SUB as u64, "p{percent}={got}");
         }
         assert_eq!(a.max(), 10_000);
         assert_eq!(Histogram::new().percentile(50), 0);
