@@ -86,9 +86,8 @@ fn start(rounds: Rounds, saved: &Saved, table: &mut Table) -> Result<(), BenchEr
 /// The pages that the guest needs first.
 fn touch(rounds: Rounds, walk: Walk, saved: &Saved, table: &mut Table) -> Result<(), BenchError> {
     let Walk { pages, order: (_, order) } = walk;
-    for (cache, named, goal) in
-        [(Cache::Warm, "warm", Goal::RatioAtLeast(20.0)), (Cache::Cold, "cold", Goal::None)]
-    {
+    let goal = Goal::RatioAtLeast(20.0);
+    for (cache, named) in [(Cache::Warm, "warm"), (Cache::Cold, "cold")] {
         if cache == Cache::Cold && !saved.can_be_cold()? {
             continue;
         }
