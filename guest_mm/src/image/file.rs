@@ -18,8 +18,11 @@
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
 
 use crate::addr::{FrameNo, PageSize};
 use crate::geometry::FRAME_BYTES;
@@ -209,6 +212,13 @@ fn kind(kind: FileType) -> Option<&'static str> {
 }
 
 impl Layer {
+    /// Lets the system know that `pages` from `page` on are going to be read.
+    pub(super) fn will_need(&self, page: u64, pages: u64) {
+        let bytes = NonZeroU64::new(pages * FRAME_BYTES);
+        // A hint: who does not take it reads later.
+        let _ = fadvise(&self.file, page * FRAME_BYTES, bytes, Advice::WillNeed);
+    }
+
     /// Reads `pages` from `page` on to as many frames from `first` on, which nobody else uses, and lets `look` see each of them with its
     /// number.
     pub(super) fn read(

@@ -128,6 +128,15 @@ impl Source {
         })
     }
 
+    /// Lets the system know that `pages` from `page` on are going to be read.
+    pub(super) fn will_need(&self, page: u64, pages: u64) {
+        let told = self.each_run(page, pages, |file, next, run| {
+            file.will_need(next, run);
+            Ok(())
+        });
+        debug_assert_eq!(told, Ok(()));
+    }
+
     /// Calls `read` with every run of pages that lie in the same file: the file, the first, and how many.
     fn each_run(
         &self,

@@ -24,6 +24,9 @@ const BLOCK: u64 = PageSize::Size2M.frames();
 /// Pages that make all of a block worth having: it takes less time to read the others than to show the block in pieces.
 const NEARLY_ALL: usize = 384;
 
+/// So many blocks before its turn the system is asked to read one: a disk takes many reads at a time.
+const ASKED_AHEAD: usize = 16;
+
 /// What is expected of a guest.
 #[derive(Debug)]
 pub(super) struct Expected {
@@ -33,6 +36,8 @@ pub(super) struct Expected {
     order: HashMap<Gfn, usize>,
     /// Those before are ready, or somebody is at them.
     next: AtomicUsize,
+    /// The system was asked to read those before.
+    asked: AtomicUsize,
     /// Those that are not ready.
     left: AtomicUsize,
 }
@@ -89,12 +94,19 @@ impl Expected {
         };
         let blocks: Vec<Block> = blocks.into_iter().map(block).collect();
         let left = AtomicUsize::new(blocks.len());
-        Expected { blocks, order, next: AtomicUsize::new(0), left }
+        Expected { blocks, order, next: AtomicUsize::new(0), asked: AtomicUsize::new(0), left }
     }
 
     /// Makes the next block ready that is not; false if none is left, or it cannot be.
     fn make_next_ready<P: Protocol>(&self, space: &AddressSpace<P>) -> bool {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
+        // The first is made ready while the guest begins, which has the processors.
+        if next > 0 {
+            let most = (next + 1 + ASKED_AHEAD).min(self.blocks.len());
+            let asked = self.asked.fetch_max(most, Ordering::Relaxed);
+            let more = self.blocks.get(asked.max(next)..most).unwrap_or_default();
+            more.iter().for_each(|block| block.will_need(space));
+        }
         self.blocks.get(next).is_some_and(|block| self.make_ready(space, block))
     }
 
@@ -104,8 +116,12 @@ impl Expected {
         if self.left.load(Ordering::Relaxed) > 0
             && let Some(&at) = self.order.get(&gfn.align_down(BLOCK))
         {
+            let block = &self.blocks[at];
+            if at >= self.asked.load(Ordering::Relaxed) {
+                block.will_need(space);
+            }
             // What cannot be had is told by the violation.
-            self.make_ready(space, &self.blocks[at]);
+            self.make_ready(space, block);
         }
     }
 
@@ -118,6 +134,17 @@ impl Expected {
         *is_ready = true;
         self.left.fetch_sub(1, Ordering::Relaxed);
         block.runs.iter().all(|run| run.make_ready(space).is_some())
+    }
+}
+
+impl Block {
+    /// Has the system begin to read all of it.
+    fn will_need<P: Protocol>(&self, space: &AddressSpace<P>) {
+        for run in &self.runs {
+            if let Some((over, page)) = run.place(space) {
+                over.image.will_need(page, run.range.frames());
+            }
+        }
     }
 }
 
@@ -150,6 +177,13 @@ fn runs(mut pages: Vec<(Gfn, bool)>, covered: impl Fn(GfnRange) -> bool) -> Vec<
 }
 
 impl Run {
+    /// The image that it lies over, and where in it.
+    fn place<P: Protocol>(self, space: &AddressSpace<P>) -> Option<(&Over, u64)> {
+        let region = space.region(self.range.start())?;
+        let over = region.over.as_ref()?;
+        Some((over, over.page(region, self.range.start())))
+    }
+
     fn make_ready<P: Protocol>(self, space: &AddressSpace<P>) -> Option<()> {
         if self.stored && self.range.frames() == BLOCK {
             return place::own_block_ahead(space, self.range).ok();
@@ -157,9 +191,7 @@ impl Run {
         if self.stored {
             return place::own_ahead(space, self.range).ok();
         }
-        let region = space.region(self.range.start())?;
-        let over = region.over.as_ref()?;
-        let first = over.page(region, self.range.start());
+        let (over, first) = self.place(space)?;
         let pages: Vec<u32> =
             (first..).map(|page| page as u32).take(self.range.frames() as usize).collect();
         over.image.prefetch(&pages).ok()?;

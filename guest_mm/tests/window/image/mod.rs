@@ -1,6 +1,7 @@
 //! RAM over an image.
 
 mod arrivals;
+mod cache;
 mod expected;
 mod files;
 mod layers;
