@@ -220,7 +220,7 @@ hybrid migration.
 
 *Source, taken back*: nobody at the source can know whether the guest runs at the sink. It stands still there until an operator says
 that the sink is gone, and goes on as it was when it stopped. *Sink, in part*: the source is gone for good, and with it what had not
-come; what has come is right. In all other rows a connection that broke was replaced where the guest was the sink's by then.
+come; what has come is right. In all other rows a connection that broke was replaced where the guest was the sink's by then, unless all had come.
 
 ## The way between them
 
@@ -232,7 +232,7 @@ const SOURCES: &str = "
 ## Sources that break the protocol
 
 A hand-made source behaves until the step, and then does this to a real sink. The guest that is at the source has never come; where
-it is at the sink, an honest source went on afterwards, in the same session.
+it is at the sink, an honest source went on afterwards, in the same session; but for the last, which had sent all.
 
 ";
 

@@ -215,7 +215,10 @@ impl Passage {
         drop(trap);
         if letter == Letter::Frame(Kind::AllSent) {
             // It speaks of pages that may be on their way through here: in bulk, and as answers.
-            while self.state.bulk.load(Relaxed) > 0 && !self.is_broken() {
+            for _ in 0..4000 {
+                if self.state.bulk.load(Relaxed) == 0 || self.is_broken() {
+                    break;
+                }
                 std::thread::sleep(Duration::from_millis(5));
             }
             std::thread::sleep(ARRIVES);

@@ -31,7 +31,7 @@ pub(super) async fn bulk<P: Protocol>(
     patience: Duration,
 ) -> Result<(), Trouble> {
     let (reader, _writer) = split(connection)?;
-    let reader = Polite::new(reader, &shared.tally.urgent);
+    let reader = Polite::new(reader, &shared.tally.urgent, &shared.tally.come);
     let mut reader = FrameReader::new(reader, Lane::BulkToSink).with_patience(patience);
     if let Err(trouble) = follow(shared, events, index, &mut reader).await {
         // Before the stream ends: what the source makes of that is told by another.

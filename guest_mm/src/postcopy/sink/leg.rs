@@ -1,6 +1,5 @@
 //! Connections with a source, one after the other: who is let in, and the control stream, which the caller's thread serves.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -25,9 +24,6 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// How long a sink that has all is there for a source that may not know it.
 const LINGER: Duration = Duration::from_secs(30);
-
-/// How long nothing comes over a connection that broke before what may be left in it is given up.
-const QUIET: Duration = Duration::from_millis(200);
 
 /// What the streams' threads tell the caller's.
 #[derive(Debug)]
@@ -64,6 +60,8 @@ pub(super) struct Leg<'l> {
     heard: Instant,
     ticks: Interval,
     may_end: MayEnd,
+    /// Nothing more is said over the control stream.
+    is_over: bool,
     /// The same source, come again: it has given this connection up.
     again: Option<Incoming>,
 }
@@ -121,6 +119,7 @@ pub(super) fn run<P: Protocol>(
                     heard: Instant::now(),
                     ticks: interval(TICK),
                     may_end: MayEnd::Nothing,
+                    is_over: false,
                     again: None,
                 };
                 let shared = &sink.shared;
@@ -150,7 +149,7 @@ pub(super) fn run<P: Protocol>(
                     began: sink.began,
                     watch,
                 };
-                let went = steps.take(&mut leg, machine, serve).await;
+                let mut went = steps.take(&mut leg, machine, serve).await;
                 if let Err(trouble) = &went
                     && !trouble.is_connection_lost()
                 {
@@ -160,10 +159,11 @@ pub(super) fn run<P: Protocol>(
                     };
                     let _ = timeout(TICK, leg.say(word)).await;
                 }
+                // Of the streams' threads alone.
+                drop(tell);
                 let is_lost = went.as_ref().is_err_and(Trouble::is_connection_lost);
-                if is_lost && steps.started.is_some() && leg.again.is_none() {
-                    drop(tell);
-                    leg.hear_out(|| shared.tally.left.load(Relaxed)).await;
+                if is_lost && steps.started.is_some() {
+                    went = steps.hear_out(&mut leg).await.and(went);
                 }
                 again = leg.again.take();
                 went
@@ -262,20 +262,43 @@ impl Leg<'_> {
         Trouble::stream(Role::Control, error)
     }
 
-    /// Lets the streams' threads take what still comes: of a source that has died, that may be the only copy. `left` are the pages
-    /// that have not come.
-    async fn hear_out(&mut self, left: impl Fn() -> u64) {
-        let until = Instant::now() + self.patience;
-        let mut before = left();
-        loop {
-            match timeout(QUIET, self.events.recv()).await {
-                // All have ended.
-                Ok(None) => return,
-                Ok(Some(_)) => {}
-                Err(_) if before == left() || Instant::now() >= until => return,
-                Err(_) => before = left(),
+    /// Waits for a moment of a connection that is lost `since` then; whether more may come of it. No more does of a source that lives,
+    /// which comes again, nor when all streams have ended.
+    pub(super) async fn outlasts(
+        &mut self,
+        session: crate::postcopy::wire::Session,
+        since: Instant,
+    ) -> Result<bool, Trouble> {
+        while self.again.is_none() {
+            tokio::select! {
+                said = self.reader.read_control(), if !self.is_over => {
+                    // What a source said before it died is there at once.
+                    if said.is_ok() && since.elapsed() > 2 * TICK {
+                        return Ok(false);
+                    }
+                    self.is_over = said.is_err();
+                }
+                event = self.events.recv() => match event {
+                    None => return Ok(false),
+                    Some(Event::Failed(trouble)) if trouble.is_of_this_side() => return Err(trouble),
+                    Some(_) => {}
+                },
+                incoming = self.listener.accept() => {
+                    let Ok(incoming) = incoming else { continue };
+                    let hello = *incoming.hello();
+                    if hello.session == session && hello.role == Role::Control {
+                        self.again = Some(incoming);
+                    } else {
+                        refuse(incoming, Refusal::Busy, "the sink takes another source's guest");
+                    }
+                }
+                _ = self.ticks.tick() => {
+                    self.door.attend(self.listener, self.limits).await;
+                    return Ok(true);
+                }
             }
         }
+        Ok(false)
     }
 
     /// What comes next, within the patience for a source's silence. Streams of `wanted` are let in, others sent away.
@@ -290,7 +313,13 @@ impl Leg<'_> {
                     self.heard = Instant::now();
                     let said = said.map_err(|error| self.lost(error))?;
                     match said {
-                        Control::Ping(number) => self.say(Control::Pong(number)).await?,
+                        Control::Ping(number) => {
+                            match self.writer.write_control(&Control::Pong(number)).await {
+                                // Who has gone may have said more before: that comes, and then the end.
+                                Ok(()) | Err(StreamError::Io(_)) => {}
+                                Err(error) => return Err(Trouble::stream(Role::Control, error)),
+                            }
+                        }
                         Control::Cancel(reason) => return Err(Trouble::SourceCancelled(reason)),
                         other => return Ok(Next::Said(other)),
                     }

@@ -76,6 +76,8 @@ struct Shared<'g, P: Protocol> {
 struct Tally {
     pages: AtomicU64,
     bytes: AtomicU64,
+    /// Bytes that were read, whatever becomes of them.
+    come: AtomicU64,
     bulk: AtomicU64,
     urgent: AtomicU64,
     duplicates: AtomicU64,

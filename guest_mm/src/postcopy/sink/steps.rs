@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::addr::{GfnRange, PageSize};
 use crate::entry::Marker;
@@ -17,6 +17,10 @@ use crate::protocol::Protocol;
 
 use super::Shared;
 use super::leg::{Event, Leg, MayEnd, Next};
+
+/// How long nothing comes over a connection that is lost before what may be left in it is given up: longer than a thread of a busy
+/// host waits for a processor.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A guest that comes, while it has a connection.
 pub(super) struct Steps<'s, 'g, P: Protocol> {
@@ -253,6 +257,24 @@ impl<P: Protocol> Steps<'_, '_, P> {
             Control::Freed => Ok(()),
             other => Err(out_of_turn(&other)),
         }
+    }
+
+    /// Lets the streams' threads take what still comes of a connection that is lost: of a source that has died, that may be the only
+    /// copy.
+    pub(super) async fn hear_out(&mut self, leg: &mut Leg<'_>) -> Result<(), Trouble> {
+        let come = || self.shared.tally.come.load(Relaxed);
+        let since = Instant::now();
+        let mut last = (come(), since);
+        while leg.outlasts(self.session, since).await? {
+            if come() != last.0 {
+                last = (come(), Instant::now());
+            }
+            if since.elapsed() > leg.patience() || last.1.elapsed() > QUIET {
+                break;
+            }
+            self.tick(Phase::PostCopy)?;
+        }
+        Ok(())
     }
 
     /// Waits for what the source is to say next.

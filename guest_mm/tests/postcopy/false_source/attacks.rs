@@ -215,6 +215,17 @@ pub(crate) const ATTACKS: &[Attack] = &[
         source.control.say(&Control::Cancel(Reason::new("no more")));
     }),
     attack("says nothing", Running, |_| {}),
+    attack("ends its control stream, and sends on for ever", Running, |source| {
+        source.control.finish();
+        for page in (0..pages(USED)).cycle().take(1000) {
+            let (bytes, _) = pages_from(page, &[source.words[page as usize]], Purpose::Bulk);
+            if !source.bulk().send(&bytes) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the sink bears it for ever");
+    }),
     gone("dies, and what it sent is under way", Running, |source| {
         source.control.finish();
         for first in (0..pages(USED)).step_by(512) {
