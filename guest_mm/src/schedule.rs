@@ -35,7 +35,7 @@ const LASTS: Duration = Duration::from_millis(5);
 /// Who has the processor for so long does not wait for anything: a page is asked for, and answered, in a tenth of it.
 const LONG: Duration = Duration::from_millis(1);
 /// So many times as long as a thread then goes on may it have given the processor away for: beside others that never wait, it keeps a
-/// quarter of what would be its own.
+/// quarter of what would be its own. Turns shorter than [`LONG`] are not counted.
 const GIVES: u32 = 3;
 
 /// Lets other threads have the processor while there are signs that somebody is in a hurry. To yield without one would give most of a
@@ -76,16 +76,22 @@ impl<'c> Courtesy<'c> {
         Courtesy { signs, seen, until: None, since, budget: Budget::default() }
     }
 
-    /// Gives way, if somebody may be in a hurry; whether it did.
-    pub(crate) fn give_way(&mut self) -> bool {
-        let (signs, now) = (self.signs.load(Relaxed), Instant::now());
+    /// Whether somebody may be in a hurry.
+    fn hurries(&mut self, now: Instant) -> bool {
+        let signs = self.signs.load(Relaxed);
         if signs != std::mem::replace(&mut self.seen, signs) {
             self.until = Some(now + LASTS);
         }
         self.until = self.until.filter(|&until| now < until);
+        self.until.is_some()
+    }
+
+    /// Gives way, if somebody may be in a hurry and it has not done so for too long; whether it did.
+    pub(crate) fn give_way(&mut self) -> bool {
+        let now = Instant::now();
         let can = self.budget.went_on(now - self.since);
         self.since = now;
-        let gives = self.until.is_some() && can;
+        let gives = self.hurries(now) && can;
         if gives {
             std::thread::yield_now();
             self.since = Instant::now();
@@ -102,12 +108,14 @@ mod tests {
     #[test]
     fn a_courtesy_lasts_for_some_time_after_each_sign() {
         let signs = AtomicU64::new(7);
-        let mut courtesy = Courtesy::new(&signs);
+        let (mut courtesy, now) = (Courtesy::new(&signs), Instant::now());
         assert!(!courtesy.give_way(), "nobody has said anything");
+        assert!(!courtesy.hurries(now));
         signs.fetch_add(1, Relaxed);
-        assert!(courtesy.give_way());
-        std::thread::sleep(LASTS);
-        assert!(!courtesy.give_way(), "it was long ago");
+        assert!(courtesy.hurries(now) && courtesy.hurries(now + LASTS / 2));
+        assert!(!courtesy.hurries(now + LASTS), "it was long ago");
+        signs.fetch_add(1, Relaxed);
+        assert!(courtesy.hurries(now + LASTS));
         signs.fetch_add(1, Relaxed);
         assert!(courtesy.give_way());
     }
