@@ -141,6 +141,9 @@ pub enum ReadError {
     },
 }
 
+/// Pages of a read that any disk's read-ahead has room for: 128 KiB, its default.
+const AT_ONCE: u64 = 32;
+
 /// One file of raw memory.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -214,9 +217,12 @@ fn kind(kind: FileType) -> Option<&'static str> {
 impl Layer {
     /// Lets the system know that `pages` from `page` on are going to be read.
     pub(super) fn will_need(&self, page: u64, pages: u64) {
-        let bytes = NonZeroU64::new(pages * FRAME_BYTES);
-        // A hint: who does not take it reads later.
-        let _ = fadvise(&self.file, page * FRAME_BYTES, bytes, Advice::WillNeed);
+        // Linux takes no more of one call than the disk's longest read, or its read-ahead (`force_page_cache_ra`, mm/readahead.c).
+        for first in (page..page + pages).step_by(AT_ONCE as usize) {
+            let bytes = NonZeroU64::new(AT_ONCE.min(page + pages - first) * FRAME_BYTES);
+            // A hint: what is not taken is read later.
+            let _ = fadvise(&self.file, first * FRAME_BYTES, bytes, Advice::WillNeed);
+        }
     }
 
     /// Reads `pages` from `page` on to as many frames from `first` on, which nobody else uses, and lets `look` see each of them with its

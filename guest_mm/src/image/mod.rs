@@ -160,10 +160,14 @@ impl Image {
         Ok(())
     }
 
-    /// Has the system begin to read `pages` from `page` on, which are going to be asked for, and does not wait for them.
+    /// Has the system begin to read `pages` from `page` on, which are going to be asked for, and does not wait for them. What is
+    /// loaded is not read again.
     #[cfg(not(loom))]
     pub(crate) fn will_need(&self, page: u64, pages: u64) {
-        self.source.will_need(page, pages.min(self.pages.saturating_sub(page)));
+        let range = page..self.pages.min(page + pages);
+        if range.clone().any(|page| self.loaded(page).is_none()) {
+            self.source.will_need(page, range.end - page);
+        }
     }
 
     /// Copies pages from `page` on to `into`, as many as it has room for. They need not be loaded, and are not loaded by this.

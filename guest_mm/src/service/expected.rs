@@ -36,7 +36,7 @@ pub(super) struct Expected {
     order: HashMap<Gfn, usize>,
     /// Those before are ready, or somebody is at them.
     next: AtomicUsize,
-    /// The system was asked to read those before.
+    /// The system was asked to read those before, but for the first.
     asked: AtomicUsize,
     /// Those that are not ready.
     left: AtomicUsize,
@@ -100,14 +100,14 @@ impl Expected {
     /// Makes the next block ready that is not; false if none is left, or it cannot be.
     fn make_next_ready<P: Protocol>(&self, space: &AddressSpace<P>) -> bool {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
-        // The first is made ready while the guest begins, which has the processors.
+        // The first is made ready while its machine is: that needs the processors, and calls for many pages take one.
         if next > 0 {
             let most = (next + 1 + ASKED_AHEAD).min(self.blocks.len());
             let asked = self.asked.fetch_max(most, Ordering::Relaxed);
             let more = self.blocks.get(asked.max(next)..most).unwrap_or_default();
             more.iter().for_each(|block| block.will_need(space));
         }
-        self.blocks.get(next).is_some_and(|block| self.make_ready(space, block))
+        next < self.blocks.len() && self.make_ready(space, next)
     }
 
     /// The guest touches a page of the block around `gfn`, which is ready when this returns, if it is expected to be needed.
@@ -116,16 +116,13 @@ impl Expected {
         if self.left.load(Ordering::Relaxed) > 0
             && let Some(&at) = self.order.get(&gfn.align_down(BLOCK))
         {
-            let block = &self.blocks[at];
-            if at >= self.asked.load(Ordering::Relaxed) {
-                block.will_need(space);
-            }
             // What cannot be had is told by the violation.
-            self.make_ready(space, block);
+            self.make_ready(space, at);
         }
     }
 
-    fn make_ready<P: Protocol>(&self, space: &AddressSpace<P>, block: &Block) -> bool {
+    fn make_ready<P: Protocol>(&self, space: &AddressSpace<P>, at: usize) -> bool {
+        let block = &self.blocks[at];
         let mut is_ready = block.is_ready.lock();
         if *is_ready {
             return true;
@@ -133,6 +130,9 @@ impl Expected {
         // Also if it fails: nobody tries it twice.
         *is_ready = true;
         self.left.fetch_sub(1, Ordering::Relaxed);
+        if at > 0 && at >= self.asked.load(Ordering::Relaxed) {
+            block.will_need(space);
+        }
         block.runs.iter().all(|run| run.make_ready(space).is_some())
     }
 }
