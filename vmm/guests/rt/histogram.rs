@@ -1,11 +1,14 @@
-//! A log-linear histogram: 64 buckets to each power of two, so a quantile is read to within 1/64 of its value.
+//! A log-linear histogram: 32 buckets to each power of two, so a quantile is read to within 1/32 of its value.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-const SUB_BITS: usize = 6;
+const SUB_BITS: usize = 5;
 const SUB: usize = 1 << SUB_BITS;
-/// 64 exact buckets below 64, then 64 for each of the exponents 6 to 63.
-const BUCKETS: usize = SUB + (64 - SUB_BITS) * SUB;
+/// Values from 2^36 on, half a minute of a processor's cycles, share the last bucket: a guest has one of these for each CPU, and little
+/// room below its second MiB.
+const TOP: usize = 36;
+/// 32 exact buckets below 32, then 32 for each of the exponents 5 to 35.
+const BUCKETS: usize = SUB + (TOP - SUB_BITS) * SUB;
 
 /// Counts of values. All relaxed: written by one CPU, read by another after a barrier.
 pub struct Histogram {
@@ -59,6 +62,7 @@ impl Histogram {
 }
 
 fn bucket(value: u64) -> usize {
+    let value = value.min((1 << TOP) - 1);
     if value < SUB as u64 {
         return value as usize;
     }
@@ -68,12 +72,14 @@ fn bucket(value: u64) -> usize {
 }
 
 fn upper_edge(bucket: usize) -> u64 {
+    if bucket == BUCKETS - 1 {
+        return u64::MAX;
+    }
     if bucket < SUB {
         return bucket as u64;
     }
     let width = bucket / SUB - 1;
     let low = (SUB + bucket % SUB) as u64;
-    // Written so that the topmost edge, 2^64 - 1, does not overflow.
     (low << width) + ((1 << width) - 1)
 }
 
@@ -82,14 +88,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_lies_below_the_edge_of_its_bucket_by_a_64th_at_most() {
-        for value in (0..64)
-            .flat_map(|e| [1u64 << e, (1u64 << e) + 1, (1u64 << e).wrapping_sub(1), u64::MAX >> e])
+    fn a_value_lies_below_the_edge_of_its_bucket_by_a_32nd_at_most() {
+        for value in (0..TOP as u64)
+            .flat_map(|e| [1u64 << e, (1u64 << e) + 1, (1u64 << e) - 1, (2u64 << e) - (1 << e) / 8])
+            .filter(|&value| bucket(value) < BUCKETS - 1)
         {
             let edge = upper_edge(bucket(value));
             assert!(edge >= value && edge - value <= value / SUB as u64, "{value}: {edge}");
         }
-        assert!(bucket(u64::MAX) == BUCKETS - 1);
+        assert_eq!([u64::MAX, 1 << TOP, (1 << TOP) - 1].map(bucket), [BUCKETS - 1; 3]);
+        assert_eq!(upper_edge(BUCKETS - 2), (1 << TOP) - (1 << (TOP - SUB_BITS - 1)) - 1);
     }
 
     #[test]
