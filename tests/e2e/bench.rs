@@ -62,6 +62,7 @@ fn bench_postcopy_has_a_row_for_each_figure_with_its_goal() {
         "<= 250",
         "ratio >= 0.85",
         "ratio <= 1.1",
+        "ratio <= 1.1",
         "ratio <= 1.2",
         ">= 99",
         "<= 2000",
@@ -183,6 +184,10 @@ fn bench_restore_has_a_row_for_each_figure_with_its_goal() {
         return;
     }
     let rows = rows("restore", &run("restore"));
-    let expected = ["ratio <= 1.2", "ratio <= 1.2", "ratio >= 20", "ratio >= 20", "ratio >= 20"];
-    assert_eq!(goals(&rows), expected);
+    let goals = goals(&rows);
+    let (start, touches) = goals.split_at(2);
+    assert_eq!(start, ["ratio <= 1.2"; 2]);
+    // For each walk, and again where the host can forget a file.
+    assert!([3, 6].contains(&touches.len()), "{goals:?}");
+    assert!(touches.iter().all(|goal| *goal == "ratio >= 20"), "{goals:?}");
 }
