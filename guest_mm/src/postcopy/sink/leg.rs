@@ -286,10 +286,12 @@ impl Leg<'_> {
                 incoming = self.listener.accept() => {
                     let Ok(incoming) = incoming else { continue };
                     let hello = *incoming.hello();
-                    if hello.session == session && hello.role == Role::Control {
-                        self.again = Some(incoming);
-                    } else {
-                        refuse(incoming, Refusal::Busy, "the sink takes another source's guest");
+                    match hello.role {
+                        _ if hello.session != session => {
+                            refuse(incoming, Refusal::Busy, "the sink takes another source's guest");
+                        }
+                        Role::Control => self.again = Some(incoming),
+                        _ => refuse(incoming, Refusal::Session, "the sink has lost this connection"),
                     }
                 }
                 _ = self.ticks.tick() => {
